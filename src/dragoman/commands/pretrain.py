@@ -1,0 +1,197 @@
+"""`dragoman pretrain`: train a model from nothing, or further, on n-way text in stated shares.
+
+The built-in bases were made by this command from the recipes in `benchmarks/base/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dragoman.corpora import mix as mixing
+from dragoman.corpora.languages import TABLE
+from dragoman.corpora.ntext import NText, load
+from dragoman.errors import ConfigError
+from dragoman.methods import training
+from dragoman.record import environment, read_json, write_json
+
+SPECIAL = ("<s>", "</s>", "<pad>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The tokenizer to train where none is given: byte-level BPE."""
+
+    size: int = 12288
+    """Entries, special tokens included."""
+    languages: tuple[str, ...] = ()
+    """Languages whose train text it is learnt from, in equal shares of bytes; default: those of the mix."""
+    tags: tuple[str, ...] = ()
+    """Languages that get a tag token such as <de>; more than are trained, so that new ones can be added later."""
+    megabytes: float = 2.0
+    """Text per language."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train a model from random weights, or further from given ones."""
+
+    out: Path
+    """Folder for the model, its record and its checkpoints."""
+    data: tuple[Path, ...]
+    """N-way tables to train on (their train split)."""
+    start: str | None = None
+    """Model to start from; default: random weights of `architecture`."""
+    architecture: str = "olmoe"
+    """Model type of transformers for a new model."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Fields of that type's config for a new model."""
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    """Tokenizer to train for a new model."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer to use for a new model instead of training one."""
+    mix: mixing.Mix = field(default_factory=mixing.Mix)
+    """Shares of the training text."""
+    held_out_languages: tuple[str, ...] = ()
+    """Languages that must not occur."""
+    held_out: Path | None = None
+    """Table whose dev, devtest and test rows must not occur; default: each table's own."""
+    block: int = 256
+    """Tokens per row."""
+    training: training.Config = field(default_factory=training.Config)
+    """Optimizer, schedule, checkpoints."""
+    dtype: str = "bfloat16"
+    """Of the saved weights."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train and save the model; returns its record, which is also written to out/record.json."""
+    from dragoman.modeling import moe_layers, open_model, save_model
+
+    tables = [load(path) for path in config.data]
+    for table in tables:
+        mixing.check_no_leak(tables, config.mix, config.held_out_languages, table)
+    if config.held_out:
+        mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
+    codec = _codec(config, tables)
+    model = open_model(config.start) if config.start else _new(config, codec)
+    resume = _resumable(config)
+    rows_NS = _rows(config, tables, codec)
+    layers = moe_layers(model) if config.training.balance or config.training.z_loss else ()
+    folder = config.out / "checkpoints"
+    log = training.train(
+        model, rows_NS, config.training, layers=layers, folder=folder, resume=resume, quiet=config.quiet
+    )
+    save_model(model, codec, config.out / "model", dtype=config.dtype)
+    record = environment() | {
+        "command": "pretrain",
+        "config": asdict(config),
+        "tables": {t.about.get("name", "?"): t.checksum() for t in tables},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": asdict(log),
+        "tokens_per_second": round(log.tokens / log.seconds, 1),
+    }
+    write_json(config.out / "record.json", record)
+    return record
+
+
+def _codec(config: Config, tables: list[NText]) -> Any:
+    from dragoman.modeling import TextCodec, open_tokenizer
+
+    if config.start or config.tokenizer:
+        return open_tokenizer(config.start or config.tokenizer or "")
+    return TextCodec(train_tokenizer(config.vocabulary, tables, tuple(config.mix.languages)))
+
+
+def train_tokenizer(config: Vocabulary, tables: list[NText], languages: tuple[str, ...]) -> Any:
+    """A byte-level BPE tokenizer learnt from train text, with language tags as special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    tags = [f"<{tag}>" for tag in config.tags or sorted(TABLE)]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.size,
+        special_tokens=[*SPECIAL, *tags],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    budget = int(config.megabytes * 1e6)
+    chosen = config.languages or languages
+    core.train_from_iterator((t for g in chosen for t in _equal_text(tables, g, budget)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _equal_text(tables: list[NText], language: str, budget: int) -> list[str]:
+    """Train text of a language, `budget` bytes of it: cut where there is more, repeated where there is less."""
+    texts = [t for table in tables if language in table.languages for t in table.texts(language, "train")]
+    taken: list[str] = []
+    while texts and budget > 0:
+        for text in texts:
+            taken.append(text)
+            budget -= len(text.encode())
+            if budget <= 0:
+                break
+    return taken
+
+
+def _new(config: Config, codec: Any) -> Any:
+    from dragoman.modeling import keep_freed_memory, new_model
+
+    keep_freed_memory()
+    ids = {
+        "vocab_size": len(codec.tokenizer),
+        "bos_token_id": codec.start_id,
+        "eos_token_id": codec.end_id,
+        "pad_token_id": codec.pad_id,
+    }
+    return new_model(config.architecture, config.shape | ids, config.training.seed)
+
+
+def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
+    names = {tag: row[0] for tag, row in TABLE.items()}
+
+    def encode(texts: Any) -> list[list[int]]:
+        return [[codec.start_id, *ids, codec.end_id] for ids in codec.encode(texts)]
+
+    def pair(sources: Any, targets: Any, source: str, target: str) -> list[list[int]]:
+        return [ids for ids, _ in codec.pairs(sources, targets, source, target, names)]
+
+    samples = mixing.stream(tables, config.mix, encode, pair, seed=config.training.seed)
+    return mixing.pack(samples, config.training.steps * config.training.batch, config.block)
+
+
+def _resumable(config: Config) -> Path | None:
+    """The last checkpoint, if asked for; what changed since is an error, because losses would not be the same."""
+    stamp, now = config.out / "config.json", _comparable(config)
+    checkpoints = sorted((config.out / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    if not config.resume:
+        if config.out.exists() and any(config.out.iterdir()):
+            raise ConfigError(f"{config.out} is not empty; choose another folder, or go on there with --resume")
+        write_json(stamp, now)
+        return None
+    if not checkpoints:
+        raise ConfigError(f"there is no checkpoint in {config.out / 'checkpoints'}; start without --resume")
+    before = read_json(stamp)
+    changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
+    if changed:
+        raise ConfigError(f"the run in {config.out} had another config ({'; '.join(changed)}); resume with the old one")
+    return checkpoints[-1]
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    import json
+
+    fields = asdict(config) | {"resume": None, "quiet": None}
+    return json.loads(json.dumps(fields, default=str))

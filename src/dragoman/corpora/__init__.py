@@ -1,0 +1,1 @@
+"""N-way text: languages, tables, cleaning, and corpora from packages."""

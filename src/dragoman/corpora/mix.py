@@ -1,0 +1,180 @@
+"""Training streams: monolingual and parallel samples in stated shares, packed into blocks of equal length.
+
+A stream is a pure function of its recipe, its tables and its seed, so a training that is killed and resumed sees the
+same tokens, and two arms of a comparison see the same text. Only the split `train` is read, and a leak check refuses
+held-out languages and documents before the first token.
+
+Shape letters: N blocks, S tokens per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dragoman.corpora.ntext import NText
+from dragoman.errors import ConfigError, DataError
+
+Sample = list[int]
+EncodeText = Callable[[Sequence[str]], list[Sample]]
+EncodePairs = Callable[[Sequence[str], Sequence[str], str, str], list[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Shares of a training stream, by tokens."""
+
+    languages: dict[str, float] = field(default_factory=lambda: {"en": 1.0})
+    """Monolingual share of each language, relative to one another."""
+    parallel: float = 0.0
+    """Share of parallel samples among all tokens."""
+    pivot: float = 0.5
+    """Share of the parallel samples that have English on one side; the rest are between any two languages."""
+    tables: dict[str, float] = field(default_factory=dict)
+    """Weight of each table, by its name; 1 where not named."""
+
+    def __post_init__(self) -> None:
+        bad = [f"{g}={w}" for g, w in self.languages.items() if w < 0]
+        if bad or not sum(self.languages.values()) > 0:
+            raise ConfigError(f"shares of languages must be positive, not {bad or self.languages}")
+        if not 0 <= self.parallel <= 1 or not 0 <= self.pivot <= 1:
+            raise ConfigError(f"parallel={self.parallel} and pivot={self.pivot} are shares between 0 and 1")
+
+
+def check_no_leak(tables: Sequence[NText], mix: Mix, held_out_languages: Sequence[str], held_out: NText | None) -> None:
+    """Refuse a mix with a held-out language, or train text of which a held-out split repeats a document or a segment.
+
+    `held_out` is any table whose dev, devtest and test rows must not be seen, by document name and by English text.
+    Raises DataError that names languages, documents and counts.
+    """
+    leaks = []
+    if wrong := sorted(set(mix.languages) & set(held_out_languages)):
+        leaks.append(f"held-out languages in the mix: {', '.join(wrong)}")
+    if held_out is not None:
+        rows = [i for i, split in enumerate(held_out.splits) if split != "train"]
+        documents = {held_out.documents[i] for i in rows}
+        english = {t for i in rows if (t := held_out.columns["en"][i])}
+        for table in tables:
+            leaks += _leaks_of(table, documents, english)
+    if leaks:
+        raise DataError(f"the training text leaks: {'; '.join(leaks)}; remove them, or mend the tables' splits")
+
+
+def _leaks_of(table: NText, documents: set[str], english: set[str]) -> list[str]:
+    train = [i for i, split in enumerate(table.splits) if split == "train"]
+    name = table.about.get("name", "a table")
+    shared = sorted({table.documents[i] for i in train} & documents)
+    repeated = sorted({t for i in train if (t := table.columns.get("en", [None] * len(table))[i])} & english)
+    leaks = [f"{len(shared)} held-out documents in {name}: {', '.join(shared[:3])}"] if shared else []
+    return leaks + ([f"{len(repeated)} held-out segments in {name}: {repeated[0]!r} ..."] if repeated else [])
+
+
+def stream(tables: Sequence[NText], mix: Mix, encode: EncodeText, pair: EncodePairs, *, seed: int) -> Iterator[Sample]:
+    """Samples without end. Every source is read whole, in an order of its own each time round, before it repeats.
+
+    Monolingual samples are runs of segments of one document, so that a block holds neighbours; shares are kept by
+    counting tokens: the next sample comes from the source that is furthest behind its share.
+    """
+    rng = np.random.default_rng(seed)
+    sources: list[tuple[float, Iterator[Sample]]] = []
+    mono = 1.0 - mix.parallel
+    total = sum(mix.languages.values())
+    for language, share in mix.languages.items():
+        if share and mono:
+            sources.append((mono * share / total, _monolingual(tables, mix, language, encode, rng.spawn(1)[0])))
+    if mix.parallel:
+        sources.append((mix.parallel, _parallel(tables, mix, pair, rng.spawn(1)[0])))
+    given = [0.0] * len(sources)
+    while True:
+        k = min(range(len(sources)), key=lambda i: given[i] / sources[i][0])
+        sample = next(sources[k][1])
+        given[k] += len(sample)
+        yield sample
+
+
+def _monolingual(
+    tables: Sequence[NText], mix: Mix, language: str, encode: EncodeText, rng: np.random.Generator
+) -> Iterator[Sample]:
+    documents = [d for t in tables if language in t.languages for d in _weighted(_documents(t, language), t, mix, rng)]
+    if not documents:
+        raise DataError(f"no table has train text in {language!r}, which the mix names; fetch it or drop the language")
+    while True:
+        for i in rng.permutation(len(documents)):
+            yield [token for segment in encode(documents[i]) for token in segment]
+
+
+def _weighted(documents: list, table: NText, mix: Mix, rng: np.random.Generator) -> list:
+    weight = mix.tables.get(table.about.get("name", ""), 1.0)
+    whole, rest = divmod(weight, 1)
+    chosen = rng.permutation(len(documents))[: round(rest * len(documents))]
+    return documents * int(whole) + [documents[i] for i in sorted(chosen)]
+
+
+def _documents(table: NText, language: str) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for document, split, text in zip(table.documents, table.splits, table.columns[language], strict=True):
+        if split == "train" and text:
+            found.setdefault(document, []).append(text)
+    return list(found.values())
+
+
+def _parallel(tables: Sequence[NText], mix: Mix, pair: EncodePairs, rng: np.random.Generator) -> Iterator[Sample]:
+    languages = [g for g, share in mix.languages.items() if share]
+    rows = [
+        (table, i)
+        for table in tables
+        for i, split in enumerate(table.splits)
+        if split == "train" and sum(bool(table.columns.get(g, [None] * len(table))[i]) for g in languages) > 1
+    ]
+    if not rows:
+        raise DataError(f"no table has train rows in two of {', '.join(languages)}; fetch some or set parallel to 0")
+    while True:
+        for i in rng.permutation(len(rows)):
+            table, row = rows[i]
+            there = [g for g in languages if table.columns.get(g) and table.columns[g][row]]
+            a, b = _direction(there, mix.pivot, rng)
+            yield from pair([table.columns[a][row]], [table.columns[b][row]], a, b)  # type: ignore[list-item]
+
+
+def _direction(there: list[str], pivot: float, rng: np.random.Generator) -> tuple[str, str]:
+    if "en" in there and rng.random() < pivot:
+        other = [g for g in there if g != "en"][rng.integers(len(there) - 1)]
+        return ("en", other) if rng.random() < 0.5 else (other, "en")
+    a, b = rng.permutation(len(there))[:2]
+    return there[a], there[b]
+
+
+def pack(samples: Iterator[Sample], num_blocks: int, block: int) -> np.ndarray:
+    """The first `num_blocks` blocks of the samples laid end to end, int32 [N, S]."""
+    flat = np.empty(num_blocks * block, dtype=np.int32)
+    filled = 0
+    while filled < len(flat):
+        sample = next(samples)[: len(flat) - filled]
+        flat[filled : filled + len(sample)] = sample
+        filled += len(sample)
+    return flat.reshape(num_blocks, block)
+
+
+def pad(samples: Sequence[tuple[Sample, int]], block: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples packed whole into rows, first fit in the given order: tokens int32 [N, S] and labels int64 [N, S].
+
+    A sample comes with the number of its first tokens that are no label (a prompt). Labels are -100 there and on
+    filler. Samples longer than a row are cut.
+    """
+    rows: list[list[int]] = []
+    labels: list[list[int]] = []
+    for ids, silent in samples:
+        ids = ids[:block]
+        if not rows or len(rows[-1]) + len(ids) > block:
+            rows.append([])
+            labels.append([])
+        rows[-1] += ids
+        labels[-1] += [-100] * min(silent, len(ids)) + ids[silent:]
+    tokens_NS = np.full((len(rows), block), pad_id, dtype=np.int32)
+    labels_NS = np.full((len(rows), block), -100, dtype=np.int64)
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        tokens_NS[i, : len(row)] = row
+        labels_NS[i, : len(label)] = label
+    return tokens_NS, labels_NS

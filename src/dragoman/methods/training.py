@@ -1,0 +1,278 @@
+"""One training loop for everything: transformers' Trainer, with our schedule, our losses and checks that stop in time.
+
+Shape letters: N blocks, S tokens per block, T tokens, E experts, L MoE layers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling import MoELayer, Routed, router_probabilities, tap_routers
+
+ExtraLoss = Callable[[Sequence[Routed], torch.Tensor], torch.Tensor]
+"""(what the routers did, mask of real tokens [T]) -> a term added to the cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How to train. Batches are counted in rows of the packed text."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    steps: int = 100
+    """Updates of the weights, decay included."""
+    batch: int = 16
+    """Rows per update."""
+    micro_batch: int = 16
+    """Rows per forward pass; less of it needs less memory and changes nothing else."""
+    warmup: int = 10
+    """Updates of linear warm-up."""
+    decay: int = 50
+    """Updates of the final decay to zero (1 - sqrt); between warm-up and decay the rate is constant."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices; norms and biases have none."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay; the first is 0.9."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    precision: str = "auto"
+    """bf16 (autocast), fp32, or auto: bf16 where the machine computes in it."""
+    balance: float = 0.0
+    """Weight of the load-balance loss, per MoE layer (0.01 is common in pretraining)."""
+    z_loss: float = 0.0
+    """Weight of the router z-loss (0.001 is common in pretraining)."""
+    seed: int = 0
+    """Of weights, dropout and order."""
+    checkpoint_minutes: float = 0.0
+    """Write a checkpoint that can be resumed every so often; 0 writes none."""
+    minutes: float = 0.0
+    """Start the decay after this long, wherever the step count is; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.batch % self.micro_batch:
+            faults.append(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+        if self.warmup + self.decay > self.steps:
+            faults.append(f"warmup {self.warmup} and decay {self.decay} do not fit into {self.steps} steps")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            faults.append(f"precision is auto, bf16 or fp32, not {self.precision!r}")
+        if faults:
+            raise ConfigError(f"training cannot run so: {'; '.join(faults)}")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to compute in bfloat16."""
+        return self.precision == "bf16" or (self.precision == "auto" and _computes_bf16())
+
+
+def _computes_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(check())
+
+
+@dataclass
+class Log:
+    """What a training run reports."""
+
+    losses: list[float] = field(default_factory=list)
+    """Cross-entropy in nats per token of every update, extra losses left out."""
+    tokens: int = 0
+    """Tokens that entered the model, filler included."""
+    seconds: float = 0.0
+    steps: int = 0
+
+
+class WarmupStableDecay:
+    """Factor on the learning rate: linear warm-up, constant, then 1 - sqrt over the last `decay` updates.
+
+    Source: Hägele et al. 2024 (arXiv:2405.18392), the 1-sqrt cooldown. The decay can be brought forward while
+    training runs (`decay_from`), and a checkpoint keeps that: torch stores the fields of a callable schedule.
+    """
+
+    def __init__(self, warmup: int, decay: int, steps: int):
+        self.warmup, self.decay, self.decay_from = warmup, decay, steps - decay
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if step < self.decay_from or not self.decay:
+            return 1.0
+        return max(0.0, 1.0 - math.sqrt((step - self.decay_from) / self.decay))
+
+
+class _Rows(Dataset):
+    def __init__(self, tokens_NS: np.ndarray, labels_NS: np.ndarray | None, pad_id: int | None):
+        self.tokens_NS, self.labels_NS, self.pad_id = tokens_NS, labels_NS, pad_id
+
+    def __len__(self) -> int:
+        return len(self.tokens_NS)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        ids = torch.from_numpy(self.tokens_NS[i].astype(np.int64))
+        if self.labels_NS is None:
+            return {"input_ids": ids, "labels": ids}
+        # Filler stands at the end of a row, so a causal model's labels are out of its reach without a mask.
+        real = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
+        return {"input_ids": ids, "labels": torch.from_numpy(self.labels_NS[i]), "attention_mask": real}
+
+
+def balance_loss(logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
+    """E * sum_e f_e P_e of one layer: f the share of slots that went to e, P the mean router probability.
+
+    1 where routing is uniform. Source: Fedus et al. 2022 (arXiv:2101.03961), eq. 4-6, with slots for top-k.
+    Differs: per layer and without filler; transformers pools all layers, which can hide a collapsed one.
+    """
+    num_experts = logits_TE.shape[-1]
+    probability_E = router_probabilities(logits_TE)[real_T].mean(0)
+    slots_E = torch.bincount(indices_TK[real_T].flatten(), minlength=num_experts).float()
+    return num_experts * (slots_E / slots_E.sum() * probability_E).sum()
+
+
+def z_loss(logits_TE: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
+    """Mean squared log-partition of the router. Source: Zoph et al. 2022 (arXiv:2202.08906), eq. 5."""
+    return logits_TE[real_T].float().logsumexp(-1).square().mean()
+
+
+class _Trainer(Trainer):
+    def __init__(self, *args: Any, config: Config, layers: Sequence[MoELayer], log: Log, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.ours, self.layers, self.log_ = config, layers, log
+        self.model_accepts_loss_kwargs = False
+        self.pending: list[float] = []
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:  # the stream is shuffled already
+        return SequentialSampler(self.train_dataset)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.shape = WarmupStableDecay(self.ours.warmup, self.ours.decay, self.ours.steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)
+        return self.lr_scheduler
+
+    def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
+        labels = inputs.pop("labels")
+        with tap_routers(self.model, self.layers) as routed:
+            logits = model(**inputs, use_cache=False).logits
+        shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), shifted.flatten())
+        self.pending.append(float(loss.detach()))
+        if not math.isfinite(self.pending[-1]):
+            raise ModelError(
+                f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}; the last checkpoint is "
+                "good: lower the learning rate or clip, and resume from it"
+            )
+        return loss + self._router_losses(routed, inputs, labels)
+
+    def _router_losses(self, routed: Sequence[Routed], inputs: dict, labels: torch.Tensor) -> torch.Tensor | float:
+        if not routed:
+            return 0.0
+        real_T = inputs.get("attention_mask", torch.ones_like(labels)).flatten().bool()
+        terms = [
+            self.ours.balance * balance_loss(r.logits_TE, r.indices_TK, real_T)
+            + self.ours.z_loss * z_loss(r.logits_TE, real_T)
+            for r in routed
+        ]
+        return torch.stack(terms).mean()
+
+
+class _Watch(TrainerCallback):
+    """Keeps the log, brings the decay forward when time is up, and asks for checkpoints."""
+
+    def __init__(self, trainer: _Trainer, config: Config):
+        self.trainer, self.config = trainer, config
+        self.started = self.saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        log, pending = self.trainer.log_, self.trainer.pending
+        log.losses.append(sum(pending) / len(pending))
+        pending.clear()
+        now, shape = time.monotonic(), self.trainer.shape
+        if self.config.minutes and now - self.started > 60 * self.config.minutes:
+            shape.decay_from = min(shape.decay_from, state.global_step)
+        if state.global_step >= shape.decay_from + shape.decay:
+            control.should_training_stop = True
+        if self.config.checkpoint_minutes and now - self.saved > 60 * self.config.checkpoint_minutes:
+            self.saved, control.should_save = now, True
+
+
+def train(
+    model: PreTrainedModel,
+    tokens_NS: np.ndarray,
+    config: Config,
+    *,
+    layers: Sequence[MoELayer] = (),
+    labels_NS: np.ndarray | None = None,
+    pad_id: int | None = None,
+    folder: Path,
+    resume: Path | None = None,
+    quiet: bool = True,
+) -> Log:
+    """Train the parameters of `model` that require gradients on rows of tokens, in their order, in place.
+
+    tokens_NS: int32 rows; without labels_NS every token is a label. Rows are repeated from the start if `steps` need
+        more than there are. Router losses apply to `layers`; leave it empty for none.
+    Raises ModelError when the loss is not finite.
+    """
+    log = Log()
+    needed = config.steps * config.batch
+    order = np.arange(needed) % len(tokens_NS)
+    rows = _Rows(tokens_NS[order], None if labels_NS is None else labels_NS[order], pad_id)
+    model.train()
+    transformers_logging.set_verbosity_error()
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, folder, quiet),
+        train_dataset=rows,
+        config=config,
+        layers=layers if config.balance or config.z_loss else (),
+        log=log,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if quiet:
+        trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Watch(trainer, config))
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    model.eval()
+    log.seconds, log.steps = time.monotonic() - started, len(log.losses)
+    log.tokens = log.steps * config.batch * tokens_NS.shape[1]
+    return log
+
+
+def _arguments(config: Config, folder: Path, quiet: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=config.batch // config.micro_batch,
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.clip,
+        bf16=config.bf16,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        save_total_limit=2,
+        logging_steps=50,
+        disable_tqdm=quiet,
+        report_to=[],
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        optim="adamw_torch_fused",
+    )

@@ -1,0 +1,302 @@
+"""ExpertPlan: which experts of which layers to change, and why. A person can read, diff and edit it.
+
+The file is JSON with one expert a line:
+
+    {"layer": 14, "expert": 6, "role": "language", "statistic": 0.031},
+
+A plan made by hand needs `format`, `planner`, `num_experts` and `experts`; the rest may be left out.
+Layers are model layers, as the checkpoint counts them, not MoE layers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from dragoman.errors import DataError
+from dragoman.record import atomic_write, read_json
+
+FORMAT = "dragoman-plan/1"
+ROLES = ("language", "shared", "random", "all")
+WIDTH = 110
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class PlannedExpert:
+    """One expert that a plan changes."""
+
+    id: int
+    """Row of the expert in its layer."""
+    role: str
+    """One of ROLES: why it was taken."""
+    statistic: float | None = None
+    """What the rule measured: the gap for `language`, the mean share for `shared`; None where nothing was."""
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """What planners make and methods consume."""
+
+    planner: str
+    layers: dict[int, tuple[PlannedExpert, ...]]
+    """Model layer -> planned experts in order of their ids; layers without any are left out."""
+    num_experts: dict[int, int]
+    """Model layer -> experts it has, for every MoE layer of the model: the plan fits no other model."""
+    target: str | None = None
+    """Language the plan is for."""
+    parent: str | None = None
+    """Known language whose experts the target takes."""
+    train_routers: bool = True
+    """Whether the routers of the planned layers train too."""
+    trace_sha256: str | None = None
+    """Checksum of the trace the plan was made from."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Thresholds and choices as resolved, in JSON types."""
+    why: tuple[str, ...] = ()
+    """The reasons in words."""
+
+    def experts(self) -> dict[int, tuple[int, ...]]:
+        """Model layer -> ids of its planned experts, ascending."""
+        return {layer: tuple(sorted(e.id for e in planned)) for layer, planned in sorted(self.layers.items())}
+
+    @property
+    def size(self) -> int:
+        """Number of planned experts over all layers."""
+        return sum(map(len, self.layers.values()))
+
+    @property
+    def share(self) -> float:
+        """Planned experts over all routed experts of the model."""
+        return self.size / sum(self.num_experts.values())
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        with atomic_write(Path(path)) as partial:
+            partial.write_text(_json(self), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> ExpertPlan:
+        """Read what `save` or a person wrote; DataError lists everything that is wrong with it."""
+        raw = read_json(Path(path))
+        if faults := _faults(raw):
+            raise DataError(
+                f"{path} is not a usable plan: {'; '.join(faults)}; mend it or make one with `dragoman plan`"
+            )
+        return _parsed(raw)
+
+    def text(self) -> str:
+        """The plan for people: what it changes, expert by expert, the settings and the reasons."""
+        language = f" for {self.target}" if self.target else ""
+        parent = f", parent {self.parent}" if self.parent else ""
+        routers = "train" if self.train_routers else "stay frozen"
+        head = (
+            f"Plan {self.planner}{language}{parent}: {self.size} of {sum(self.num_experts.values())} experts "
+            f"({self.share:.1%}) in {len(self.layers)} of {len(self.num_experts)} layers; their routers {routers}."
+        )
+        table = ["layer  role      experts (statistic)", *_table(self)]
+        settings = [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in self.settings.items()]
+        reasons = [_wrapped(f"  - {reason}", 4) for reason in self.why]
+        parts = [_wrapped(head, 2), "", *table]
+        parts += ["", "Settings", *settings] if settings else []
+        parts += ["", "Why", *reasons] if reasons else []
+        parts += ["", f"Made from the trace {self.trace_sha256[:12]}."] if self.trace_sha256 else []
+        return "\n".join(parts)
+
+
+def _table(plan: ExpertPlan) -> list[str]:
+    lines = []
+    for layer, planned in sorted(plan.layers.items()):
+        for role in dict.fromkeys(e.role for e in sorted(planned, key=lambda e: ROLES.index(e.role))):
+            members = [e for e in planned if e.role == role]
+            lines.append(_wrapped(f"{layer:>5}  {role:<8}  {_members(members)}", 17))
+    return lines
+
+
+def _members(members: list[PlannedExpert]) -> str:
+    """Largest statistic first, or runs of ids where nothing was measured."""
+    measured = [(e.statistic, e.id) for e in members if e.statistic is not None]
+    if len(measured) == len(members):
+        return ", ".join(f"{i}{NO_BREAK}({value:.4g})" for value, i in sorted(measured, key=lambda m: (-m[0], m[1])))
+    return _runs(e.id for e in members)
+
+
+def _runs(ids: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _wrapped(line: str, indent: int) -> str:
+    filled = textwrap.fill(line, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
+    return filled.replace(NO_BREAK, " ")
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "planner": (str,),
+    "target": (str, type(None)),
+    "parent": (str, type(None)),
+    "train_routers": (bool,),
+    "trace_sha256": (str, type(None)),
+    "settings": (dict,),
+    "why": (list,),
+    "num_experts": (dict,),
+    "experts": (list,),
+}
+REQUIRED = ("format", "planner", "num_experts", "experts")
+PLAIN = ("planner", "target", "parent", "train_routers", "trace_sha256")
+EXPERT_FIELDS = ("layer", "expert", "role", "statistic")
+
+
+def _json(plan: ExpertPlan) -> str:
+    fields = [f'"format": {_dump(FORMAT)}', *[f'"{name}": {_dump(getattr(plan, name))}' for name in PLAIN]]
+    fields.append(f'"settings": {_block("{}", [f"{_dump(n)}: {_dump(v)}" for n, v in plan.settings.items()])}')
+    fields.append(f'"why": {_block("[]", [_dump(reason) for reason in plan.why])}')
+    fields.append(f'"num_experts": {_dump({str(layer): n for layer, n in sorted(plan.num_experts.items())})}')
+    rows = [
+        _dump({"layer": layer, "expert": e.id, "role": e.role, "statistic": e.statistic})
+        for layer, planned in sorted(plan.layers.items())
+        for e in sorted(planned, key=lambda e: e.id)
+    ]
+    fields.append(f'"experts": {_block("[]", rows)}')
+    return "{\n " + ",\n ".join(fields) + "\n}\n"
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _block(brackets: str, lines: list[str]) -> str:
+    return brackets[0] + "\n  " + ",\n  ".join(lines) + "\n " + brackets[1] if lines else brackets
+
+
+def _parsed(raw: dict[str, Any]) -> ExpertPlan:
+    layers: dict[int, list[PlannedExpert]] = {}
+    for row in sorted(raw["experts"], key=lambda row: (row["layer"], row["expert"])):
+        layers.setdefault(row["layer"], []).append(PlannedExpert(row["expert"], row["role"], row.get("statistic")))
+    plain = {name: raw[name] for name in (*PLAIN, "settings") if name in raw}
+    return ExpertPlan(
+        layers={layer: tuple(planned) for layer, planned in layers.items()},
+        num_experts={int(layer): n for layer, n in raw["num_experts"].items()},
+        why=tuple(raw.get("why", ())),
+        **plain,
+    )
+
+
+def _faults(raw: Any) -> list[str]:
+    """Everything that is wrong with a plan file, in words."""
+    if not isinstance(raw, dict):
+        return ["it holds no JSON object"]
+    if raw.get("format") != FORMAT:
+        return [f"the format is {raw.get('format')!r}, not {FORMAT!r}"]
+    faults = [f"{name!r} is missing" for name in REQUIRED if name not in raw]
+    faults += [_unknown(name, FIELDS) for name in raw if name not in FIELDS]
+    faults += [
+        f"{name!r} is {raw[name]!r}, not {' or '.join('null' if t is type(None) else t.__name__ for t in types)}"
+        for name, types in FIELDS.items()
+        if name in raw and not isinstance(raw[name], types)
+    ]
+    if faults:
+        return faults
+    return _layer_faults(raw["num_experts"]) or _expert_faults(raw["experts"], raw["num_experts"])
+
+
+def _unknown(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"unknown key {name!r}" + (f" (nearest: {near[0]!r})" if near else f" (known: {', '.join(known)})")
+
+
+def _layer_faults(num_experts: dict[str, Any]) -> list[str]:
+    faults = [f"layer {k!r} of 'num_experts' is not a number" for k in num_experts if not (k.isascii() and k.isdigit())]
+    wrong = {k: n for k, n in num_experts.items() if not _whole(n) or n < 1}
+    return faults + [f"'num_experts' of layer {k} is {n!r}, not a whole number above 0" for k, n in wrong.items()]
+
+
+def _expert_faults(rows: list[Any], num_experts: dict[str, int]) -> list[str]:
+    if not rows:
+        return ["it plans no expert"]
+    faults = []
+    for line, row in enumerate(rows, 1):
+        if row_faults := _row_faults(row, num_experts):
+            faults.append(f"expert line {line}: {', '.join(row_faults)}")
+    if faults:
+        return faults
+    twice = [place for place, n in Counter((row["layer"], row["expert"]) for row in rows).items() if n > 1]
+    return [f"layer {layer} names expert {expert} more than once" for layer, expert in twice]
+
+
+def _row_faults(row: Any, num_experts: dict[str, int]) -> list[str]:
+    if not isinstance(row, dict):
+        return [f"{row!r} is no JSON object"]
+    faults = [_unknown(name, EXPERT_FIELDS) for name in row if name not in EXPERT_FIELDS]
+    layer, expert, role, statistic = (row.get(name) for name in EXPERT_FIELDS)
+    if not _whole(layer) or str(layer) not in num_experts:
+        faults.append(f"layer {layer!r} is none of the MoE layers {', '.join(num_experts)}")
+    elif not _whole(expert) or not 0 <= expert < num_experts[str(layer)]:
+        faults.append(f"expert {expert!r} of layer {layer} is not in 0-{num_experts[str(layer)] - 1}")
+    if role not in ROLES:
+        faults.append(f"role {role!r} is none of {', '.join(ROLES)}")
+    if statistic is not None and (isinstance(statistic, bool) or not isinstance(statistic, (int, float))):
+        faults.append(f"statistic {statistic!r} is neither a number nor null")
+    return faults
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# ---- two plans -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlanDifference:
+    """Experts of two plans: model layer -> ids, for every layer that either plan names."""
+
+    only_first: dict[int, tuple[int, ...]]
+    both: dict[int, tuple[int, ...]]
+    only_second: dict[int, tuple[int, ...]]
+
+    @property
+    def jaccard(self) -> float:
+        """Experts in both over experts in either; 1 for equal plans, 0 for disjoint ones."""
+        parts = (self.both, self.only_first, self.only_second)
+        common, first, second = (sum(map(len, part.values())) for part in parts)
+        return common / (common + first + second)
+
+    def text(self) -> str:
+        """The difference for people, one line a layer."""
+        lines = [f"Jaccard {self.jaccard:.3f} over all planned experts", "", "layer  both | only first | only second"]
+        for layer in self.both:
+            parts = (self.both[layer], self.only_first[layer], self.only_second[layer])
+            lines.append(f"{layer:>5}  {' | '.join(_runs(ids) or '-' for ids in parts)}")
+        return "\n".join(lines)
+
+
+def differences(first: ExpertPlan, second: ExpertPlan) -> PlanDifference:
+    """Compare the experts of two plans of one model; DataError where the models' layers or experts differ."""
+    if first.num_experts != second.num_experts:
+        raise DataError(
+            f"the plans are for different models, experts by layer {first.num_experts} and {second.num_experts}; "
+            "compare plans of one model"
+        )
+    a, b = ({layer: set(ids) for layer, ids in plan.experts().items()} for plan in (first, second))
+    layers = sorted(a | b)
+    pairs = {layer: (a.get(layer, set()), b.get(layer, set())) for layer in layers}
+    return PlanDifference(
+        only_first={layer: tuple(sorted(x - y)) for layer, (x, y) in pairs.items()},
+        both={layer: tuple(sorted(x & y)) for layer, (x, y) in pairs.items()},
+        only_second={layer: tuple(sorted(y - x)) for layer, (x, y) in pairs.items()},
+    )

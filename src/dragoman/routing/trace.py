@@ -1,0 +1,124 @@
+"""RoutingTrace: what was captured of a model's routing, per language, MoE layer and expert.
+
+Shape letters: G languages, L MoE layers, E experts (the largest number over layers), N segments of one language.
+
+Everything that comes after capture works on this type and needs no torch. One row of `layer_ids` is one router: the
+map from MoE layer to model layer is data, because models have leading dense layers or several routers a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dragoman.errors import DataError
+from dragoman.record import atomic_write
+
+FORMAT = "dragoman-trace/1"
+ARRAYS = ("chosen_GLE", "gate_mass_GLE", "router_mass_GLE", "tokens_G")
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """Counts and masses of routing. Sums over tokens, so traces of parts of a corpus add up."""
+
+    languages: tuple[str, ...]
+    """BCP-47 tags, length G."""
+    layer_ids: tuple[int, ...]
+    """Index of the model layer that each MoE layer is, length L."""
+    num_experts: tuple[int, ...]
+    """Experts of each MoE layer, length L; columns from there to E are padding and stay zero."""
+    top_k: tuple[int, ...]
+    """Experts chosen per token in each MoE layer, length L."""
+    chosen_GLE: np.ndarray
+    """int64: how often the router itself chose the expert."""
+    gate_mass_GLE: np.ndarray
+    """float64: sum over tokens of the weight with which a chosen expert entered the output."""
+    router_mass_GLE: np.ndarray
+    """float64: sum over tokens of the router's full distribution over experts, before the choice."""
+    tokens_G: np.ndarray
+    """int64: tokens seen of each language, padding and special tokens excluded."""
+    segment_chosen_NLE: dict[str, np.ndarray] = field(default_factory=dict)
+    """int32 by language: choices of each segment alone, in corpus order; empty where it was not asked for."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Checksums of model and text, dragoman's version, what was excluded."""
+
+    def __add__(self, other: RoutingTrace) -> RoutingTrace:
+        """The trace of both texts together; languages are joined, the model must be the same."""
+        self._require_same_model(other)
+        languages = tuple(dict.fromkeys(self.languages + other.languages))
+        sums = {name: _sum_by_language(name, languages, self, other) for name in ARRAYS}
+        segments = _joined_segments(self, other)
+        return replace(self, languages=languages, segment_chosen_NLE=segments, **sums)
+
+    def _require_same_model(self, other: RoutingTrace) -> None:
+        names = ("layer_ids", "num_experts", "top_k")
+        wrong = [f"{n} {getattr(self, n)} and {getattr(other, n)}" for n in names if getattr(self, n) != getattr(other, n)]
+        mine, theirs = self.about.get("model_sha256"), other.about.get("model_sha256")
+        if mine != theirs:
+            wrong.append(f"model checksums {mine} and {theirs}")
+        if wrong:
+            raise DataError(f"only traces of one model add up, these differ in {'; '.join(wrong)}; compare them instead")
+
+    def index(self, language: str) -> int:
+        """Row of a language."""
+        if language not in self.languages:
+            raise DataError(
+                f"the trace holds no language {language!r}, only {', '.join(self.languages)}; capture text of it first"
+            )
+        return self.languages.index(language)
+
+    def select(self, languages: tuple[str, ...] | list[str]) -> RoutingTrace:
+        """The trace of these languages alone, in this order."""
+        rows = [self.index(g) for g in languages]
+        arrays = {name: getattr(self, name)[rows] for name in ARRAYS}
+        segments = {g: n for g, n in self.segment_chosen_NLE.items() if g in languages}
+        return replace(self, languages=tuple(languages), segment_chosen_NLE=segments, **arrays)
+
+    def save(self, path: Path | str) -> None:
+        """Write one .npz file, whole or not at all."""
+        meta = {n: getattr(self, n) for n in ("languages", "layer_ids", "num_experts", "top_k", "about")}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays |= {f"segments/{g}": n for g, n in self.segment_chosen_NLE.items()}
+        with atomic_write(Path(path)) as partial, open(partial, "wb") as f:
+            np.savez_compressed(f, meta=json.dumps({"format": FORMAT, **meta}), **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path | str) -> RoutingTrace:
+        """Read what `save` wrote; DataError for anything else."""
+        try:
+            with np.load(path) as z:
+                meta = json.loads(str(z["meta"]))
+                arrays = {name: z[name] for name in ARRAYS}
+                segments = {k.removeprefix("segments/"): z[k] for k in z.files if k.startswith("segments/")}
+        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            raise DataError(f"{path} is not a routing trace ({e}); make one with `dragoman diagnose`") from None
+        if meta.pop("format", None) != FORMAT:
+            raise DataError(f"{path} is not in the format {FORMAT}; make the trace again with `dragoman diagnose`")
+        about = meta.pop("about")
+        return cls(**{k: tuple(v) for k, v in meta.items()}, **arrays, segment_chosen_NLE=segments, about=about)
+
+
+def _sum_by_language(name: str, languages: tuple[str, ...], *traces: RoutingTrace) -> np.ndarray:
+    first = getattr(traces[0], name)
+    total = np.zeros((len(languages), *first.shape[1:]), dtype=first.dtype)
+    for trace in traces:
+        total[[languages.index(g) for g in trace.languages]] += getattr(trace, name)
+    return total
+
+
+def _joined_segments(a: RoutingTrace, b: RoutingTrace) -> dict[str, np.ndarray]:
+    # A language whose segments one trace did not keep has counts of more text than segments: drop them.
+    keys = [g for g in {**a.segment_chosen_NLE, **b.segment_chosen_NLE} if all(_has_all(t, g) for t in (a, b))]
+    parts = {g: [t.segment_chosen_NLE[g] for t in (a, b) if g in t.segment_chosen_NLE] for g in keys}
+    return {g: np.concatenate(p) for g, p in parts.items()}
+
+
+def _has_all(trace: RoutingTrace, language: str) -> bool:
+    return language in trace.segment_chosen_NLE or language not in trace.languages

