@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ModelError
 from dragoman.record import atomic_write, sha256
@@ -47,14 +49,16 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
     name or "auto". Raises ModelError where there is no such model or it cannot be loaded.
     """
     keep_freed_memory()
+    transformers_logging.disable_progress_bar()
     path = _existing(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"cannot load the model {name!r}: {_first_line(e)}") from None
-    return model.to(device or default_device()).eval()
+    model.to(torch.device(device or default_device()))
+    return model.eval()
 
 
 def open_tokenizer(name: str) -> TextCodec:
@@ -69,14 +73,17 @@ def open_tokenizer(name: str) -> TextCodec:
 
 def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype: str | None = None) -> None:
     """Write a plain Hugging Face folder (config, safetensors, tokenizer), whole or not at all."""
-    state = model.state_dict() if dtype is None else {k: _cast(v, dtype) for k, v in model.state_dict().items()}
+    state = model.state_dict() if dtype is None else _cast(model.state_dict(), dtype)
     with atomic_write(folder) as partial:
         model.save_pretrained(partial, state_dict=state)
         codec.tokenizer.save_pretrained(partial)
 
 
-def _cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """Tied weights stay tied: each tensor is cast once, so that it is stored once."""
+    unique = {t.data_ptr(): t for t in state.values()}
+    cast = {p: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for p, t in unique.items()}
+    return {name: cast[t.data_ptr()] for name, t in state.items()}
 
 
 def _existing(name: str) -> str:
@@ -353,9 +360,17 @@ def context_length(model: PreTrainedModel, default: int = 1024, largest: int = 4
     return min(getattr(model.config, "max_position_embeddings", None) or default, largest)
 
 
-def input_embedding(model: PreTrainedModel) -> torch.Tensor:
-    """Weight [V, D] of the input embedding."""
-    return model.get_input_embeddings().weight
+def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str) -> bool:
+    """Let the target's tag start as a copy of its parent's, in place; False where the vocabulary has no such tags."""
+    ids = codec.tag_id(parent), codec.tag_id(target)
+    if None in ids:
+        return False
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if embedding is not None:
+                weight_VD: torch.Tensor = embedding.weight  # type: ignore[assignment]
+                weight_VD[ids[1]] = weight_VD[ids[0]]
+    return True
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:

@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as e:
         reason = e.strerror or e
         raise ConfigError(f"cannot write {path}: {reason}; free space or choose another place") from e
@@ -154,3 +154,18 @@ def environment() -> dict[str, Any]:
         "machine": machine(),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+
+
+def claim_folder(folder: Path) -> Path:
+    """Make an output folder; ConfigError where it holds something already or cannot be written."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the output {folder} is a file; choose a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"the output folder {folder} is not empty; choose another with --out, or remove it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"cannot make the output folder {folder}: {e.strerror}; choose another with --out") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the output folder {folder} is not writable; choose another with --out")
+    return folder

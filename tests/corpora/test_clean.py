@@ -32,7 +32,7 @@ ENGLISH = "Choose the menu command Insert - Frame to open the dialog."
         ("wort " * 250, "de", "too_long"),
         ("Выберите команду меню.", "de", "other_script"),
         ("Choose this command.", "ru", "other_script"),
-        ("Служба LibreOffice Writer", "ru", ""),  # 6 of 23 letters would be too few; see the share by hand below
+        ("Служба LibreOffice Writer", "ru", ""),  # 6 of its 23 letters, 26 %
         ("Choose the menu command Insert to open the old dialog.", "de", "is_english"),
         ("Choose the menu command Insert to open the old dialog.", "qqq", ""),  # nothing is known of that language
     ],
@@ -66,7 +66,8 @@ def test_rows_go_without_english_without_translation_and_when_repeated():
     assert report["cells_dropped"]["de"] == {"equals_english": 1}
     assert report["rows_without_english_or_translation"] == 3
     assert report["rows_with_repeated_english"] == 1
-    assert report["rows_before"] == 6 and report["rows_after"] == {"train": 2}
+    assert report["rows_before"] == 6
+    assert report["rows_after"] == {"train": 2}
 
 
 def test_held_out_rows_near_to_training_are_removed_and_training_stays():
@@ -88,7 +89,8 @@ def test_near_duplicates_by_hand():
     assert canonical("Row 12, of 7!") == canonical("row 3 of 1000") == "row 0 of 0"
     assert near_duplicates(["Row 12, of 7!", "row 3 of 1000"], ["train", "dev"]) == {1}
     assert near_duplicates(["Row 12, of 7!", "row 3 of 1000"], ["dev", "dev"]) == set()
-    assert shingles("abcdefgh") == {"abcde", "bcdef", "cdefg", "defgh"} and shingles("abc") == {"abc"}
+    assert shingles("abcdefgh") == {"abcde", "bcdef", "cdefg", "defgh"}
+    assert shingles("abc") == {"abc"}
     pair = ["abcdefgh", "abcdefgx"]
     assert jaccard(*map(shingles, pair)) == 3 / 5
     assert near_duplicates(pair, ["train", "test"], 0.6) == {1}

@@ -24,7 +24,7 @@ def test_table_rows_are_sound():
     assert len(TABLE) >= 100
     for tag, (name, scripts, family, _) in TABLE.items():
         assert is_tag(tag), tag
-        assert name and scripts and family, tag
+        assert all((name, scripts, family)), tag
     assert len({name for name, *_ in TABLE.values()}) == len(TABLE)
 
 
@@ -68,7 +68,8 @@ def test_a_subtag_overrides_the_script_and_unknown_languages_have_none():
     assert language("sr").scripts == ("Cyrillic",)
     assert language("sr-Latn").scripts == ("Latin",)
     assert language("pt-AO").name == "Portuguese"
-    assert language("qqq").scripts == () and language("qqq").name == "qqq"
+    assert language("qqq").scripts == ()
+    assert language("qqq").name == "qqq"
     assert script_share("qqq", ["any text"]) is None
 
 

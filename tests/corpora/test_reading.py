@@ -44,7 +44,8 @@ def test_tags_are_read_in_any_casing(tmp_path):
 def test_rows_of_json_may_lack_a_language(tmp_path):
     path = written(tmp_path / "x.jsonl", '{"en": "a", "key": "k1"}\n{"de": "b", "en": "c", "key": "k2"}\n')
     text = load(path, open_test=True)
-    assert text.columns == {"en": ["a", "c"], "de": [None, "b"]} and text.keys == ("k1", "k2")
+    assert text.columns == {"en": ["a", "c"], "de": [None, "b"]}
+    assert text.keys == ("k1", "k2")
 
 
 FAULTS = {

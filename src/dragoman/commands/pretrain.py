@@ -128,7 +128,10 @@ def train_tokenizer(config: Vocabulary, tables: list[NText], languages: tuple[st
     chosen = config.languages or languages
     core.train_from_iterator((t for g in chosen for t in _equal_text(tables, g, budget)), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[2],
+        tokenizer_object=core,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[2],
         clean_up_tokenization_spaces=False,
     )
 

@@ -98,7 +98,7 @@ class Apt:
                 what = f"{len(missing)} packages ({', '.join(missing[:3])} ...)"
                 run([*self._command("apt-get"), "download", *missing], Path(fresh), what, self.quiet)
                 for path in Path(fresh).glob("*.deb"):
-                    os.replace(path, packages / path.name)
+                    path.replace(packages / path.name)
         cached = self.cached()
         return {name: cached[name] for name in sorted(names)}
 
@@ -125,7 +125,7 @@ def npm_pack(name: str, folder: Path, quiet: bool = True) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             run(["npm", "pack", name], Path(fresh), f"the npm package {name}", quiet)
             for path in Path(fresh).glob("*.tgz"):
-                os.replace(path, folder / path.name)
+                path.replace(folder / path.name)
     return max(folder.glob(f"{name}-*.tgz"), key=lambda path: path.stat().st_mtime)
 
 
@@ -188,7 +188,8 @@ def _data_of_deb(path: Path) -> bytes:
     at = 8
     while at + 60 <= len(data) and data.startswith(b"!<arch>\n"):
         name, size = data[at : at + 16].decode("ascii", "replace").strip(" /"), int(data[at + 48 : at + 58])
-        if name.startswith("data.tar"):
-            return data[at + 60 : at + 60 + size]
+        content = data[at + 60 : at + 60 + size]
+        if name.startswith("data.tar") and len(content) == size:
+            return content
         at += 60 + size + size % 2
-    raise DataError(f"{path} is not a Debian package; delete it and run again to fetch it anew")
+    raise DataError(f"{path} is not a whole Debian package; delete it and run again to fetch it anew")

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from dragoman.corpora.ntext import NText, load
 from dragoman.errors import DataError
 from dragoman.record import sha256
 
+BUILT_IN = "help"
+"""Name of the built-in corpus where a command takes one."""
 KNOWN = ("en", "de", "fr", "es", "cs", "ru", "zh")
 """Languages that the built-in base model is trained on."""
 UNSEEN = ("ca", "pt", "nl", "sl", "el", "ja", "tr")
@@ -30,6 +33,11 @@ def load_pack() -> NText:
     """The built-in corpus: 14 languages, train, dev and devtest, complete in all of them."""
     with resources.as_file(resources.files("dragoman") / "assets" / "pack") as folder:
         return load(folder / "help.tsv.gz")
+
+
+def open_corpus(name: str, open_test: bool = False) -> NText:
+    """The built-in corpus by its name `help`, or a user's n-way text by its path (see `ntext.load`)."""
+    return load_pack() if name == BUILT_IN and not Path(name).exists() else load(Path(name), open_test)
 
 
 def build_pack(

@@ -164,7 +164,8 @@ def read_descriptions(languages: Sequence[str] | None, cache: Path, quiet: bool)
 
 def read_wesnoth(languages: Sequence[str] | None, cache: Path, quiet: bool) -> Fetched:
     apt = archives.Apt(cache / "debian", quiet)
-    found = [re.fullmatch(r"wesnoth-([\d.]+)-([a-z]+)", name) for name in apt.names("^wesnoth-[0-9.]+-[a-z]+$", "wesnoth-VERSION-CAMPAIGN")]
+    names = apt.names("^wesnoth-[0-9.]+-[a-z]+$", "wesnoth-VERSION-CAMPAIGN")
+    found = [re.fullmatch(r"wesnoth-([\d.]+)-([a-z]+)", name) for name in names]
     campaigns = [m for m in found if m and m[2] not in ("core", "data", "music", "server", "tools")]
     if not campaigns:
         raise DataError("no packages wesnoth-VERSION-CAMPAIGN are known to apt; use a Debian release that has them")

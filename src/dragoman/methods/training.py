@@ -156,16 +156,16 @@ class _Trainer(Trainer):
         self.pending: list[float] = []
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:  # the stream is shuffled already
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         self.shape = WarmupStableDecay(self.ours.warmup, self.ours.decay, self.ours.steps)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)  # type: ignore
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         labels = inputs.pop("labels")
-        with tap_routers(self.model, self.layers) as routed:
+        with tap_routers(model, self.layers) as routed:
             logits = model(**inputs, use_cache=False).logits
         shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), shifted.flatten())

@@ -59,12 +59,13 @@ class RoutingTrace:
 
     def _require_same_model(self, other: RoutingTrace) -> None:
         names = ("layer_ids", "num_experts", "top_k")
-        wrong = [f"{n} {getattr(self, n)} and {getattr(other, n)}" for n in names if getattr(self, n) != getattr(other, n)]
+        pairs = {n: (getattr(self, n), getattr(other, n)) for n in names}
+        wrong = [f"{n} {mine} and {theirs}" for n, (mine, theirs) in pairs.items() if mine != theirs]
         mine, theirs = self.about.get("model_sha256"), other.about.get("model_sha256")
         if mine != theirs:
             wrong.append(f"model checksums {mine} and {theirs}")
         if wrong:
-            raise DataError(f"only traces of one model add up, these differ in {'; '.join(wrong)}; compare them instead")
+            raise DataError(f"only traces of one model add up, these differ in {'; '.join(wrong)}")
 
     def index(self, language: str) -> int:
         """Row of a language."""

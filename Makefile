@@ -1,0 +1,53 @@
+# Set-up and daily work. A fresh machine needs Python 3.11 or later, make and git.
+#
+#   make tour                          make test
+#   make tour PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     # torch for CPU only
+#   make test PYTHON=python3.12 VENV=.venv-312                                      # another Python, another place
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Threads that spin while they wait starve as soon as anything else runs: docs/LOG.md, "OpenMP waits".
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help tour test lint test-slow test-network docs install
+
+help:  ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
+	@echo "  Variables:   PYTHON=$(PYTHON) VENV=$(VENV) PIP_ARGS=\"$(PIP_ARGS)\" ARGS (flags for the tour or for pytest)"
+
+tour: $(STAMP)  ## Set up and run the main job: `dragoman tour`.
+	$(BIN)/dragoman tour $(ARGS)
+
+test: lint  ## Set up, check style and types, run the tests.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not network" $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-slow: $(STAMP)  ## Tests that take minutes.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not network" $(ARGS)
+
+test-network: $(STAMP)  ## Tests that fetch packages.
+	$(BIN)/python -m pytest -m network $(ARGS)
+
+docs: $(STAMP)  ## Generate docs/cli.md from the commands.
+	$(BIN)/python -m dragoman.cli docs > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+install: $(STAMP)  ## Set up only.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is missing or older than Python 3.11; name another one: make PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@touch $@

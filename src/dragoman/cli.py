@@ -1,0 +1,153 @@
+"""The command line: one command for each verb, flags from its config dataclass, errors in one sentence.
+
+A config file (`--config FILE.yaml`) comes first and flags win, wherever they stand. Unknown keys and flags are errors
+that name the nearest known one. User errors print one sentence and exit with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import cyclopts
+import yaml
+from cyclopts import App, Parameter
+
+from dragoman.errors import ConfigError, UserError
+
+COMMANDS = {
+    "tour": "Diagnose, plan, adapt, evaluate and report in one go, on the built-in model and corpus or on yours.",
+    "inspect": "Print a model's Mixture-of-Experts layers and where its parameters are.",
+    "diagnose": "Capture how a model routes each language: a trace, statistics and figures.",
+    "plan": "Choose from a trace which experts to change for a new language, and say why.",
+    "adapt": "Train a model for a new language by a method, on a plan.",
+    "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
+    "show": "Print a plan, a trace or a record.",
+    "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
+    "data": "Make n-way text from installed packages.",
+}
+"""Command -> its line of help. The module of that name in dragoman.commands holds its Config and run."""
+
+HELP = """See how a Mixture-of-Experts language model routes each language, adapt it, and prove what changed.
+
+Every command also takes --config FILE.yaml: its keys are the flags' names, and flags given beside it win."""
+
+
+def build_app(imported: Sequence[str]) -> App:
+    """The app; only the named commands are imported, because some need torch and take seconds to load."""
+    app = App(name="dragoman", help=HELP, help_flags=["--help", "-h"], version_flags=["--version"], version=_version)
+    for name, line in COMMANDS.items():
+        if name in imported:
+            app.command(_callable(name), name=name, help=line)
+        else:
+            app.command(lambda: None, name=name, help=line)
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("dragoman")
+
+
+def _callable(name: str) -> App | Callable[..., Any]:
+    module = importlib.import_module(f"dragoman.commands.{name}")
+    if hasattr(module, "app"):
+        return module.app  # type: ignore[no-any-return]
+
+    def command(config: Any) -> Any:
+        return module.show(module.run(config)) if hasattr(module, "show") else module.run(config)
+
+    command.__annotations__ = {"config": Annotated[module.Config, Parameter(name="*")], "return": Any}
+    command.__doc__ = module.run.__doc__
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script."""
+    # Threads that spin while they wait starve when anything else runs: see docs/LOG.md, "OpenMP waits".
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as e:
+        _stop(str(e))
+    except cyclopts.CycloptsError as e:
+        _stop(_sentence(e))
+    except KeyboardInterrupt:
+        _stop("interrupted", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def _stop(message: str, code: int = 2) -> NoReturn:
+    print(f"dragoman: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(tokens: list[str]) -> Any:
+    """Run one command line, given without the program's name; errors are raised."""
+    tokens, config_file = _without_config(tokens)
+    name = next((t for t in tokens if not t.startswith("-")), None)
+    app = build_app([name] if name in COMMANDS else [])
+    if config_file:
+        keys = _checked_keys(config_file)
+        app.config = [cyclopts.config.Dict(keys, source=str(config_file), use_commands_as_keys=False)]
+    return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _without_config(tokens: list[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of the tokens, wherever it stands."""
+    rest: list[str] = []
+    found: list[str] = []
+    pending = iter(tokens)
+    for token in pending:
+        if token == "--config":
+            found.append(next(pending, ""))
+        elif token.startswith("--config="):
+            found.append(token.removeprefix("--config="))
+        else:
+            rest.append(token)
+    if len(found) > 1 or "" in found:
+        raise ConfigError(f"--config takes one YAML file, given were {found}; put all settings into one file")
+    return rest, Path(found[0]) if found else None
+
+
+def _checked_keys(path: Path) -> dict[str, Any]:
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"the config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise ConfigError(f"the config file {path} cannot be read as YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(keys, dict):
+        raise ConfigError(f"the config file {path} must hold `key: value` lines, it holds a {type(keys).__name__}")
+    return keys
+
+
+def _sentence(e: cyclopts.CycloptsError) -> str:
+    text = " ".join(str(e).split())
+    if isinstance(e, cyclopts.UnknownOptionError) and "Did you mean" not in text and e.argument_collection is not None:
+        given = str(e.token.keyword or "").strip("[]-")
+        known = [n.lstrip("-") for a in e.argument_collection for n in a.names if n.startswith("--")]
+        near = difflib.get_close_matches(given.replace("_", "-"), known, n=1, cutoff=0.0)
+        text += f" Did you mean {near[0].replace('-', '_')}?" if near else ""
+    return f"{text} See --help of the command."
+
+
+def cli_markdown() -> str:
+    """docs/cli.md: every command's help, generated."""
+    return build_app(list(COMMANDS)).generate_docs(output_format="markdown", heading_level=1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["docs"]:
+        print(cli_markdown(), end="")
+    else:
+        main()

@@ -1,0 +1,171 @@
+"""`dragoman adapt`: train a model for a new language by a method, on a plan."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from dragoman.corpora.languages import language
+from dragoman.corpora.mix import pad
+from dragoman.corpora.ntext import NText
+from dragoman.corpora.pack import open_corpus
+from dragoman.errors import ConfigError, DataError
+from dragoman.record import claim_folder, environment, write_json
+from dragoman.routing.plan import ExpertPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dragoman.methods.training import Log
+    from dragoman.modeling import TextCodec
+
+# Shape letters: N rows, S tokens per row.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What of the corpus is trained on: each segment once alone and once as a translation."""
+
+    source: str = "en"
+    """Language translated from."""
+    segments: int = 1200
+    """Train segments of the target language."""
+    parallel: bool = True
+    """Also train the translation of each segment from `source`; the loss is on the translation alone."""
+    epochs: int = 1
+    """Times each segment is seen."""
+    block: int = 256
+    """Tokens per row; longer samples are cut."""
+    batch: int = 8
+    """Rows per update."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Adapt a model to a language."""
+
+    model: str
+    """Model folder, Hub id or built-in name (mini-moe)."""
+    _: KW_ONLY
+    target: str
+    """New language, BCP-47."""
+    method: str = "expert_tuning"
+    """expert_tuning (needs a plan) or full."""
+    plan: Path | None = None
+    """Plan that `dragoman plan` wrote."""
+    corpus: str = "help"
+    """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
+    parent: str | None = None
+    """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    text: Text = field(default_factory=Text)
+    """What is trained on."""
+    out: Path = Path("adapted")
+    """New folder for the model and record.json."""
+    seed: int = 0
+    """Of the order of the text."""
+    quiet: Annotated[bool, Parameter(negative=())] = False
+    """No progress bars."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train a model for a new language and save it as a plain model folder, with a record."""
+    from dragoman.methods import METHODS
+    from dragoman.modeling import copy_tag, open_model, open_tokenizer, save_model
+
+    if config.method not in METHODS:
+        raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
+    plan = ExpertPlan.load(config.plan) if config.plan else None
+    corpus = open_corpus(config.corpus)
+    out = claim_folder(config.out)
+    model, codec = open_model(config.model), open_tokenizer(config.model)
+    parent = config.parent or (plan.parent if plan else None)
+    if parent:
+        copy_tag(model, codec, parent, config.target)
+    rows = training_rows(codec, corpus, config.target, config.text, config.seed)
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id)
+    save_model(model, codec, out / "model")
+    record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
+    write_json(out / "record.json", record)
+    return record
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print what was trained and where it is."""
+    log, out = record["log"], record["config"]["out"]
+    print(
+        f"trained {record['parameters']:,} parameters ({100 * record['trained_share']:.2f} %) for {log['steps']} steps "
+        f"in {log['seconds']:.0f} s; loss {log['losses'][0]:.3f} -> {log['losses'][-1]:.3f}; "
+        f"the model is in {out}/model"
+    )
+
+
+def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [N, S] and labels [N, S] of the target's train segments, alone and as translations, in a seeded order."""
+    corpus.require([target, *([text.source] if text.parallel else [])])
+    table = corpus.select(split="train", complete=(text.source, target) if text.parallel else (target,))
+    if not len(table):
+        raise DataError(f"the corpus has no train segment in {target}; give another corpus or target")
+    rng = np.random.default_rng(seed)
+    chosen = table.take(sorted(rng.permutation(len(table))[: text.segments].tolist()))
+    samples: list[tuple[list[int], int]] = [
+        ([codec.start_id, *ids, codec.end_id], 0) for ids in codec.encode(_cells(chosen, target))
+    ]
+    if text.parallel:
+        names = {g: language(g).name for g in (text.source, target)}
+        samples += codec.pairs(_cells(chosen, text.source), _cells(chosen, target), text.source, target, names)
+    ordered = [samples[i] for _ in range(text.epochs) for i in rng.permutation(len(samples))]
+    return pad(ordered, text.block, codec.pad_id)
+
+
+def _cells(table: NText, tag: str) -> Sequence[str]:
+    return [cell for cell in table.columns[tag] if cell is not None]
+
+
+def train_arm(
+    model: PreTrainedModel,
+    method_name: str,
+    plan: ExpertPlan | None,
+    rows: tuple[np.ndarray, np.ndarray],
+    config: Config,
+    pad_id: int,
+) -> dict[str, Any]:
+    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log."""
+    from dragoman.methods import METHODS, base, training
+
+    method = METHODS[method_name]
+    total = sum(p.numel() for p in model.parameters())
+    method.apply(model, method.Config(), plan)
+    trained = base.trained(model, total)
+    tokens_NS, labels_NS = rows
+    steps = math.ceil(len(tokens_NS) / config.text.batch)
+    settings = training.Config(
+        learning_rate=config.learning_rate,
+        steps=steps,
+        batch=config.text.batch,
+        micro_batch=config.text.batch,
+        warmup=max(1, steps // 10),
+        decay=steps // 2,
+        weight_decay=0.0,
+        seed=config.seed,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        log: Log = training.train(
+            model, tokens_NS, settings, labels_NS=labels_NS, pad_id=pad_id, folder=Path(scratch), quiet=config.quiet
+        )
+    method.merge(model)
+    model.requires_grad_(True)
+    return {
+        "parameters": trained.parameters,
+        "trained_share": trained.share,
+        "log": asdict(log),
+        "training": asdict(settings),
+    }

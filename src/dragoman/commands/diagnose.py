@@ -1,0 +1,178 @@
+"""`dragoman diagnose`: how a model routes each language."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from tqdm import tqdm
+
+from dragoman.corpora.ntext import NText
+from dragoman.corpora.pack import open_corpus
+from dragoman.errors import DataError
+from dragoman.record import claim_folder, environment, write_json
+from dragoman.routing import stats
+from dragoman.routing.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dragoman.modeling import TextCodec
+
+# Shape letters: G languages, L MoE layers, E experts, N segments.
+
+
+@dataclass(frozen=True)
+class Config:
+    """Capture routing and describe it."""
+
+    model: str
+    """Model folder, Hub id or built-in name (mini-moe)."""
+    _: KW_ONLY
+    corpus: str = "help"
+    """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
+    languages: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    """BCP-47 tags; default: every language of the corpus."""
+    split: str = "dev"
+    """Which split to read."""
+    segments: int = 300
+    """At most so many segments per language."""
+    reference: str = "en"
+    """Language that divergence is measured from."""
+    out: Path = Path("diagnosis")
+    """New folder for trace.npz and record.json."""
+    seed: int = 0
+    """Of the bootstrap and the placebo."""
+    quiet: Annotated[bool, Parameter(negative=())] = False
+    """No progress bars."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
+    from dragoman.modeling import model_checksum, open_model, open_tokenizer
+
+    corpus = open_corpus(config.corpus)
+    languages = config.languages or corpus.languages
+    corpus.require([*languages, config.reference])
+    out = claim_folder(config.out)
+    model, codec = open_model(config.model), open_tokenizer(config.model)
+    languages = tuple(dict.fromkeys([config.reference, *languages]))
+    about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    text = aligned(corpus, languages, config.split, config.segments)
+    trace = trace_of(model, codec, text, about=about, quiet=config.quiet)
+    trace.save(out / "trace.npz")
+    record = environment() | {
+        "command": "diagnose",
+        "config": asdict(config),
+        "corpus": corpus.about,
+        "routing": describe(trace, config.reference, config.seed),
+    }
+    write_json(out / "record.json", record)
+    return record
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the divergence of every language, by thirds of the depth."""
+    routing = record["routing"]
+    print(f"divergence from {record['config']['reference']} (D_H-JS, 0 to 1), mean over early, middle, late layers")
+    for language, curve in routing["divergence"].items():
+        thirds = [float(np.mean(part)) for part in np.array_split(curve, 3)]
+        print(f"  {language:8}" + "".join(f"{x:8.3f}" for x in thirds))
+    print(f"  {'placebo':8}" + "".join(f"{float(np.mean(p)):8.3f}" for p in np.array_split(routing["placebo"], 3)))
+    print(f"trace and record are in {record['config']['out']}")
+
+
+def aligned(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, list[str]]:
+    """Texts by language: the same rows in all where the corpus has at least two such rows, else each one's own.
+
+    Raises DataError for languages that have no text in the split.
+    """
+    complete = corpus.select(languages, split, complete=True)
+    if len(complete) >= 2:
+        return {g: complete.texts(g, split)[:segments] for g in languages}
+    texts = {g: corpus.texts(g, split)[:segments] for g in languages}
+    if empty := [g for g, t in texts.items() if len(t) < 2]:
+        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; use another split or corpus")
+    return texts
+
+
+def trace_of(
+    model: PreTrainedModel,
+    codec: TextCodec,
+    texts: dict[str, list[str]],
+    *,
+    about: dict[str, Any],
+    quiet: bool,
+) -> RoutingTrace:
+    """Trace of plain text, without language tags: a tag would tell the router the language."""
+    from dragoman.routing.capture import capture
+
+    ids = {g: codec.encode(t) for g, t in texts.items()}
+    total = sum(len(i) for segments in ids.values() for i in segments)
+    about = about | {"overlap": overlap(ids), "parallel": len({len(t) for t in texts.values()}) == 1}
+    with tqdm(total=total, unit=" tokens", desc="capture", disable=quiet, delay=2) as bar:
+        return capture(model, ids, start_id=codec.start_id, about=about, progress=bar.update)
+
+
+def overlap(ids: dict[str, list[list[int]]]) -> dict[str, dict[str, float]]:
+    """Vocabulary overlap of every two languages, by token types."""
+    counts = {g: Counter(t for segment in segments for t in segment) for g, segments in ids.items()}
+    return {a: {b: round(stats.vocabulary_overlap(counts[a], counts[b]), 6) for b in counts if b != a} for a in counts}
+
+
+def describe(trace: RoutingTrace, reference: str, seed: int) -> dict[str, Any]:
+    """Statistics of a trace as they stand in a record: divergence, entropy, specialisation, noise floor, intervals."""
+    num_experts_L = np.array(trace.num_experts)
+    shares_GLE = stats.slot_share(trace.chosen_GLE, trace.languages, trace.layer_ids)
+    divergence = stats.divergence_from(trace, reference)
+    segments = trace.segment_chosen_NLE
+    english_NLE = segments[reference]
+    parallel = {g: n for g, n in segments.items() if g != reference and len(n) == len(english_NLE)}
+    intervals = {g: _divergence_interval(n, english_NLE, num_experts_L, seed) for g, n in parallel.items()}
+    same = [n for n in segments.values() if len(n) == len(english_NLE)]
+    specialisation = (
+        stats.bootstrap_interval(
+            lambda *count_RLE: _specialisation(np.stack(count_RLE, axis=-3)), *same, seed=seed, resamples=200
+        )
+        if len(same) == len(trace.languages) > 1
+        else None
+    )
+    balance = stats.load_balance(trace.chosen_GLE.sum(axis=0), num_experts_L)
+    return {
+        "reference": reference,
+        "layer_ids": trace.layer_ids,
+        "divergence": {g: d for g, d in divergence.items() if g != reference},
+        "divergence_interval": intervals,
+        "placebo": stats.split_half_placebo(english_NLE, seed, num_experts_L).mean(axis=0),
+        "entropy": dict(zip(trace.languages, stats.entropy(shares_GLE), strict=True)),
+        "specialisation": stats.language_specialisation(trace.chosen_GLE, trace.languages, trace.layer_ids),
+        "specialisation_interval": [specialisation.low, specialisation.high] if specialisation else None,
+        "load_variation": balance.variation_XL,
+        "dead_experts": balance.dead_XL,
+        "tokens": dict(zip(trace.languages, trace.tokens_G.tolist(), strict=True)),
+    }
+
+
+def _divergence_interval(
+    count_NLE: np.ndarray, english_NLE: np.ndarray, num_experts_L: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    found = stats.bootstrap_interval(
+        lambda a_RLE, b_RLE: stats.normalised_divergence(
+            stats.slot_share(a_RLE), stats.slot_share(b_RLE), num_experts_L
+        ),
+        count_NLE,
+        english_NLE,
+        seed=seed,
+        resamples=200,
+    )
+    return [found.low, found.high]
+
+
+def _specialisation(count_RGLE: np.ndarray) -> np.ndarray:
+    flat = count_RGLE.reshape(-1, *count_RGLE.shape[-3:])
+    return np.array([stats.language_specialisation(c_GLE) for c_GLE in flat]).reshape(*count_RGLE.shape[:-3], -1)

@@ -1,0 +1,363 @@
+"""`dragoman tour`: diagnose, plan, adapt, evaluate and report in one go.
+
+Each stage writes its result into the output folder as it ends, so a killed tour goes on where it was. A stage is a
+pure function of the config and of earlier stages: a resumed tour gives the numbers of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from dragoman.commands import adapt, diagnose, evaluate
+from dragoman.corpora.languages import language
+from dragoman.corpora.ntext import NText
+from dragoman.corpora.pack import KNOWN, open_corpus
+from dragoman.errors import ConfigError
+from dragoman.evaluation.metrics import BitsPerByte
+from dragoman.record import claim_folder, environment, peak_memory_mb, read_json, write_json
+from dragoman.routing.parents import choose_parent
+from dragoman.routing.plan import ExpertPlan
+from dragoman.routing.planners import PLANNERS, random_like
+from dragoman.routing.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dragoman.modeling import TextCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """Peak learning rate of each arm, from the sweep on dev in benchmarks/tour."""
+
+    ssft: float = 3e-3
+    """Planned experts."""
+    random: float = 3e-3
+    """As many random experts."""
+    last_layers: float = 3e-3
+    """All experts of the last two layers."""
+    full: float = 1e-3
+    """Everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole way, on the built-in model and corpus or on yours."""
+
+    model: str = "mini-moe"
+    """Model folder, Hub id or built-in name."""
+    corpus: str = "help"
+    """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
+    target: str = "ca"
+    """New language, a column of the corpus."""
+    known: Annotated[tuple[str, ...], Parameter(negative=())] = KNOWN
+    """Languages the model knows, English first: what it may forget, and where a parent is looked for."""
+    segments: int = 300
+    """Segments per language for diagnosis (dev) and evaluation (devtest)."""
+    text: adapt.Text = field(default_factory=adapt.Text)
+    """What each arm is trained on."""
+    learning_rates: LearningRates = field(default_factory=LearningRates)
+    """Peak learning rates."""
+    out: Path = Path("tour")
+    """Folder for report.html, record.json, the plans and the adapted model; a killed tour goes on there."""
+    seed: int = 0
+    """Of the order of the text, the random plan and the bootstrap."""
+    quiet: Annotated[bool, Parameter(negative=())] = False
+    """No progress bars."""
+
+
+ARMS = {"ssft": "expert_tuning", "random": "expert_tuning", "last_layers": "expert_tuning", "full": "full"}
+"""Arm -> method. The order is that of the tables."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Show what the toolkit does on one model: a report and a record, in minutes, with every number measured."""
+    from dragoman.modeling import copy_tag, open_model, open_tokenizer
+    from dragoman.reporting import write_report
+
+    corpus = _corpus(config)
+    stages = Stages(config, corpus)
+    if stages.finished:
+        print(f"this tour was finished before; its report is {config.out / 'report.html'}")
+        return read_json(config.out / "record.json")
+    codec = open_tokenizer(config.model)
+    model = open_model(config.model)
+    trace = _diagnose(config, stages, model, codec, corpus)
+    routing = stages("routing", lambda: diagnose.describe(trace, config.known[0], config.seed))
+    plans = stages("plans", lambda: _plans(config, trace))
+    plan_by_arm = {arm: ExpertPlan.load(config.out / f"plan-{arm}.json") for arm in plans}
+    parent = plan_by_arm["ssft"].parent or config.known[0]
+    copy_tag(model, codec, parent, config.target)
+    scored = {"base": stages("base", lambda: _score(config, model, codec, corpus))}
+    arms = {}
+    for arm in ARMS:
+        done = stages(arm, partial(_arm, config, arm, plan_by_arm.get(arm), parent, codec, corpus))
+        arms[arm], scored[arm] = done["training"], done["scored"]
+    scored["copy"] = evaluate.score_copy(corpus, (config.target,), _settings(config))
+    record = _record(config, stages, model, trace, corpus)
+    record |= {"routing": routing, "parent": plans["ssft"]["choice"], "plans": plans} | _results(config, scored, arms)
+    record |= {"seconds": round(stages.total, 1), "peak_memory_mb": round(max(stages.peak, peak_memory_mb()), 1)}
+    write_report(record, trace, config.out / "report.html")
+    write_json(config.out / "record.json", record)
+    return record
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the summary and where the report is."""
+    from dragoman.reporting import summary_text
+
+    print(summary_text(record))
+    print(f"report: {Path(record['config']['out']) / 'report.html'}")
+
+
+class Stages:
+    """Results of stages, kept as JSON in out/stages; made when missing, read when there."""
+
+    def __init__(self, config: Config, corpus: NText):
+        self.folder, self.quiet = config.out / "stages", config.quiet
+        self.seconds: dict[str, float] = {}
+        self.peak = 0.0
+        stamp = _stamp(config, corpus)
+        if (self.folder / "config.json").is_file():
+            self._require_same(read_json(self.folder / "config.json"), stamp)
+        else:
+            claim_folder(config.out)
+            write_json(self.folder / "config.json", stamp)
+        self.finished = (config.out / "record.json").is_file() and (config.out / "report.html").is_file()
+
+    def _require_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        if changed := [f"{k}: {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]:
+            raise ConfigError(
+                f"the tour in {self.folder.parent} was started with other settings ({'; '.join(changed)}); "
+                "choose another --out, or remove that folder"
+            )
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        """The stage's result, as it reads back from JSON, so that a resumed tour sees what a first one does."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            if not self.quiet:
+                print(f"{name} ...", flush=True)
+            started = time.monotonic()
+            result = make()
+            seconds = time.monotonic() - started
+            write_json(path, {"result": result, "seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()})
+        done = read_json(path)
+        self.seconds[name], self.peak = done["seconds"], max(self.peak, done["peak_memory_mb"])
+        return done["result"]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages, also of those from before an interruption."""
+        return sum(self.seconds.values())
+
+
+def _stamp(config: Config, corpus: NText) -> dict[str, Any]:
+    from dragoman.modeling import model_checksum
+    from dragoman.record import versions
+
+    fields = {k: v for k, v in asdict(config).items() if k not in ("out", "quiet")} | {
+        "known": list(config.known),
+        "corpus_sha256": corpus.checksum(),
+        "model_sha256": model_checksum(config.model),
+        "versions": versions(),
+    }
+    return fields
+
+
+def _corpus(config: Config) -> NText:
+    corpus = open_corpus(config.corpus)
+    corpus.require([config.target, *config.known, config.text.source])
+    faults = []
+    if config.target in config.known:
+        faults.append(f"the target {config.target} is among the known languages")
+    if len(config.known) < 2:
+        faults.append(f"known must name two languages or more, not {list(config.known)}")
+    if faults:
+        raise ConfigError(f"{'; '.join(faults)}; give another --target or --known")
+    return corpus
+
+
+def _settings(config: Config) -> evaluate.Config:
+    return evaluate.Config(
+        config.model, source=config.text.source, segments=config.segments, seed=config.seed, quiet=config.quiet
+    )
+
+
+def _diagnose(config: Config, stages: Stages, model: PreTrainedModel, codec: TextCodec, corpus: NText) -> RoutingTrace:
+    from dragoman.modeling import model_checksum
+
+    path = config.out / "trace.npz"
+
+    def make() -> str:
+        languages = tuple(dict.fromkeys([*config.known, *corpus.languages]))
+        texts = diagnose.aligned(corpus, languages, "dev", config.segments)
+        about = {
+            "model": config.model,
+            "model_sha256": model_checksum(config.model),
+            "corpus_sha256": corpus.checksum(),
+        }
+        diagnose.trace_of(model, codec, texts, about=about, quiet=config.quiet).save(path)
+        return path.name
+
+    stages("diagnose", make)
+    return RoutingTrace.load(path)
+
+
+def _plans(config: Config, trace: RoutingTrace) -> dict[str, Any]:
+    overlap = trace.about.get("overlap", {}).get(config.target, {})
+    overlap = {g: v for g, v in overlap.items() if g in config.known}
+    ssft, layers = PLANNERS["ssft"], PLANNERS["layers"]
+    chosen = ssft.make(trace, ssft.config(target=config.target, known=config.known, overlap=overlap))
+    plans = {
+        "ssft": chosen,
+        "random": random_like(trace, chosen, seed=config.seed),
+        "last_layers": layers.make(trace, layers.config(target=config.target)),
+    }
+    for arm, plan in plans.items():
+        plan.save(config.out / f"plan-{arm}.json")
+    choice = choose_parent(trace, config.target, config.known, sorted(chosen.layers), overlap)
+    summary: dict[str, Any] = {arm: _plan_summary(plan) for arm, plan in plans.items()}
+    summary["ssft"]["choice"] = {
+        "chosen": choice.parent,
+        "by": "routing",
+        "by_routing": dict(choice.routing),
+        "by_overlap": dict(choice.overlap),
+        "agree": choice.agree,
+    }
+    return summary
+
+
+def _plan_summary(plan: ExpertPlan) -> dict[str, Any]:
+    return {"planner": plan.planner, "experts": plan.size, "layers": plan.experts(), "why": plan.why}
+
+
+def _score(config: Config, model: PreTrainedModel, codec: TextCodec, corpus: NText) -> dict[str, Any]:
+    languages = tuple(dict.fromkeys([*config.known, config.target, *corpus.languages]))
+    return evaluate.score_model(model, codec, corpus, languages, (config.target,), _settings(config))
+
+
+def _arm(
+    config: Config, arm: str, plan: ExpertPlan | None, parent: str, codec: TextCodec, corpus: NText
+) -> dict[str, Any]:
+    """Train one arm from the base and score it; every arm sees the same rows in the same order."""
+    from dragoman.modeling import copy_tag, open_model, save_model
+
+    model = open_model(config.model)
+    copy_tag(model, codec, parent, config.target)
+    settings = adapt.Config(
+        config.model,
+        target=config.target,
+        method=ARMS[arm],
+        learning_rate=getattr(config.learning_rates, arm),
+        text=config.text,
+        seed=config.seed,
+        quiet=config.quiet,
+    )
+    rows = adapt.training_rows(codec, corpus, config.target, config.text, config.seed)
+    training = adapt.train_arm(model, ARMS[arm], plan, rows, settings, codec.pad_id)
+    if arm == "ssft":
+        save_model(model, codec, config.out / "model-ssft")
+    return {"training": training, "scored": _score(config, model, codec, corpus)}
+
+
+def _record(
+    config: Config, stages: Stages, model: PreTrainedModel, trace: RoutingTrace, corpus: NText
+) -> dict[str, Any]:
+    from dragoman.modeling import model_checksum, parameter_counts
+
+    counts = corpus.counts()
+    return environment() | {
+        "command": "tour",
+        "config": asdict(config),
+        "repeat": _repeat(config),
+        "seed": config.seed,
+        "model": {
+            "name": config.model,
+            "class": type(model).__name__,
+            "sha256": model_checksum(config.model),
+            "parameters": parameter_counts(model),
+            "total": sum(p.numel() for p in model.parameters()),
+            "moe_layers": len(trace.layer_ids),
+            "num_experts": trace.num_experts,
+            "top_k": trace.top_k,
+        },
+        "corpus": {
+            "name": corpus.about.get("name", config.corpus),
+            "licence": corpus.about.get("licence"),
+            "checksum": corpus.checksum(),
+            "languages": {
+                g: {
+                    "name": language(g).name or g,
+                    "known": g in config.known,
+                    "segments": {split: by[g] for split, by in counts.items()},
+                }
+                for g in trace.languages
+            },
+        },
+        "known": config.known,
+        "target": config.target,
+        "step_seconds": stages.seconds,
+    }
+
+
+def _repeat(config: Config) -> str:
+    default = Config()
+    words = ["dragoman tour"]
+    for name in ("model", "corpus", "target", "segments", "seed"):
+        if (value := getattr(config, name)) != getattr(default, name):
+            words.append(f"--{name} {value}")
+    if config.known != default.known:
+        words += [f"--known {g}" for g in config.known]
+    return " ".join([*words, f"--out {config.out}"])
+
+
+def _results(config: Config, scored: dict[str, Any], arms: dict[str, Any]) -> dict[str, Any]:
+    result = evaluate.tables({s: _only(by, (config.target,)) for s, by in scored.items()}, config.seed)
+    everything = evaluate.values(scored, "bits_per_byte", config.seed)
+    outputs = {s: by["outputs"][config.target] for s, by in scored.items()}
+    table = evaluate.parallel(_corpus(config), config.target, _settings(config))
+    sources, references = (evaluate.cells(table, g) for g in (config.text.source, config.target))
+    return (
+        result
+        | everything
+        | {
+            "forgetting": {arm: _forgetting(config, scored, arm) for arm in arms},
+            "trained_share": {"base": 0.0} | {arm: t["trained_share"] for arm, t in arms.items()},
+            "training": {
+                arm: {
+                    "learning_rate": t["training"]["learning_rate"],
+                    "parameters": t["parameters"],
+                    "steps": t["log"]["steps"],
+                    "tokens": t["log"]["tokens"],
+                    "seconds": round(t["log"]["seconds"], 1),
+                    "losses": [round(x, 4) for x in t["log"]["losses"]],
+                }
+                for arm, t in arms.items()
+            },
+            "examples": [
+                {"source": sources[i], "reference": references[i], "outputs": {s: o[i] for s, o in outputs.items()}}
+                for i in range(0, len(sources), max(1, len(sources) // 5))
+            ][:5],
+        }
+    )
+
+
+def _only(by: dict[str, Any], languages: tuple[str, ...]) -> dict[str, Any]:
+    return by | {m: {g: v for g, v in by[m].items() if g in languages} for m in ("bits_per_byte", "chrf")}
+
+
+def _forgetting(config: Config, scored: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Change in bits per byte on every known language, after minus before."""
+    found = {}
+    for g in config.known:
+        c = evaluate.compare(scored, arm, "base", "bits_per_byte", g, BitsPerByte(0), config.seed)
+        found[g] = {key: c[key] for key in ("difference", "low", "high", "p_value")}
+    return found

@@ -1,0 +1,103 @@
+"""Train only the experts a plan names, and by the plan's choice the routers of their layers.
+
+    W_e = tuned_e  if e is planned, else base_e
+
+Source: Wang et al. 2024 (ESFT, arXiv:2407.01906), sec. 3; routers of the planned layers train as in Khandelwal et al.
+2026 (SSFT, arXiv:2605.29714), released code.
+Differs: planned rows are parameters of their own, so an optimizer never sees the frozen rows: under a gradient mask
+AdamW's weight decay still moves them.
+Trains: planned rows of the expert weights, routers if the plan says so. Merges: exactly.
+"""
+
+# Shape letters: E experts, P planned experts, F expert width, D model width (the last two stand for any trailing axes).
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling import MoELayer, expert_weights, moe_layers
+from dragoman.routing.plan import ExpertPlan
+
+STARTS_AT_BASE = True
+MERGE = "bits"
+NEEDS_PLAN = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What of the planned layers trains."""
+
+    routers: bool | None = None
+    """Train the routers of the planned layers; default: what the plan says."""
+
+
+class _WriteRows(torch.autograd.Function):
+    """Writes the tuned rows into the stack and passes back their gradient: P rows are copied, not E."""
+
+    @staticmethod
+    def forward(ctx: Any, tuned_PFD: torch.Tensor, stack_EFD: torch.Tensor, planned_P: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(planned_P)
+        stack_EFD.index_copy_(0, planned_P, tuned_PFD)
+        return stack_EFD.view_as(stack_EFD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_EFD: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        (planned_P,) = ctx.saved_tensors
+        return grad_EFD.index_select(0, planned_P), None, None
+
+
+class PlannedRows(nn.Module):
+    """Parametrization of stacked expert weights: planned rows come from `tuned_PFD`, the others stay what they are."""
+
+    def __init__(self, base_EFD: torch.Tensor, planned: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("planned_P", torch.tensor(planned, device=base_EFD.device), persistent=False)
+        self.tuned_PFD = nn.Parameter(base_EFD[list(planned)].detach().clone())
+
+    def forward(self, base_EFD: torch.Tensor) -> torch.Tensor:
+        """The stack with the planned rows in place, [E, F, D]."""
+        return _WriteRows.apply(self.tuned_PFD, base_EFD.detach(), self.planned_P)
+
+
+def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> None:
+    """Freeze the model and make the planned rows trainable. Raises where the plan does not fit the model."""
+    if plan is None:
+        raise ConfigError("the method expert_tuning trains what a plan names; make one with `dragoman plan`")
+    layers = _planned_layers(model, plan)
+    routers = plan.train_routers if config.routers is None else config.routers
+    model.requires_grad_(False)
+    for layer, planned in layers:
+        for name in expert_weights(layer.experts):
+            rows = PlannedRows(getattr(layer.experts, name), planned)
+            parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
+        layer.router.requires_grad_(routers)
+
+
+def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoELayer, tuple[int, ...]]]:
+    found = {layer.layer_id: layer for layer in moe_layers(model)}
+    faults = []
+    if foreign := sorted(set(plan.experts()) - set(found)):
+        faults.append(f"it names layers {foreign}, but the model's MoE layers are {sorted(found)}")
+    for layer_id, planned in plan.experts().items():
+        if layer_id in found and (beyond := [e for e in planned if e >= found[layer_id].num_experts]):
+            faults.append(f"layer {layer_id} has {found[layer_id].num_experts} experts, it names {beyond}")
+    if faults:
+        raise ModelError(f"the plan does not fit this model: {'; '.join(faults)}; make one from a trace of this model")
+    return [(found[i], planned) for i, planned in sorted(plan.experts().items()) if planned]
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Write the tuned rows into the stacks for good; plain parameters again, to the bit."""
+    for layer in moe_layers(model):
+        for name in list(getattr(layer.experts, "parametrizations", {})):
+            with torch.no_grad():
+                merged_EFD = getattr(layer.experts, name).clone()
+            parametrize.remove_parametrizations(layer.experts, name, leave_parametrized=False)
+            getattr(layer.experts, name).data.copy_(merged_EFD)

@@ -1,0 +1,1 @@
+"""Turning sources into translations."""

@@ -1,0 +1,151 @@
+"""The report: a made-up record and trace with structure, its page and what its sentences say."""
+
+import copy
+import re
+from html.parser import HTMLParser
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from dragoman.reporting import report_html, summary_text, write_report
+from dragoman.routing.stats import divergence_from, entropy, language_specialisation, slot_share
+from dragoman.routing.trace import RoutingTrace
+
+NAMES = {
+    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "cs": "Czech", "ru": "Russian", "zh": "Chinese",
+    "ca": "Catalan", "pt": "Portuguese", "nl": "Dutch", "sl": "Slovenian", "el": "Greek", "ja": "Japanese",
+    "tr": "Turkish",
+}  # fmt: skip
+KNOWN = ["en", "de", "fr", "es", "cs", "ru", "zh"]
+NEAR = {"en": 0, "de": 1, "nl": 1, "fr": 2, "es": 2, "ca": 2, "pt": 2, "cs": 3, "sl": 3, "ru": 4, "el": 4, "zh": 5, "ja": 5, "tr": 6}  # fmt: skip
+BITS = {"base": 2.41, "ssft": 1.87, "random": 1.88, "last_layers": 1.79, "full": 1.62}
+CHRF = {"base": 11.2, "ssft": 27.9, "random": 27.7, "last_layers": 28.1, "full": 30.4, "copy": 24.3}
+SHARE = {"base": 0.0, "ssft": 0.021, "random": 0.021, "last_layers": 0.19, "full": 1.0}
+DRIFT = {"ssft": 0.004, "random": 0.006, "last_layers": 0.021, "full": 0.14}
+WHY = [
+    "parent es: of the known languages the one routed most like ca",
+    "layer 6: language experts of es: 2, by a gap of 0.02 of slots to the next known language; shared experts: 2",
+    "layer 7: language experts of es: 3, by a gap of 0.02 of slots to the next known language; shared experts: 2",
+]
+PLANS = {
+    "ssft": {"planner": "ssft", "experts": 9, "layers": {"6": [1, 4, 9, 30], "7": [0, 3, 11, 12, 27]}, "why": WHY},
+    "random": {"planner": "random", "experts": 9, "layers": {"6": [2, 7, 9, 18], "7": [3, 8, 15, 20, 31]}, "why": []},
+    "last_layers": {"planner": "layers", "experts": 64, "layers": {"6": list(range(32)), "7": list(range(32))}},
+}
+
+
+def make_trace(tags=tuple(NAMES), num_layers=8, num_experts=32, seed=0):
+    """Related languages choose related experts, most so in the first and last layers."""
+    rng = np.random.default_rng(seed)
+    common_LE = rng.dirichlet(np.full(num_experts, 4.0), num_layers)
+    groups = [rng.dirichlet(np.full(num_experts, 0.4), num_layers) for _ in range(7)]
+    own_L1 = (0.15 + 0.5 * np.linspace(-1, 1, num_layers) ** 2)[:, None]
+    chosen = []
+    for i, tag in enumerate(tags):
+        noise_LE = rng.dirichlet(np.full(num_experts, 2.0), num_layers)
+        special_LE = 0.8 * groups[NEAR.get(tag, i % 7)] + 0.2 * noise_LE
+        chosen.append([rng.multinomial(40_000, p) for p in (1 - own_L1) * common_LE + own_L1 * special_LE])
+    chosen_GLE = np.array(chosen)
+    return RoutingTrace(
+        languages=tuple(tags),
+        layer_ids=tuple(range(num_layers)),
+        num_experts=(num_experts,) * num_layers,
+        top_k=(4,) * num_layers,
+        chosen_GLE=chosen_GLE,
+        gate_mass_GLE=chosen_GLE * 0.2,
+        router_mass_GLE=chosen_GLE * 0.1,
+        tokens_G=np.full(len(tags), 10_000),
+        about={"model_sha256": "0" * 64},
+    )
+
+
+def routing_part(trace):
+    divergence = {g: d_L.tolist() for g, d_L in divergence_from(trace).items()}
+    entropy_GL = entropy(slot_share(trace.chosen_GLE))
+    special_L = language_specialisation(trace.chosen_GLE)
+    return {
+        "layer_ids": list(trace.layer_ids),
+        "divergence": divergence,
+        "divergence_interval": {g: [[0.93 * d for d in d_L], [1.07 * d for d in d_L]] for g, d_L in divergence.items()},
+        "placebo": [0.011] * len(trace.layer_ids),
+        "entropy": {g: entropy_GL[i].tolist() for i, g in enumerate(trace.languages)},
+        "specialisation": special_L.tolist(),
+        "specialisation_interval": [(special_L * 0.95).tolist(), (special_L * 1.05).tolist()],
+    }
+
+
+def comparison(metric, a, b, difference, noise, p_holm):
+    limits = {"low": difference - noise, "high": difference + noise}
+    return {"metric": metric, "language": "ca", "a": a, "b": b, "difference": difference, "p_value": p_holm / 10,
+            "p_holm": p_holm, **limits}  # fmt: skip
+
+
+def compare_all(metric, values, noise):
+    pairs = [(a, b, values[a] - values[b]) for a, b in combinations(values, 2)]
+    return [comparison(metric, a, b, d, noise, 0.005 if abs(d) > noise else 0.8) for a, b, d in pairs]
+
+
+def make_record(trace, bits=BITS, chrf=CHRF):
+    rng = np.random.default_rng(1)
+    tags = list(trace.languages)
+    drifts = {s: {g: drift * rng.normal(1, 0.4) for g in KNOWN} for s, drift in DRIFT.items()}
+    quality = {s: {g: 1.1 + 0.05 * i + drifts.get(s, {}).get(g, 0) for i, g in enumerate(tags)} for s in bits}
+    quality = {s: values | {"ca": bits[s]} for s, values in quality.items()}
+    segments = {"train": 8153, "dev": 300, "devtest": 300}
+    return {
+        "format": "dragoman-record/1", "created": "2026-07-01T10:00:00+00:00", "commit": "c374869aa001",
+        "versions": {"python": "3.11.9", "dragoman": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        "machine": {"processor": "Example CPU @ 2.60GHz", "cores": 2, "memory_gb": 7.8, "system": "Linux x86_64"},
+        "command": "tour", "config": {"target": "ca", "seed": 0, "steps": 300}, "seed": 0,
+        "repeat": "dragoman tour --target ca --seed 0",
+        "model": {
+            "name": "mini-moe", "class": "OlmoeForCausalLM", "sha256": "ab" * 32, "total": 14_321_664,
+            "parameters": {"routed experts": 9_437_184, "router": 65_536, "attention": 2_097_152, "embeddings": 2_721_792},
+            "moe_layers": 8, "num_experts": [32] * 8, "top_k": [4] * 8,
+        },
+        "corpus": {
+            "name": "help", "licence": "MPL-2.0", "checksum": "cd" * 32,
+            "languages": {g: {"name": NAMES.get(g, g), "known": g in KNOWN, "segments": segments} for g in tags},
+        },
+        "known": KNOWN, "target": "ca",
+        "parent": {
+            "chosen": "es", "by": "routing", "by_routing": {"es": 0.962, "fr": 0.951, "de": 0.9, "en": 0.88},
+            "by_overlap": {"es": 0.31, "fr": 0.27, "en": 0.22, "de": 0.2}, "agree": True,
+        },
+        "routing": routing_part(trace), "plans": copy.deepcopy(PLANS),
+        "signatures": {"bits_per_byte": "unit:utf-8-byte|context:512", "chrf": "nc:6|nw:0|space:no"},
+        "bits_per_byte": quality,
+        "bits_per_byte_interval": {s: {g: [v - 0.03, v + 0.03] for g, v in q.items()} for s, q in quality.items()},
+        "chrf": {s: {"ca": v} for s, v in chrf.items()},
+        "chrf_interval": {s: {"ca": [v - 0.8, v + 0.8]} for s, v in chrf.items()},
+        "comparisons": compare_all("bits_per_byte", bits, 0.02) + compare_all("chrf", chrf, 0.9),
+        "forgetting": {
+            s: {g: {"difference": d, "low": d - 0.005, "high": d + 0.005} for g, d in by_language.items()}
+            for s, by_language in drifts.items()
+        },
+        "trained_share": SHARE,
+        "training": {
+            s: {"learning_rate": 3e-4, "steps": 300, "tokens": 614_400, "seconds": 61.5, "losses": [3.0, 2.5, 2.2]}
+            for s in DRIFT
+        },
+        "examples": [
+            {"source": "Click the button to open the dialog.", "reference": "Feu clic al botó per a obrir el diàleg.",
+             "outputs": {"base": "Haga clic en el botón.", "ssft": "Feu clic al botó per obrir el diàleg.",
+                         "full": "Feu clic al botó per a obrir el diàleg."}},
+            {"source": "The function returns 0 if A < B & C > D.", "reference": "La funció retorna 0 si A < B & C > D.",
+             "outputs": {"base": "La función devuelve 0.", "ssft": "La funció retorna 0 si A < B."}},
+        ],
+        "step_seconds": {"diagnose": 41.2, "plan": 0.3, "adapt ssft": 61.5, "adapt full": 75.1, "evaluate": 118.0},
+        "seconds": 431.7, "peak_memory_mb": 2310.4,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return make_trace()
+
+
+@pytest.fixture
+def record(trace):
+    return make_record(trace)
