@@ -11,7 +11,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, NoReturn
 
 import cyclopts
@@ -42,10 +44,12 @@ def build_app(imported: Sequence[str]) -> App:
     """The app; only the named commands are imported, because some need torch and take seconds to load."""
     app = App(name="dragoman", help=HELP, help_flags=["--help", "-h"], version_flags=["--version"], version=_version)
     for name, line in COMMANDS.items():
-        if name in imported:
-            app.command(_callable(name), name=name, help=line)
+        module = importlib.import_module(f"dragoman.commands.{name}") if name in imported else None
+        if module is not None and hasattr(module, "app"):
+            module.app.help = line
+            app.command(module.app)
         else:
-            app.command(lambda: None, name=name, help=line)
+            app.command(_command(module) if module else lambda: None, name=name, help=line)
     return app
 
 
@@ -55,16 +59,17 @@ def _version() -> str:
     return version("dragoman")
 
 
-def _callable(name: str) -> App | Callable[..., Any]:
-    module = importlib.import_module(f"dragoman.commands.{name}")
-    if hasattr(module, "app"):
-        return module.app  # type: ignore[no-any-return]
+def _command(module: ModuleType) -> Callable[..., Any]:
+    """The module's run as a command whose flags are the fields of its Config."""
 
-    def command(config: Any) -> Any:
-        return module.show(module.run(config)) if hasattr(module, "show") else module.run(config)
+    def command(config: Any = None) -> None:
+        module.show(module.run(config if config is not None else module.Config()))
 
-    command.__annotations__ = {"config": Annotated[module.Config, Parameter(name="*")], "return": Any}
-    command.__doc__ = module.run.__doc__
+    required = any(f.default is MISSING and f.default_factory is MISSING for f in fields(module.Config))
+    kind = module.Config if required else module.Config | None
+    command.__annotations__ = {"config": Annotated[kind, Parameter(name="*")]}
+    if required:
+        command.__defaults__ = None
     return command
 
 

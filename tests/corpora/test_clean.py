@@ -10,7 +10,6 @@ from dragoman.corpora.clean import (
     cell_fault,
     clean,
     english_score,
-    jaccard,
     near_duplicates,
     shingles,
 )
@@ -46,6 +45,10 @@ def test_near_languages_are_never_taken_for_english():
     slovak = "Vyberte príkaz ponuky Vložiť - Rámec a otvorte dialógové okno."
     assert cell_fault(slovak, "cs", ENGLISH, Rules()) == "", "cs and sk are not told apart, and need not be"
     assert english_score(slovak, language("cs").langid) < 0 < english_score(ENGLISH, language("cs").langid)
+
+
+def jaccard(a, b):
+    return len(a & b) / len(a | b)
 
 
 def cleaned(columns, splits=None, **rules):

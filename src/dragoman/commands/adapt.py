@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 
+from dragoman.commands import Switch
 from dragoman.corpora.languages import language
 from dragoman.corpora.mix import pad
 from dragoman.corpora.ntext import NText
@@ -72,7 +72,7 @@ class Config:
     """New folder for the model and record.json."""
     seed: int = 0
     """Of the order of the text."""
-    quiet: Annotated[bool, Parameter(negative=())] = False
+    quiet: Switch = False
     """No progress bars."""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
+
+from dragoman.commands import Switch, Tags
 
 app = App(name="data")
 
@@ -16,9 +17,9 @@ def fetch(
     /,
     *,
     out: Path = Path("data"),
-    languages: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    languages: Tags = (),
     cache: Path | None = None,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Switch = False,
 ) -> None:
     """Fetch a source and write it as an n-way table, with its provenance, licence and checksum beside it.
 

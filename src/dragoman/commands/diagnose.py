@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 from tqdm import tqdm
 
+from dragoman.commands import Switch, Tags
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import DataError
@@ -36,7 +36,7 @@ class Config:
     _: KW_ONLY
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
-    languages: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    languages: Tags = ()
     """BCP-47 tags; default: every language of the corpus."""
     split: str = "dev"
     """Which split to read."""
@@ -48,7 +48,7 @@ class Config:
     """New folder for trace.npz and record.json."""
     seed: int = 0
     """Of the bootstrap and the placebo."""
-    quiet: Annotated[bool, Parameter(negative=())] = False
+    quiet: Switch = False
     """No progress bars."""
 
 

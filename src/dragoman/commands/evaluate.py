@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 from tqdm import tqdm
 
+from dragoman.commands import Switch, Tags
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -38,13 +38,13 @@ class Config:
     model: str
     """Model folder, Hub id or built-in name (mini-moe)."""
     _: KW_ONLY
-    against: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    against: Tags = ()
     """Other models, compared on the same segments."""
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
-    languages: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    languages: Tags = ()
     """Languages for bits per byte; default: every language of the corpus."""
-    translate: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    translate: Tags = ()
     """Languages to translate into, scored by chrF beside copying the source."""
     source: str = "en"
     """Language translated from."""
@@ -56,7 +56,7 @@ class Config:
     """New folder for record.json."""
     seed: int = 0
     """Of the bootstrap."""
-    quiet: Annotated[bool, Parameter(negative=())] = False
+    quiet: Switch = False
     """No progress bars."""
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
+from dragoman.commands import Numbers, Tags
 from dragoman.corpora.pack import KNOWN
 from dragoman.errors import ConfigError
 from dragoman.routing.plan import ExpertPlan
@@ -26,7 +25,7 @@ class Config:
     """ssft, random, layers or all."""
     target: str | None = None
     """New language (ssft)."""
-    known: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    known: Tags = ()
     """Languages the model knows (ssft); default: those of the built-in model that are in the trace."""
     parent: str | None = None
     """Known language whose experts are taken (ssft); default: the nearest by measured routing."""
@@ -36,7 +35,7 @@ class Config:
     """Smallest gap in share of slots (ssft); default 0.64 / experts of the layer."""
     shared: int | None = None
     """Shared experts per layer (ssft); default 5/64 of the layer's experts."""
-    layers: Annotated[tuple[int, ...], Parameter(negative=())] = ()
+    layers: Numbers = ()
     """Model layers (ssft, layers); default: the last two MoE layers."""
     like: Path | None = None
     """Plan whose layers and numbers a random plan copies (random)."""

@@ -102,6 +102,16 @@ def run(config: Config) -> dict[str, Any]:
     return record
 
 
+def show(record: dict[str, Any]) -> None:
+    """Print how far it came and where the model is."""
+    log = record["training"]
+    last = log["losses"][-20:]
+    print(
+        f"{record['parameters']:,} parameters, {log['tokens']:,} tokens in {log['seconds'] / 60:.0f} minutes; loss "
+        f"{sum(last) / len(last):.3f} nats per token; the model is in {record['config']['out']}/model"
+    )
+
+
 def _codec(config: Config, tables: list[NText]) -> Any:
     from dragoman.modeling import TextCodec, open_tokenizer
 

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from dragoman.commands import adapt, diagnose, evaluate
+from dragoman.commands import Switch, Tags, adapt, diagnose, evaluate
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, open_corpus
@@ -57,7 +55,7 @@ class Config:
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     target: str = "ca"
     """New language, a column of the corpus."""
-    known: Annotated[tuple[str, ...], Parameter(negative=())] = KNOWN
+    known: Tags = KNOWN
     """Languages the model knows, English first: what it may forget, and where a parent is looked for."""
     segments: int = 300
     """Segments per language for diagnosis (dev) and evaluation (devtest)."""
@@ -69,7 +67,7 @@ class Config:
     """Folder for report.html, record.json, the plans and the adapted model; a killed tour goes on there."""
     seed: int = 0
     """Of the order of the text, the random plan and the bootstrap."""
-    quiet: Annotated[bool, Parameter(negative=())] = False
+    quiet: Switch = False
     """No progress bars."""
 
 

@@ -6,7 +6,9 @@ dev, devtest and test whose English is nearly that of a training row.
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +21,8 @@ from tqdm import tqdm
 from dragoman.corpora.languages import language, script_shares
 from dragoman.corpora.ntext import NText
 
-Index = dict[str, list[tuple[int, str]]]
-"""5-gram -> (number of 5-grams, canonical form) of the training texts that have it in their prefix."""
+Index = dict[int, list[tuple[int, int, int]]]
+"""5-gram -> (number of 5-grams, position of this one, row) of the training texts that have it in their prefix."""
 
 LETTER = re.compile(r"[^\W\d_]")
 
@@ -151,22 +153,24 @@ def near_duplicates(
     """Rows outside train whose text is a near-duplicate of some training text.
 
     Near: the same canonical form, or Jaccard similarity of the sets of character 5-grams >= threshold. Exact, by prefix
-    filtering: order 5-grams by rarity; two sets with Jaccard >= t share one of the first |x| - ceil(t |x|) + 1 of each.
+    filtering: number 5-grams by rarity; two sets with Jaccard >= t share one of the first |x| - ceil(t |x|) + 1 of each.
+    The positions of the first one they share bound how many more they can share.
 
-    Source: Bayardo, Ma and Srikant 2007 (Scaling up all pairs similarity search), sec. 4; Xiao et al. 2008 (PPJoin).
-    Differs: no positional or suffix filter; the length filter suffices at this size.
+    Source: Xiao, Wang, Lin and Yu 2008 (Efficient similarity joins for near duplicate detection, PPJoin), sec. 3 and 4.
+    Differs: no suffix filter; only held-out texts look for training texts, never two of the same side.
     """
     forms = [canonical(text) for text in texts]
     train = {form for form, split in zip(forms, splits, strict=True) if split == "train"}
     held = {form for form, split in zip(forms, splits, strict=True) if split != "train"} - train
     frequency = Counter(gram for form in (*train, *held) for gram in shingles(form))
-    index: Index = defaultdict(list)
-    for form in train:
-        grams = shingles(form)
-        for gram in _prefix(grams, frequency, threshold):
-            index[gram].append((len(grams), form))
-    bar = tqdm(held, desc="near-duplicates", disable=quiet, leave=False)
-    near = train | {form for form in bar if _has_neighbour(form, index, frequency, threshold)}
+    rarest_first = sorted(frequency.items(), key=lambda item: (item[1], item[0]))
+    number = {gram: i for i, (gram, _) in enumerate(rarest_first)}
+    known = sorted(sorted(number[gram] for gram in shingles(form)) for form in train)
+    index = _prefix_index(known, threshold)
+    near = set(train)
+    for form in tqdm(held, desc="near-duplicates", disable=quiet, leave=False):
+        if _has_neighbour(sorted(number[gram] for gram in shingles(form)), known, index, threshold):
+            near.add(form)
     return {i for i, form in enumerate(forms) if splits[i] != "train" and form in near}
 
 
@@ -175,25 +179,35 @@ def shingles(form: str, size: int = 5) -> set[str]:
     return {form[i : i + size] for i in range(max(1, len(form) - size + 1))}
 
 
-def _prefix(grams: set[str], frequency: Counter[str], threshold: float) -> list[str]:
-    rare_first = sorted(grams, key=lambda gram: (frequency[gram], gram))
-    return rare_first[: len(grams) - _ceil(threshold * len(grams)) + 1]
+def _prefix_length(size: int, threshold: float) -> int:
+    return size - _ceil(threshold * size) + 1
 
 
 def _ceil(x: float) -> int:
     """Smallest integer not below x, forgiving rounding error."""
-    return -int(-(x - 1e-9) // 1)
+    return math.ceil(x - 1e-9)
 
 
-def _has_neighbour(form: str, index: Index, frequency: Counter[str], threshold: float) -> bool:
-    grams = shingles(form)
-    low, high = threshold * len(grams) - 1e-9, len(grams) / threshold + 1e-9
-    candidates = (entry for gram in _prefix(grams, frequency, threshold) for entry in index.get(gram, ()))
-    found = {other for n, other in candidates if low <= n <= high}
-    return any(jaccard(grams, shingles(other)) >= threshold for other in found)
+def _prefix_index(known: Sequence[Sequence[int]], threshold: float) -> Index:
+    """Postings by size, so that texts of another length need not be looked at."""
+    index: Index = defaultdict(list)
+    for row in sorted(range(len(known)), key=lambda row: len(known[row])):
+        grams = known[row]
+        for position, gram in enumerate(grams[: _prefix_length(len(grams), threshold)]):
+            index[gram].append((len(grams), position, row))
+    return index
 
 
-def jaccard(a: set[str], b: set[str]) -> float:
-    """|a and b| / |a or b|."""
-    common = len(a & b)
-    return common / (len(a) + len(b) - common)
+def _has_neighbour(grams: Sequence[int], known: Sequence[Sequence[int]], index: Index, threshold: float) -> bool:
+    own, n = set(grams), len(grams)
+    low, high = (_ceil(threshold * n),), (math.floor(n / threshold + 1e-9) + 1,)
+    seen: set[int] = set()
+    for i, gram in enumerate(grams[: _prefix_length(n, threshold)]):
+        postings = index.get(gram, [])
+        for m, j, row in postings[bisect_left(postings, low) : bisect_left(postings, high)]:
+            if row not in seen:
+                seen.add(row)
+                least = _ceil(threshold * (n + m) / (1 + threshold))
+                if min(n - i, m - j) >= least and len(own.intersection(known[row])) >= least:
+                    return True
+    return False

@@ -163,6 +163,13 @@ class _Trainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)  # type: ignore
         return self.lr_scheduler
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        # Trainer loads the saved tensors by name and skips what does not fit: experts are one tensor each on disk and
+        # stacked in memory, so they would silently stay as they are. from_pretrained knows how to stack them.
+        model = model or self.model
+        saved = type(model).from_pretrained(checkpoint, dtype="auto")
+        model.load_state_dict(saved.state_dict(), strict=True)
+
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         labels = inputs.pop("labels")
         with tap_routers(model, self.layers) as routed:
@@ -233,6 +240,7 @@ def train(
     rows = _Rows(tokens_NS[order], None if labels_NS is None else labels_NS[order], pad_id)
     model.train()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     trainer = _Trainer(
         model=model,
         args=_arguments(config, folder, quiet),

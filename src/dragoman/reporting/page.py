@@ -168,7 +168,7 @@ def _gains(record: Record) -> Section:
             [Cell(system_name(system), system), *trained, duration(seconds) if seconds else MISSING, bits, chrf]
         )
     target = name(record, record.get("target", ""))
-    head = ("system", "trained share", "learning rate", "training", "bits per byte", "chrF")
+    head = ("system", "bits per byte", "chrF", "trained share", "learning rate", "training")
     note = f"{target}, held-out text; small: 95% interval. Fewer bits per byte are better, more chrF is better."
     blocks = [Block("table", table_rows(rows), "Systems", head, note), Block("charts", _quality_charts(record, target))]
     blocks += [_comparisons(record, metric) for metric in say.METRICS]
@@ -203,10 +203,10 @@ def _comparisons(record: Record, metric: str) -> Block:
             difference = Cell(number(c["difference"], digits, sign=True), interval)
             verdict = Cell(f"{system_name(winner)} better" if winner else "no difference shown")
             pair = f"{system_name(c['a'])} − {system_name(c['b'])}"
-            rows.append([pair, difference, say.p_text(c["p_value"]), say.p_text(c["p_holm"]), verdict])
+            rows.append([pair, difference, verdict, say.p_text(c["p_holm"]), say.p_text(c["p_value"])])
             unit = f" over {c['units']} {c['unit']}s" if "units" in c else ""
     note = f"Paired bootstrap{unit}, two-sided; Holm: over the pairs of this table. Claimed: Holm p below 0.05."
-    head = ("pair", "difference", "p", "Holm p", "verdict")
+    head = ("pair", "difference", "verdict", "Holm p", "p")
     return Block("table", table_rows(rows), f"Every two systems: {label}", head, note)
 
 

@@ -22,7 +22,7 @@ SYSTEM_NAMES = {
     BASE: "before tuning",
     PLANNED: "SSFT plan",
     CONTROL: "random plan",
-    "last_layers": "last layers, all experts",
+    "last_layers": "complete last layers",
     "full": "full fine-tuning",
     COPY: "copy of the source",
 }
@@ -176,14 +176,14 @@ def best(record: Record) -> str:
     first, second = order[:2]
     share, cost = record.get("trained_share", {}).get(first), mean_change(record, first)
     facts = [f"it trains {percent(share)} of the parameters"] if share else []
-    facts += [f"moves the known languages by {number(cost, sign=True)} on average"] if cost is not None else []
+    facts += [f"changes the known languages by {number(cost, sign=True)} on average"] if cost is not None else []
     about = f"; {' and '.join(facts)}" if facts else ""
     comparison = compared(record, "bits_per_byte", first, second)
     doubt = (
         "" if comparison is None or differs(comparison) else f", though not beyond noise below {system_name(second)}"
     )
     value = number(_values(record, "bits_per_byte")[first])
-    return f"The lowest value of all has {system_name(first)} with {value}{doubt}{about}."
+    return f"{_capital(system_name(first))} reaches the lowest value, {value}{doubt}{about}."
 
 
 def against_copy(record: Record) -> str:
@@ -197,7 +197,9 @@ def against_copy(record: Record) -> str:
     where = "above" if value > copied else "below"
     noise = "" if sure else ", a difference within noise" if comparison else ", a difference that was not tested"
     verdict = "" if where == "above" and sure else "; it does not beat handing back the source"
-    into = f"Into {name(record, record['target'])}, the chrF of {system_name(system)} is {number(value, 1)}"
+    into = (
+        f"The chrF of translations into {name(record, record['target'])} ({system_name(system)}) is {number(value, 1)}"
+    )
     return f"{into}, {where} the {number(copied, 1)} of copying the source{noise}{verdict}."
 
 
@@ -256,9 +258,7 @@ def seen_and_unseen(record: Record) -> str:
     if not known or not unseen:
         return f"The mean over all languages and layers is {number(float(np.mean(list(mean.values()))), 2)}."
     (seen, of_seen), (new, of_new) = ((number(float(np.mean(v)), 2), len(v)) for v in (known, unseen))
-    return (
-        f"Averaged over layers it is {seen} for the {of_seen} languages trained on and {new} for the {of_new} others."
-    )
+    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} not trained on."
 
 
 def spread(record: Record) -> str:
@@ -288,11 +288,11 @@ def experts(record: Record, share_E: Sequence[float], planned: Mapping[str, Sequ
     target, busiest = name(record, record["target"]), int(np.argmax(share_E))
     top = f"For {target} expert {busiest} of layer {layer} is the busiest ({percent(share_E[busiest])} of slots)"
     taken = [
-        f"{system_name(s)} {percent(float(np.asarray(share_E)[list(e)].sum()))} of its slots with {len(e)} experts "
-        f"({percent(len(e) / len(share_E))} if all were used alike)"
+        f"{system_name(s)} {percent(float(np.asarray(share_E)[list(e)].sum()))} "
+        f"(even use would give its {len(e)} experts {percent(len(e) / len(share_E))})"
         for s, e in planned.items()
     ]
-    return f"{top}; the plans cover: {listed(taken)}." if taken else f"{top}."
+    return f"{top}; of its slots the plans cover: {listed(taken)}." if taken else f"{top}."
 
 
 def parent(record: Record) -> str:

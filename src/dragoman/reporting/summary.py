@@ -30,4 +30,6 @@ def summary_text(record: Record) -> str:
         for row in rows
     ]
     title = f"{name(record, record['target'])} ({record['target']})" if record.get("target") else ""
-    return "\n".join(filter(None, (title, *lines, "", textwrap.fill(say.headline(record), 100)))).rstrip()
+    return "\n\n".join(
+        filter(None, ("\n".join(filter(None, (title, *lines))), textwrap.fill(say.headline(record), 100)))
+    )

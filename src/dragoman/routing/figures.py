@@ -2,7 +2,7 @@
 
 Shape letters: G languages, L MoE layers, E experts, N labels.
 
-A figure is 420 units wide and scales to the width it is given, so its type is readable on a telephone. Its neutral
+A figure is 380 units wide and scales to the width it is given, so its type is readable on a telephone. Its neutral
 colours are CSS variables (--ink, --muted, --rule) with defaults; the others were chosen to differ in lightness and
 in dash or marker too. Names are printed as they come, never read as mathematics.
 """
@@ -26,10 +26,10 @@ from scipy.optimize import isotonic_regression
 
 from dragoman.record import sha256
 
-WIDTH = 420
+WIDTH = 380
 INK, MUTED, RULE = "#1f2328", "#6a7178", "#d3d7dc"
 THEME = {INK: f"var(--ink, {INK})", MUTED: f"var(--muted, {MUTED})", RULE: f"var(--rule, {RULE})"}
-KNOWN, UNSEEN, TARGET, PARENT = "#3b87c4", "#8b9198", "#d9541e", "#1f6f4f"
+KNOWN, UNSEEN, TARGET, PARENT = "#3b87c4", "#8b9198", "#d9541e", "#24855e"
 SYSTEM_COLOURS = ("#8b9198", "#d9541e", "#3b87c4", "#b07d00", "#a8568f", "#1f8a66", "#7a6fd0", "#5aa9b8")
 SYSTEM_MARKERS = "osD^vPX*"
 STYLE: Any = {
@@ -234,7 +234,7 @@ def _heat_axes(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_yticks(range(len(tags)), [cast.name(g) for g in tags], fontsize=10 if row == 15 else 9)
+    axes.set_yticks(range(len(tags)), [cast.name(g) for g in tags], fontsize=10 if row == 15 else 9.5)
     for text, tag in zip(axes.get_yticklabels(), tags, strict=True):
         marked = tag in (cast.target, cast.parent)
         style = "normal" if marked or tag in cast.known else "italic"

@@ -1,0 +1,124 @@
+"""The training loop: schedule, losses, resuming, stopping."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import training
+from dragoman.methods.training import Config, WarmupStableDecay, balance_loss, train, z_loss
+from dragoman.modeling import moe_layers
+from tests.models import tiny
+
+ROWS = np.random.default_rng(0).integers(3, 64, (32, 16)).astype(np.int32)
+
+
+def config(**changes):
+    return Config(
+        **({"steps": 8, "batch": 4, "micro_batch": 4, "warmup": 2, "decay": 4, "precision": "fp32"} | changes)
+    )
+
+
+def test_schedule_by_hand():
+    shape = WarmupStableDecay(warmup=4, decay=4, steps=12)
+    assert [shape(s) for s in (0, 1, 3, 4, 7)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert shape(8) == 1.0
+    assert shape(9) == pytest.approx(1 - math.sqrt(1 / 4))
+    assert shape(11) == pytest.approx(1 - math.sqrt(3 / 4))
+    shape.decay_from = 5
+    assert shape(6) == pytest.approx(0.5)
+
+
+def test_balance_loss_by_hand():
+    # two tokens, two experts, top-1: both chose expert 0; probabilities 0.75 / 0.25 and 0.5 / 0.5
+    logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
+    chosen = torch.tensor([[0], [0], [1]])
+    real = torch.tensor([True, True, False])
+    assert balance_loss(logits, chosen, real).item() == pytest.approx(2 * (1.0 * 0.625 + 0.0))
+    uniform = torch.zeros(4, 4)
+    assert balance_loss(uniform, torch.arange(4)[:, None], torch.ones(4, dtype=bool)).item() == pytest.approx(1.0)
+    assert z_loss(torch.zeros(3, 4), real).item() == pytest.approx(math.log(4) ** 2)
+
+
+def test_training_lowers_the_loss_and_logs_every_step(tmp_path):
+    log = train(tiny("olmoe"), ROWS[:4], config(steps=30, learning_rate=3e-3), folder=tmp_path)
+    assert len(log.losses) == log.steps == 30
+    assert log.losses[-1] < 0.8 * log.losses[0]
+    assert log.tokens == 30 * 4 * 16
+
+
+def test_micro_batches_change_nothing_but_memory(tmp_path):
+    losses = [train(tiny("olmoe"), ROWS, config(micro_batch=m), folder=tmp_path / str(m)).losses for m in (4, 2)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_the_logged_loss_is_the_models_own_cross_entropy(tmp_path):
+    model = tiny("olmoe")
+    ids = torch.from_numpy(ROWS[:4].astype(np.int64))
+    expected = model(ids, labels=ids).loss.item()
+    log = train(model, ROWS, config(balance=0.1, z_loss=0.1), layers=moe_layers(model), folder=tmp_path)
+    assert log.losses[0] == pytest.approx(expected, rel=1e-5), "router losses must not be in it"
+
+
+def test_prompts_and_filler_carry_no_loss(tmp_path):
+    labels = ROWS.astype(np.int64).copy()
+    labels[:, :10] = -100
+    model = tiny("olmoe")
+    ids = torch.from_numpy(ROWS[:4].astype(np.int64))
+    expected = model(ids, labels=torch.from_numpy(labels[:4])).loss.item()
+    log = train(model, ROWS, config(), labels_NS=labels, pad_id=0, folder=tmp_path)
+    assert log.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_loss_evens_the_load(tmp_path):
+    """With the balance loss alone dominating, the most loaded expert of the worst layer gets less."""
+
+    def worst(model):
+        from dragoman.routing.capture import capture
+
+        counts = capture(model, {"en": ROWS.tolist()}, start_id=1).chosen_GLE[0]
+        return (counts.max(-1) / counts.mean(-1)).max()
+
+    model = tiny("olmoe")
+    before = worst(model)
+    train(model, ROWS, config(steps=40, balance=10.0, learning_rate=1e-2), layers=moe_layers(model), folder=tmp_path)
+    assert worst(model) < 0.8 * before
+
+
+def test_a_resumed_run_repeats_the_losses_of_an_undisturbed_one(tmp_path, monkeypatch):
+    straight = train(tiny("olmoe"), ROWS, config(steps=8), folder=tmp_path / "a").losses
+
+    def save_at_five(self, args, state, control, **_):
+        on_step_end(self, args, state, control)
+        control.should_save = state.global_step == 5
+
+    on_step_end = training._Watch.on_step_end
+    monkeypatch.setattr(training._Watch, "on_step_end", save_at_five)
+    train(tiny("olmoe"), ROWS, config(steps=8), folder=tmp_path / "b")
+    (checkpoint,) = (tmp_path / "b").glob("checkpoint-*")
+    resumed = train(tiny("olmoe", seed=9), ROWS, config(steps=8), folder=tmp_path / "b", resume=checkpoint).losses
+    assert resumed == straight[5:]
+
+
+def test_time_limit_brings_the_decay_forward(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 30))  # every look at the clock is half a minute later
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    log = train(tiny("olmoe"), ROWS, config(steps=500, minutes=5.0, decay=4), folder=tmp_path)
+    assert log.steps < 20
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
+    model = tiny("olmoe")
+    model.get_input_embeddings().weight.data[5] = float("nan")
+    rows = ROWS.copy()
+    rows[rows == 5] = 6
+    rows[13, 3] = 5  # in the fourth batch
+    with pytest.raises(ModelError, match="became nan at step 4;.*resume"):
+        train(model, rows, config(), folder=tmp_path)
+
+
+def test_impossible_settings_are_all_named():
+    with pytest.raises(ConfigError, match=r"no multiple.*do not fit.*precision"):
+        Config(batch=5, micro_batch=2, steps=3, warmup=2, decay=4, precision="fp8")
