@@ -49,6 +49,13 @@ def test_training_lowers_the_loss_and_logs_every_step(tmp_path):
     assert log.tokens == 30 * 4 * 16
 
 
+def test_training_in_bf16_leaves_the_model_computing_in_fp32(tmp_path):
+    model = tiny("olmoe")
+    train(model, ROWS, config(precision="bf16", learning_rate=0.0), folder=tmp_path)
+    ids = torch.from_numpy(ROWS[:4].astype(np.int64))
+    assert torch.equal(model(ids).logits, tiny("olmoe")(ids).logits)
+
+
 def test_micro_batches_change_nothing_but_memory(tmp_path):
     losses = [train(tiny("olmoe"), ROWS, config(micro_batch=m), folder=tmp_path / str(m)).losses for m in (4, 2)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

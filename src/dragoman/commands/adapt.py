@@ -85,8 +85,8 @@ def run(config: Config) -> dict[str, Any]:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
-    out = claim_folder(config.out)
     model, codec = open_model(config.model), open_tokenizer(config.model)
+    out = claim_folder(config.out)
     parent = config.parent or (plan.parent if plan else None)
     if parent:
         copy_tag(model, codec, parent, config.target)

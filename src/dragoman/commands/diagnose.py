@@ -54,13 +54,14 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
-    from dragoman.modeling import model_checksum, open_model, open_tokenizer
+    from dragoman.modeling import model_checksum, moe_layers, open_model, open_tokenizer
 
     corpus = open_corpus(config.corpus)
     languages = config.languages or corpus.languages
     corpus.require([*languages, config.reference])
-    out = claim_folder(config.out)
     model, codec = open_model(config.model), open_tokenizer(config.model)
+    moe_layers(model)  # a dense model is refused before anything is written
+    out = claim_folder(config.out)
     languages = tuple(dict.fromkeys([config.reference, *languages]))
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     text = aligned(corpus, languages, config.split, config.segments)

@@ -77,16 +77,16 @@ ARMS = {"ssft": "expert_tuning", "random": "expert_tuning", "last_layers": "expe
 
 def run(config: Config) -> dict[str, Any]:
     """Show what the toolkit does on one model: a report and a record, in minutes, with every number measured."""
-    from dragoman.modeling import copy_tag, open_model, open_tokenizer
+    from dragoman.modeling import copy_tag, moe_layers, open_model, open_tokenizer
     from dragoman.reporting import write_report
 
     corpus = _corpus(config)
+    codec, model = open_tokenizer(config.model), open_model(config.model)
+    moe_layers(model)  # a dense model is refused before anything is written
     stages = Stages(config, corpus)
     if stages.finished:
         print(f"this tour was finished before; its report is {config.out / 'report.html'}")
         return read_json(config.out / "record.json")
-    codec = open_tokenizer(config.model)
-    model = open_model(config.model)
     trace = _diagnose(config, stages, model, codec, corpus)
     routing = stages("routing", lambda: diagnose.describe(trace, config.known[0], config.seed))
     plans = stages("plans", lambda: _plans(config, trace))

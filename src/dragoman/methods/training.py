@@ -255,6 +255,8 @@ def train(
     trainer.add_callback(_Watch(trainer, config))
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     log.seconds, log.steps = time.monotonic() - started, len(log.losses)
     log.tokens = log.steps * config.batch * tokens_NS.shape[1]

@@ -163,10 +163,8 @@ def _gains(record: Record) -> Section:
         share, training = record.get("trained_share", {}).get(system), record.get("training", {}).get(system, {})
         rate, seconds = training.get("learning_rate"), training.get("seconds")
         trained = [percent(share) if share is not None else MISSING, f"{rate:.2g}" if rate else MISSING]
-        bits, chrf = (measured(record, metric, system) for metric in say.METRICS)
-        rows.append(
-            [Cell(system_name(system), system), *trained, duration(seconds) if seconds else MISSING, bits, chrf]
-        )
+        quality = [measured(record, metric, system) for metric in say.METRICS]
+        rows.append([Cell(system_name(system), system), *quality, *trained, duration(seconds or 0) or MISSING])
     target = name(record, record.get("target", ""))
     head = ("system", "bits per byte", "chrF", "trained share", "learning rate", "training")
     note = f"{target}, held-out text; small: 95% interval. Fewer bits per byte are better, more chrF is better."

@@ -141,7 +141,8 @@ def gain(record: Record) -> str:
     if not comparison or before is None or after is None:
         return ""
     target, share = name(record, record["target"]), record.get("trained_share", {}).get(PLANNED)
-    unseen = "" if record["target"] in record.get("known", ()) else ", a language the model was not trained on,"
+    known = record.get("known") or [record["target"]]  # nothing is claimed where the training languages are not known
+    unseen = "" if record["target"] in known else ", a language the model was not trained on,"
     what = "the experts that SSFT chose" + (f" ({percent(share)} of the parameters)" if share else "")
     values = f"from {number(before)} to {number(after)} bits per byte (difference {_evidence(comparison)})"
     verdict = better(comparison)
@@ -179,9 +180,8 @@ def best(record: Record) -> str:
     facts += [f"changes the known languages by {number(cost, sign=True)} on average"] if cost is not None else []
     about = f"; {' and '.join(facts)}" if facts else ""
     comparison = compared(record, "bits_per_byte", first, second)
-    doubt = (
-        "" if comparison is None or differs(comparison) else f", though not beyond noise below {system_name(second)}"
-    )
+    sure = comparison is None or differs(comparison)
+    doubt = "" if sure else f", though not beyond noise below {system_name(second)}"
     value = number(_values(record, "bits_per_byte")[first])
     return f"{_capital(system_name(first))} reaches the lowest value, {value}{doubt}{about}."
 
@@ -197,10 +197,8 @@ def against_copy(record: Record) -> str:
     where = "above" if value > copied else "below"
     noise = "" if sure else ", a difference within noise" if comparison else ", a difference that was not tested"
     verdict = "" if where == "above" and sure else "; it does not beat handing back the source"
-    into = (
-        f"The chrF of translations into {name(record, record['target'])} ({system_name(system)}) is {number(value, 1)}"
-    )
-    return f"{into}, {where} the {number(copied, 1)} of copying the source{noise}{verdict}."
+    into = f"The chrF of translations into {name(record, record['target'])} ({system_name(system)})"
+    return f"{into} is {number(value, 1)}, {where} the {number(copied, 1)} of copying the source{noise}{verdict}."
 
 
 def language_experts(why: Iterable[str]) -> int | None:
@@ -258,7 +256,7 @@ def seen_and_unseen(record: Record) -> str:
     if not known or not unseen:
         return f"The mean over all languages and layers is {number(float(np.mean(list(mean.values()))), 2)}."
     (seen, of_seen), (new, of_new) = ((number(float(np.mean(v)), 2), len(v)) for v in (known, unseen))
-    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} not trained on."
+    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} unseen."
 
 
 def spread(record: Record) -> str:

@@ -1,0 +1,217 @@
+"""The tour and the single commands, end to end on a toy model and toy text."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dragoman
+from dragoman.commands import tour
+from dragoman.commands.adapt import Text
+from dragoman.commands.tour import ARMS
+from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.modeling import TextCodec, copy_tag, save_model
+from tests.models import dense, tiny
+from tests.texts import corpus, tokenizer
+
+KNOWN = ("en", "es", "de", "ru")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a toy model and a toy corpus."""
+    folder = tmp_path_factory.mktemp("toy")
+    codec = TextCodec(tokenizer())
+    save_model(tiny("olmoe", vocab_size=len(codec.tokenizer), num_experts=16), codec, folder / "model")
+    save_model(dense(), codec, folder / "dense")
+    corpus().save(folder / "text.tsv.gz")
+    return folder
+
+
+def settings(place, out, **changes):
+    return {
+        "model": str(place / "model"),
+        "corpus": str(place / "text.tsv.gz"),
+        "known": KNOWN,
+        "segments": 12,
+        "text": Text(segments=16, block=64, batch=4),
+        "out": out,
+        "quiet": True,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """(folder, record) of a tour that nothing disturbed."""
+    return place / "tour", dragoman.tour(**settings(place, place / "tour"))
+
+
+def numbers(record):
+    return {k: record[k] for k in ("bits_per_byte", "chrf", "comparisons", "forgetting", "trained_share", "routing")}
+
+
+def test_the_record_holds_what_it_promises(finished):
+    folder, _ = finished
+    on_disk = json.loads((folder / "record.json").read_text())
+    systems = ["base", *ARMS]
+    assert list(on_disk["bits_per_byte"]) == systems
+    assert all(set(row) == set(corpus().languages) for row in on_disk["bits_per_byte"].values())
+    assert set(on_disk["chrf"]) == {*systems, "copy"}
+    assert all(set(row) == {"ca"} for row in on_disk["chrf"].values())
+    assert on_disk["trained_share"]["full"] == 1.0
+    assert on_disk["trained_share"]["ssft"] == on_disk["trained_share"]["random"]
+    assert 0 < on_disk["trained_share"]["ssft"] < on_disk["trained_share"]["last_layers"] < 1
+    assert on_disk["seconds"] > 0
+    assert on_disk["peak_memory_mb"] > 0
+    pairs = {(c["a"], c["b"]) for c in on_disk["comparisons"] if c["metric"] == "bits_per_byte"}
+    assert len(pairs) == 5 * 4 / 2, "every two systems"
+    assert set(on_disk["forgetting"]["full"]) == set(KNOWN)
+    assert all(c["language"] == "ca" for c in on_disk["comparisons"])
+
+
+def test_every_arm_learnt_on_the_same_tokens(finished):
+    _, record = finished
+    assert len({(t["steps"], t["tokens"]) for t in record["training"].values()}) == 1
+    first = [t["losses"][0] for t in record["training"].values()]
+    assert len(set(first)) == 1, "all arms start at the base, on the same first batch"
+
+
+def test_forgetting_is_the_difference_of_the_table(finished):
+    _, record = finished
+    for arm, by_language in record["forgetting"].items():
+        for g, change in by_language.items():
+            expected = record["bits_per_byte"][arm][g] - record["bits_per_byte"]["base"][g]
+            assert change["difference"] == pytest.approx(expected, abs=1e-12)
+            assert change["low"] <= change["difference"] <= change["high"]
+
+
+def test_bits_per_byte_against_a_loop(finished, place):
+    """The base's number again, token by token, from the saved model."""
+    import torch
+
+    _, record = finished
+    model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
+    copy_tag(model, codec, record["parent"]["chosen"], "ca")  # part of every arm; a tag takes part in each softmax
+    texts = corpus().texts("ca", "devtest")[:12]
+    bits = 0.0
+    for text in texts:
+        (ids,) = codec.encode([text])
+        with torch.no_grad():
+            log_p = model(torch.tensor([[codec.start_id, *ids]])).logits[0].double().log_softmax(-1)
+        bits -= sum(log_p[i, t].item() for i, t in enumerate(ids)) / np.log(2)
+    expected = bits / sum(len(t.encode()) for t in texts)
+    assert record["bits_per_byte"]["base"]["ca"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_saved_model_is_the_adapted_one(finished, place):
+    folder, record = finished
+    again = dragoman.evaluate(
+        str(folder / "model-ssft"),
+        corpus=str(place / "text.tsv.gz"),
+        languages=("ca", "en"),
+        translate=("ca",),
+        segments=12,
+        out=place / "again",
+        quiet=True,
+    )
+    for g in ("ca", "en"):
+        assert again["bits_per_byte"][str(folder / "model-ssft")][g] == record["bits_per_byte"]["ssft"][g]
+    assert again["chrf"]["copy"] == record["chrf"]["copy"]
+
+
+def test_same_seed_same_numbers_and_another_seed_others(finished, place):
+    _, record = finished
+    same = dragoman.tour(**settings(place, place / "same"))
+    assert json.dumps(numbers(same)) == json.dumps(numbers(record))
+    other = dragoman.tour(**settings(place, place / "other", seed=1))
+    assert other["bits_per_byte"]["ssft"] != record["bits_per_byte"]["ssft"]
+
+
+@pytest.mark.parametrize("stage", ["routing", "random", "report"])
+def test_a_killed_tour_goes_on_and_gives_the_same_numbers(finished, place, stage, monkeypatch, tmp_path):
+    _, record = finished
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        if stage == "routing":
+            patched.setattr(tour.diagnose, "describe", die)
+        elif stage == "random":
+            train = tour.adapt.train_arm
+            calls = iter([train, die])
+            patched.setattr(tour.adapt, "train_arm", lambda *a, **k: next(calls)(*a, **k))
+        else:
+            patched.setattr(tour, "_record", die)
+        with pytest.raises(Killed):
+            dragoman.tour(**settings(place, tmp_path / "t"))
+    assert not (tmp_path / "t" / "record.json").exists()
+    if stage == "report":
+        monkeypatch.setattr(tour.adapt, "train_arm", die)  # nothing may be trained again
+    resumed = dragoman.tour(**settings(place, tmp_path / "t"))
+    assert json.dumps(numbers(resumed)) == json.dumps(numbers(record))
+
+
+def test_a_finished_tour_is_not_run_again(finished, place, monkeypatch, capsys):
+    folder, record = finished
+    monkeypatch.setattr(tour, "_score", None)
+    assert dragoman.tour(**settings(place, folder))["created"] == record["created"]
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, place):
+    folder, _ = finished
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 3.*choose another --out"):
+        dragoman.tour(**settings(place, folder, seed=3))
+
+
+def test_a_folder_of_somebody_else_is_refused(place, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        dragoman.tour(**settings(place, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"target": "xx"}, DataError, "no column xx"),
+        ({"target": "es"}, ConfigError, "the target es is among the known"),
+        ({"known": ("en",)}, ConfigError, "two languages or more"),
+        ({"corpus": "/nowhere.tsv"}, DataError, "/nowhere.tsv"),
+        ({"model": "./nowhere"}, ModelError, "no config.json"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(place, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        dragoman.tour(**settings(place, tmp_path / "t", **changes))
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_dense_model_is_told_so(place, tmp_path):
+    with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
+        dragoman.tour(**settings(place, tmp_path / "t", model=str(place / "dense")))
+    with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
+        dragoman.diagnose(str(place / "dense"), corpus=str(place / "text.tsv.gz"), out=tmp_path / "d", quiet=True)
+    assert not (tmp_path / "d" / "trace.npz").exists()
+
+
+def test_single_commands_lead_to_the_same_adapted_model(finished, place, tmp_path):
+    """diagnose, plan and adapt by hand are what the tour does."""
+    folder, record = finished
+    toy = {"corpus": str(place / "text.tsv.gz"), "quiet": True}
+    languages = tuple(record["corpus"]["languages"])
+    dragoman.diagnose(str(place / "model"), languages=languages, segments=12, out=tmp_path / "d", **toy)
+    plan = dragoman.plan(tmp_path / "d" / "trace.npz", target="ca", known=KNOWN, out=tmp_path / "plan.json")
+    assert plan.experts() == dragoman.ExpertPlan.load(folder / "plan-ssft.json").experts()
+    adapted = dragoman.adapt(
+        str(place / "model"),
+        target="ca",
+        plan=tmp_path / "plan.json",
+        text=Text(segments=16, block=64, batch=4),
+        out=tmp_path / "a",
+        **toy,
+    )
+    assert [round(x, 4) for x in adapted["log"]["losses"]] == record["training"]["ssft"]["losses"]
