@@ -20,7 +20,10 @@ NAMES = {
     "tr": "Turkish",
 }  # fmt: skip
 KNOWN = ["en", "de", "fr", "es", "cs", "ru", "zh"]
-NEAR = {"en": 0, "de": 1, "nl": 1, "fr": 2, "es": 2, "ca": 2, "pt": 2, "cs": 3, "sl": 3, "ru": 4, "el": 4, "zh": 5, "ja": 5, "tr": 6}  # fmt: skip
+NEAR = {
+    "en": 0, "de": 1, "nl": 1, "fr": 2, "es": 2, "ca": 2, "pt": 2, "cs": 3, "sl": 3, "ru": 4, "el": 4, "zh": 5, "ja": 5,
+    "tr": 6,
+}  # fmt: skip
 BITS = {"base": 2.41, "ssft": 1.87, "random": 1.88, "last_layers": 1.79, "full": 1.62}
 CHRF = {"base": 11.2, "ssft": 27.9, "random": 27.7, "last_layers": 28.1, "full": 30.4, "copy": 24.3}
 SHARE = {"base": 0.0, "ssft": 0.021, "random": 0.021, "last_layers": 0.19, "full": 1.0}
@@ -103,7 +106,7 @@ def make_record(trace, bits=BITS, chrf=CHRF):
         "repeat": "dragoman tour --target ca --seed 0",
         "model": {
             "name": "mini-moe", "class": "OlmoeForCausalLM", "sha256": "ab" * 32, "total": 14_321_664,
-            "parameters": {"routed experts": 9_437_184, "router": 65_536, "attention": 2_097_152, "embeddings": 2_721_792},
+            "parameters": {"routed experts": 9_437_184, "router": 65_536, "attention": 2_097_152},
             "moe_layers": 8, "num_experts": [32] * 8, "top_k": [4] * 8,
         },
         "corpus": {
@@ -211,20 +214,18 @@ def test_page_names_every_language_system_and_fact(html):
     text = Page(html).text
     for word in (*NAMES.values(), *NAMES, *BITS, "copy of the source", "complete last layers"):
         assert word in text, word
-    for fact in ("dragoman tour --target ca --seed 0", "MPL-2.0", "unit:utf-8-byte|context:512", "Example CPU", "14,321,664",
-                 "2,310 MB", "7 min 12 s", "torch 2.13.0", "8 layers, 32 experts each, 4 chosen per token"):  # fmt: skip
+    for fact in (
+        "dragoman tour --target ca --seed 0", "MPL-2.0", "unit:utf-8-byte|context:512", "Example CPU", "14,321,664",
+        "2,310 MB", "7 min 12 s", "torch 2.13.0", "8 layers, 32 experts each, 4 chosen per token",
+    ):  # fmt: skip
         assert fact in text, fact
     assert "1.870 [1.840, 1.900]" in text, "value and interval of SSFT"
     assert "La función devuelve 0." in text
     assert "A < B & C > D" in text
 
 
-def test_same_input_same_bytes(html, trace):
-    assert report_html(make_record(trace), trace) == html
-
-
-def test_write_report_is_whole_or_not(tmp_path, record, trace, html):
-    write_report(record, trace, tmp_path / "report.html")
+def test_same_input_same_bytes_written_whole(tmp_path, trace, html):
+    write_report(make_record(trace), trace, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -242,11 +243,6 @@ def test_text_of_users_is_escaped(trace):
     assert "<script>alert(1)</script>" in page.text
 
 
-OPTIONAL = ("corpus", "model", "routing", "plans", "parent", "signatures", "bits_per_byte", "bits_per_byte_interval", "chrf",
-            "chrf_interval", "comparisons", "forgetting", "trained_share", "training", "examples", "step_seconds", "known",
-            "versions", "machine", "seconds", "peak_memory_mb", "target", "created", "config", "repeat")  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "missing", [("routing", "plans", "examples"), ("chrf", "examples"), ("bits_per_byte", "target")]
 )
@@ -258,8 +254,8 @@ def test_what_is_missing_is_left_out(missing):
 
 
 def test_every_optional_field_may_be_missing_from_the_sentences(record):
-    for field in OPTIONAL:
-        summary_text({k: v for k, v in record.items() if k != field})
+    for field in record:
+        assert summary_text({k: v for k, v in record.items() if k != field}), field
 
 
 def test_an_empty_record_makes_a_page_of_the_trace_alone():
@@ -276,8 +272,9 @@ def test_an_empty_record_makes_a_page_of_the_trace_alone():
 def small(**comparisons):
     """A record with the given comparisons: name "a_b" -> (difference, noise, Holm p), bits per byte."""
     rows = [comparison("bits_per_byte", *pair.split("_"), *numbers) for pair, numbers in comparisons.items()]
+    names = {"ca": {"name": "Catalan"}, "es": {"name": "Spanish"}}
     return {
-        "target": "ca", "known": ["en"], "corpus": {"languages": {"ca": {"name": "Catalan"}, "es": {"name": "Spanish"}}},
+        "target": "ca", "known": ["en"], "corpus": {"languages": names},
         "bits_per_byte": {"base": {"ca": 2.0}, "ssft": {"ca": 1.5}, "random": {"ca": 1.6}}, "comparisons": rows,
     }  # fmt: skip
 
@@ -343,7 +340,8 @@ def test_chrf_beside_copying(ssft, noise, p_holm, words):
 def test_parent_agreement_and_disagreement():
     record = small() | {"parent": {"chosen": "es", "by": "routing", "by_routing": {"es": 0.9, "fr": 0.8}}}
     assert say.parent(record) == (
-        "Spanish is the parent, the known language whose routing is most like that of Catalan (similarity 0.900; fr 0.800)."
+        "Spanish is the parent, the known language whose routing is most like that of Catalan "
+        "(similarity 0.900; fr 0.800)."
     )
     record["parent"]["by_overlap"] = {"es": 0.3, "fr": 0.2}
     assert "Vocabulary overlap agrees (0.300; fr 0.200)." in say.parent(record)

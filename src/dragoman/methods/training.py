@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, SequentialSampler
+from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
@@ -197,16 +198,25 @@ class _Trainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Keeps the log, brings the decay forward when time is up, and asks for checkpoints."""
+    """Keeps the log and the progress bar, brings the decay forward when time is up, asks for checkpoints."""
 
-    def __init__(self, trainer: _Trainer, config: Config):
+    def __init__(self, trainer: _Trainer, config: Config, quiet: bool):
         self.trainer, self.config = trainer, config
         self.started = self.saved = time.monotonic()
+        self.bar = tqdm(total=config.steps, desc="train", unit=" steps", disable=quiet, delay=2)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log, pending = self.trainer.log_, self.trainer.pending
         log.losses.append(sum(pending) / len(pending))
         pending.clear()
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{log.losses[-1]:.3f}", refresh=False)
         now, shape = time.monotonic(), self.trainer.shape
         if self.config.minutes and now - self.started > 60 * self.config.minutes:
             shape.decay_from = min(shape.decay_from, state.global_step)
@@ -243,16 +253,15 @@ def train(
     transformers_logging.disable_progress_bar()
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, folder, quiet),
+        args=_arguments(config, folder),
         train_dataset=rows,
         config=config,
         layers=layers if config.balance or config.z_loss else (),
         log=log,
     )
-    trainer.remove_callback(PrinterCallback)
-    if quiet:
-        trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Watch(trainer, config))
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    trainer.add_callback(_Watch(trainer, config, quiet))
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
@@ -263,7 +272,7 @@ def train(
     return log
 
 
-def _arguments(config: Config, folder: Path, quiet: bool) -> TrainingArguments:
+def _arguments(config: Config, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=config.micro_batch,
@@ -279,8 +288,8 @@ def _arguments(config: Config, folder: Path, quiet: bool) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         save_total_limit=2,
-        logging_steps=50,
-        disable_tqdm=quiet,
+        logging_strategy="no",
+        disable_tqdm=True,
         report_to=[],
         dataloader_pin_memory=False,
         remove_unused_columns=False,

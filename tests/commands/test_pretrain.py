@@ -1,0 +1,96 @@
+"""`dragoman pretrain` on toy text: a model from nothing, further training, resuming, leaks."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import dragoman
+from dragoman.commands.pretrain import Vocabulary
+from dragoman.corpora.mix import Mix
+from dragoman.errors import ConfigError, DataError
+from dragoman.methods import training
+from tests.models import FAMILIES, SHARED
+from tests.texts import corpus
+
+SHAPE = {k: v for k, v in (SHARED | FAMILIES["olmoe"]).items() if not k.endswith("token_id") and k != "vocab_size"}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return corpus().save(tmp_path_factory.mktemp("data") / "text.tsv.gz")
+
+
+def settings(table, out, **changes):
+    return {
+        "out": out,
+        "data": (table,),
+        "shape": SHAPE,
+        "vocabulary": Vocabulary(size=350, tags=("en", "es", "ca")),
+        "mix": Mix(languages={"en": 1.0, "es": 1.0}, parallel=0.5),
+        "held_out_languages": ("ca",),
+        "block": 32,
+        "training": training.Config(steps=6, batch=4, micro_batch=4, warmup=2, decay=2, balance=0.01, precision="fp32"),
+        "quiet": True,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def base(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "run"
+    return folder, dragoman.pretrain(**settings(table, folder))
+
+
+def test_a_model_from_nothing_opens_and_knows_its_tags(base):
+    folder, record = base
+    model, codec = dragoman.open_model(str(folder / "model")), dragoman.open_tokenizer(str(folder / "model"))
+    assert len(codec.tokenizer) == model.config.vocab_size == 350
+    assert codec.tag_id("ca") is not None
+    assert codec.tag_id("de") is None
+    assert len(dragoman.moe_layers(model)) == 3
+    assert record["training"]["tokens"] == 6 * 4 * 32
+    assert json.loads((folder / "record.json").read_text())["config"]["mix"]["parallel"] == 0.5
+
+
+def test_further_training_starts_at_the_given_weights(base, table, tmp_path):
+    folder, record = base
+    more = dragoman.pretrain(**settings(table, tmp_path / "more", start=str(folder / "model"), shape={}))
+    assert more["training"]["losses"][0] < record["training"]["losses"][0]
+
+
+def test_only_seen_languages_teach_the_tokenizer(base):
+    folder, _ = base
+    codec = dragoman.open_tokenizer(str(folder / "model"))
+    per_byte = {
+        g: sum(map(len, codec.encode(corpus().texts(g)))) / sum(len(t.encode()) for t in corpus().texts(g))
+        for g in ("en", "es", "ru")
+    }
+    assert per_byte["ru"] > 2 * per_byte["en"]
+    assert per_byte["es"] < 1.5 * per_byte["en"]
+
+
+def test_a_planted_leak_is_refused_before_anything_is_written(table, tmp_path):
+    held = corpus()
+    train = held.splits.index("train")
+    splits = list(held.splits)
+    for i, document in enumerate(held.documents):
+        if document == held.documents[train]:
+            splits[i] = "devtest"
+    other = replace(held, splits=tuple(splits)).save(tmp_path / "held.tsv.gz")
+    with pytest.raises(DataError, match=rf"1 held-out documents in toy: {held.documents[train]}"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", held_out=other))
+    with pytest.raises(DataError, match="held-out languages in the mix: es"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", held_out_languages=("es", "ca")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
+    folder, _ = base
+    with pytest.raises(ConfigError, match="not empty.*--resume"):
+        dragoman.pretrain(**settings(table, folder))
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        dragoman.pretrain(**settings(table, folder, resume=True))
+    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="block: 32 -> 16"):
+        dragoman.pretrain(**settings(table, folder, resume=True, block=16))
+    (folder / "checkpoints" / "checkpoint-3").rmdir()
