@@ -47,7 +47,7 @@ def test_tapped_selections_are_those_the_experts_receive(family):
         indices = next(t for t in [*args, *kw.values()] if not t.is_floating_point())
         assert torch.equal(routed.indices_TK, indices.reshape(-1, 2))
         assert routed.logits_TE.shape == (48, 8)
-        weights = [t for t in [*args, *kw.values()] if t.is_floating_point() and t.shape[-1] == 2][0]
+        weights = next(t for t in [*args, *kw.values()] if t.is_floating_point() and t.shape[-1] == 2)
         torch.testing.assert_close(routed.weights_TK.float(), weights.reshape(-1, 2).float())
 
 

@@ -86,7 +86,7 @@ def test_a_planted_leak_is_refused_before_anything_is_written(table, tmp_path):
 
 def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
     folder, _ = base
-    with pytest.raises(ConfigError, match="not empty.*--resume"):
+    with pytest.raises(ConfigError, match=r"not empty.*--resume"):
         dragoman.pretrain(**settings(table, folder))
     with pytest.raises(ConfigError, match="no checkpoint"):
         dragoman.pretrain(**settings(table, folder, resume=True))

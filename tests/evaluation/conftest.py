@@ -1,5 +1,5 @@
 """References in several scripts and two made systems: `careful` loses less of them than `careless`."""
-# ruff: noqa: RUF001 (these are other scripts, not look-alikes)
+
 
 import random
 from types import SimpleNamespace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ def trace_of(
 
 def overlap(ids: dict[str, list[list[int]]]) -> dict[str, dict[str, float]]:
     """Vocabulary overlap of every two languages, by token types."""
-    counts = {g: Counter(t for segment in segments for t in segment) for g, segments in ids.items()}
+    counts: dict[str, Counter[Hashable]] = {g: Counter(t for s in segments for t in s) for g, segments in ids.items()}
     return {a: {b: round(stats.vocabulary_overlap(counts[a], counts[b]), 6) for b in counts if b != a} for a in counts}
 
 

@@ -126,8 +126,8 @@ def train_tokenizer(config: Vocabulary, tables: list[NText], languages: tuple[st
 
     tags = [f"<{tag}>" for tag in config.tags or sorted(TABLE)]
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.size,
         special_tokens=[*SPECIAL, *tags],

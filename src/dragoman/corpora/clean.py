@@ -153,8 +153,8 @@ def near_duplicates(
     """Rows outside train whose text is a near-duplicate of some training text.
 
     Near: the same canonical form, or Jaccard similarity of the sets of character 5-grams >= threshold. Exact, by prefix
-    filtering: number 5-grams by rarity; two sets with Jaccard >= t share one of the first |x| - ceil(t |x|) + 1 of each.
-    The positions of the first one they share bound how many more they can share.
+    filtering: number 5-grams by rarity; two sets with Jaccard >= t share one of the first |x| - ceil(t |x|) + 1 of
+    each. The positions of the first one they share bound how many more they can share.
 
     Source: Xiao, Wang, Lin and Yu 2008 (Efficient similarity joins for near duplicate detection, PPJoin), sec. 3 and 4.
     Differs: no suffix filter; only held-out texts look for training texts, never two of the same side.

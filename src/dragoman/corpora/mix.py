@@ -135,7 +135,7 @@ def _parallel(tables: Sequence[NText], mix: Mix, pair: EncodePairs, rng: np.rand
             table, row = rows[i]
             there = [g for g in languages if table.columns.get(g) and table.columns[g][row]]
             a, b = _direction(there, mix.pivot, rng)
-            yield from pair([table.columns[a][row]], [table.columns[b][row]], a, b)  # type: ignore[list-item]
+            yield from pair([table.columns[a][row]], [table.columns[b][row]], a, b)
 
 
 def _direction(there: list[str], pivot: float, rng: np.random.Generator) -> tuple[str, str]:

@@ -48,7 +48,7 @@ class _WriteRows(torch.autograd.Function):
         return stack_EFD.view_as(stack_EFD)
 
     @staticmethod
-    def backward(ctx: Any, grad_EFD: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_EFD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (planned_P,) = ctx.saved_tensors
         return grad_EFD.index_select(0, planned_P), None, None
 

@@ -53,7 +53,7 @@ class RoutingTrace:
         """The trace of both texts together; languages are joined, the model must be the same."""
         self._require_same_model(other)
         languages = tuple(dict.fromkeys(self.languages + other.languages))
-        sums = {name: _sum_by_language(name, languages, self, other) for name in ARRAYS}
+        sums: dict[str, Any] = {name: _sum_by_language(name, languages, self, other) for name in ARRAYS}
         segments = _joined_segments(self, other)
         return replace(self, languages=languages, segment_chosen_NLE=segments, **sums)
 
@@ -88,7 +88,7 @@ class RoutingTrace:
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"segments/{g}": n for g, n in self.segment_chosen_NLE.items()}
         with atomic_write(Path(path)) as partial, open(partial, "wb") as f:
-            np.savez_compressed(f, meta=json.dumps({"format": FORMAT, **meta}), **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(f, meta=json.dumps({"format": FORMAT, **meta}), **arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> RoutingTrace:
@@ -103,7 +103,8 @@ class RoutingTrace:
         if meta.pop("format", None) != FORMAT:
             raise DataError(f"{path} is not in the format {FORMAT}; make the trace again with `dragoman diagnose`")
         about = meta.pop("about")
-        return cls(**{k: tuple(v) for k, v in meta.items()}, **arrays, segment_chosen_NLE=segments, about=about)
+        fields: dict[str, Any] = {k: tuple(v) for k, v in meta.items()} | arrays
+        return cls(**fields, segment_chosen_NLE=segments, about=about)
 
 
 def _sum_by_language(name: str, languages: tuple[str, ...], *traces: RoutingTrace) -> np.ndarray:

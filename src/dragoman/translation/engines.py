@@ -41,7 +41,9 @@ def translate_greedy(
             max_new_tokens=max_new(width), do_sample=False, eos_token_id=end_id, pad_token_id=pad_id
         )
         with torch.inference_mode():
-            out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
+            out = model.generate(  # type: ignore[operator]
+                ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            )
         for row, i in enumerate(chosen):
             new = out[row, width:].tolist()
             results[i] = new[: new.index(end_id)] if end_id in new else new
