@@ -66,6 +66,17 @@ def test_nested_settings_by_file_and_flag(monkeypatch, tmp_path):
     assert configs[0].learning_rates.full == 0.5
 
 
+def test_a_key_may_be_called_like_a_command(monkeypatch, tmp_path):
+    from dragoman.commands import adapt
+
+    configs = []
+    monkeypatch.setattr(adapt, "run", lambda config: configs.append(config))
+    monkeypatch.setattr(adapt, "show", lambda result: None)
+    (tmp_path / "adapt.yaml").write_text("plan: p.json\ntarget: ca\n")
+    run("adapt", "mini-moe", "--config", tmp_path / "adapt.yaml")
+    assert str(configs[0].plan) == "p.json"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -103,7 +103,8 @@ def run(tokens: list[str]) -> Any:
     app = build_app([name] if name in COMMANDS else [])
     if config_file:
         keys = _checked_keys(config_file)
-        app.config = [cyclopts.config.Dict(keys, source=str(config_file), use_commands_as_keys=False)]
+        # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
+        app.config = [cyclopts.config.Dict({str(name): keys}, source=str(config_file))]
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 
@@ -148,7 +149,11 @@ def _sentence(e: cyclopts.CycloptsError) -> str:
 
 def cli_markdown() -> str:
     """docs/cli.md: every command's help, generated."""
-    return build_app(list(COMMANDS)).generate_docs(output_format="markdown", heading_level=1)
+    before, sys.argv = sys.argv, ["dragoman"]  # the usage lines are made from the program's name
+    try:
+        return build_app(list(COMMANDS)).generate_docs(output_format="markdown", heading_level=1)
+    finally:
+        sys.argv = before
 
 
 if __name__ == "__main__":

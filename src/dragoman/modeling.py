@@ -57,7 +57,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"cannot load the model {name!r}: {_first_line(e)}") from None
-    model.to(device or default_device())  # type: ignore[call-arg,arg-type]
+    model.to(device or default_device())  # type: ignore[arg-type]
     return model.eval()
 
 

@@ -45,7 +45,7 @@ def report_html(record: Record, trace: RoutingTrace) -> str:
 
 
 def _title(record: Record) -> str:
-    model = record.get("model", {}).get("name", "a mixture of experts")
+    model = Path(record.get("model", {}).get("name", "a mixture of experts")).name
     target = record.get("target")
     return f"How {model} routes languages" + (f", and learns {name(record, target)}" if target else "")
 
