@@ -41,6 +41,12 @@ def test_a_really_full_disk(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_place_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write .*Not a directory|cannot write .*File exists"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
 def test_folders_are_replaced_whole(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

@@ -75,7 +75,10 @@ def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype:
     """Write a plain Hugging Face folder (config, safetensors, tokenizer), whole or not at all."""
     state = model.state_dict() if dtype is None else _cast(model.state_dict(), dtype)
     with atomic_write(folder) as partial:
-        model.save_pretrained(partial, state_dict=state)
+        try:
+            model.save_pretrained(partial, state_dict=state)
+        except SafetensorError as e:  # how a full disk shows there
+            raise OSError(_first_line(e)) from e
         codec.tokenizer.save_pretrained(partial)
 
 
