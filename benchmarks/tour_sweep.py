@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from dragoman.commands import adapt, evaluate, tour
 from dragoman.corpora.ntext import NText
+from dragoman.errors import ConfigError
 from dragoman.modeling import TextCodec, copy_tag, model_checksum, open_model, open_tokenizer
 from dragoman.record import environment, write_json
 from dragoman.routing.plan import ExpertPlan
+from dragoman.routing.planners import random_like
 
 EXPERT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL_RATES = (3e-4, 1e-3, 3e-3)
@@ -42,6 +44,8 @@ def dev_bits(
 
 def sweep(out: Path, model: str = "mini-moe", target: str = "ca", seeds: tuple[int, ...] = (0,)) -> None:
     """Train every arm at every rate of its grid and write the record."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
     config = tour.Config(model=model, target=target, quiet=True)
     corpus, codec = tour._corpus(config), open_tokenizer(model)
     found: dict[str, dict[str, list[float]]] = {}
@@ -49,12 +53,14 @@ def sweep(out: Path, model: str = "mini-moe", target: str = "ca", seeds: tuple[i
         config = replace(config, out=Path(folder) / "tour")
         trace = tour._diagnose(config, tour.Stages(config, corpus), open_model(model), codec, corpus)
         parent = tour._plans(config, trace)["ssft"]["choice"]["chosen"]
-        plans = {arm: ExpertPlan.load(config.out / f"plan-{arm}.json") for arm in ("ssft", "random", "last_layers")}
+        plans = {arm: ExpertPlan.load(config.out / f"plan-{arm}.json") for arm in ("ssft", "last_layers")}
     runs = [(a, r, s) for s in seeds for a in tour.ARMS for r in (FULL_RATES if a == "full" else EXPERT_RATES)]
     for arm, rate, seed in tqdm(runs):
-        bits = dev_bits(replace(config, seed=seed), arm, rate, plans.get(arm), parent, codec, corpus)
+        plan = random_like(trace, plans["ssft"], seed=seed) if arm == "random" else plans.get(arm)
+        bits = dev_bits(replace(config, seed=seed), arm, rate, plan, parent, codec, corpus)
         found.setdefault(arm, {}).setdefault(str(rate), []).append(round(bits, 5))
         print(f"{arm} {rate} seed {seed}: {bits:.4f}", flush=True)
+    # A best rate at an end of its grid means that the grid is too short.
     best = {arm: float(min(by, key=lambda rate: np.mean(by[rate]))) for arm, by in found.items()}
     write_json(
         out,
@@ -67,6 +73,9 @@ def sweep(out: Path, model: str = "mini-moe", target: str = "ca", seeds: tuple[i
             "seeds": seeds,
             "dev_bits_per_byte": found,
             "best": best,
+            "at_the_end_of_its_grid": [
+                a for a, by in found.items() if best[a] in (min(map(float, by)), max(map(float, by)))
+            ],
         },
     )
     print(best)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -55,7 +57,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the model {name!r}: {_first_line(e)}") from None
     model.to(device or default_device())  # type: ignore[arg-type]
     return model.eval()
@@ -66,9 +68,23 @@ def open_tokenizer(name: str) -> TextCodec:
     path = _existing(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {_first_line(e)}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"the tokenizer of {name!r} has no vocabulary; is its tokenizer.json missing?")
     return TextCodec(tokenizer)
+
+
+def open_both(name: str) -> tuple[PreTrainedModel, TextCodec]:
+    """A model and its tokenizer. ModelError where they do not belong together."""
+    codec, model = open_tokenizer(name), open_model(name)
+    rows = len(model.get_input_embeddings().weight)
+    if len(codec.tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {name!r} has {len(codec.tokenizer)} entries, the model embeds {rows}; they do not "
+            "belong together"
+        )
+    return model, codec
 
 
 def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype: str | None = None) -> None:
@@ -91,6 +107,8 @@ def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]
 
 def _existing(name: str) -> str:
     path = model_path(name)
+    if near := difflib.get_close_matches(name, [b for b in BUILT_IN if b != name], n=1, cutoff=0.7):
+        raise ModelError(f"there is no built-in model {name!r}; did you mean {near[0]}? (a folder: ./{name})")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
         raise ModelError(

@@ -35,16 +35,23 @@ class Text:
 
     source: str = "en"
     """Language translated from."""
-    segments: int = 1200
+    segments: int = 1500
     """Train segments of the target language."""
     parallel: bool = True
     """Also train the translation of each segment from `source`; the loss is on the translation alone."""
     epochs: int = 1
     """Times each segment is seen."""
-    block: int = 256
-    """Tokens per row; longer samples are cut."""
-    batch: int = 8
+    block: int = 512
+    """Tokens per row; samples that are longer are left out, and the record says how many."""
+    batch: int = 4
     """Rows per update."""
+
+    def __post_init__(self) -> None:
+        low = {"segments": 1, "epochs": 1, "block": 8, "batch": 1}
+        if faults := [
+            f"{name} is {getattr(self, name)}, at least {n}" for name, n in low.items() if getattr(self, name) < n
+        ]:
+            raise ConfigError(f"the text to train on cannot be so: {'; '.join(faults)}")
 
 
 @dataclass(frozen=True)
@@ -79,18 +86,20 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Train a model for a new language and save it as a plain model folder, with a record."""
     from dragoman.methods import METHODS
-    from dragoman.modeling import copy_tag, open_model, open_tokenizer, save_model
+    from dragoman.modeling import copy_tag, open_both, save_model
 
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
-    model, codec = open_model(config.model), open_tokenizer(config.model)
-    out = claim_folder(config.out)
-    parent = config.parent or (plan.parent if plan else None)
-    if parent:
-        copy_tag(model, codec, parent, config.target)
+    model, codec = open_both(config.model)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed)
+    parent = config.parent or (plan.parent if plan else None)
+    if parent and not copy_tag(model, codec, parent, config.target) and config.parent:
+        raise ConfigError(
+            f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
+        )
+    out = claim_folder(config.out)
     trained = train_arm(model, config.method, plan, rows, config, codec.pad_id)
     save_model(model, codec, out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
@@ -108,9 +117,24 @@ def show(record: dict[str, Any]) -> None:
     )
 
 
-def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N, S] and labels [N, S] of the target's train segments, alone and as translations, in a seeded order."""
+@dataclass(frozen=True)
+class Rows:
+    """Packed training text."""
+
+    tokens_NS: np.ndarray
+    labels_NS: np.ndarray
+    samples: int
+    too_long: int
+    """Samples left out because they do not fit into a row."""
+
+
+def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed: int) -> Rows:
+    """The target's train segments, alone and as translations, in a seeded order."""
     corpus.require([target, *([text.source] if text.parallel else [])])
+    if text.parallel and text.source == target:
+        raise ConfigError(
+            f"source and target are both {target}; give another text.source, or set text.parallel to false"
+        )
     table = corpus.select(split="train", complete=(text.source, target) if text.parallel else (target,))
     if not len(table):
         raise DataError(f"the corpus has no train segment in {target}; give another corpus or target")
@@ -122,8 +146,12 @@ def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed
     if text.parallel:
         names = {g: language(g).name for g in (text.source, target)}
         samples += codec.pairs(_cells(chosen, text.source), _cells(chosen, target), text.source, target, names)
-    ordered = [samples[i] for _ in range(text.epochs) for i in rng.permutation(len(samples))]
-    return pad(ordered, text.block, codec.pad_id)
+    fitting = [s for s in samples if len(s[0]) <= text.block]
+    if not fitting:
+        raise DataError(f"no sample fits into {text.block} tokens; give a larger text.block")
+    ordered = [fitting[i] for _ in range(text.epochs) for i in rng.permutation(len(fitting))]
+    tokens_NS, labels_NS = pad(ordered, text.block, codec.pad_id)
+    return Rows(tokens_NS, labels_NS, len(fitting), len(samples) - len(fitting))
 
 
 def _cells(table: NText, tag: str) -> Sequence[str]:
@@ -134,7 +162,7 @@ def train_arm(
     model: PreTrainedModel,
     method_name: str,
     plan: ExpertPlan | None,
-    rows: tuple[np.ndarray, np.ndarray],
+    rows: Rows,
     config: Config,
     pad_id: int,
 ) -> dict[str, Any]:
@@ -145,8 +173,7 @@ def train_arm(
     total = sum(p.numel() for p in model.parameters())
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
-    tokens_NS, labels_NS = rows
-    steps = math.ceil(len(tokens_NS) / config.text.batch)
+    steps = math.ceil(len(rows.tokens_NS) / config.text.batch)
     settings = training.Config(
         learning_rate=config.learning_rate,
         steps=steps,
@@ -159,13 +186,21 @@ def train_arm(
     )
     with tempfile.TemporaryDirectory() as scratch:
         log: Log = training.train(
-            model, tokens_NS, settings, labels_NS=labels_NS, pad_id=pad_id, folder=Path(scratch), quiet=config.quiet
+            model,
+            rows.tokens_NS,
+            settings,
+            labels_NS=rows.labels_NS,
+            pad_id=pad_id,
+            folder=Path(scratch),
+            quiet=config.quiet,
         )
     method.merge(model)
     model.requires_grad_(True)
     return {
         "parameters": trained.parameters,
         "trained_share": trained.share,
+        "samples": rows.samples,
+        "samples_too_long": rows.too_long,
         "log": asdict(log),
         "training": asdict(settings),
     }

@@ -13,6 +13,8 @@ Trains: planned rows of the expert weights, routers if the plan says so. Merges:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +79,19 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
         for name in expert_weights(layer.experts):
             rows = PlannedRows(getattr(layer.experts, name), planned)
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
+        layer.experts.forward = _writing_once(layer.experts.forward)  # type: ignore[method-assign]
         layer.router.requires_grad_(routers)
+
+
+def _writing_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Within one pass the rows are written once, however often the experts' code looks at its weights."""
+
+    @functools.wraps(forward)
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        with parametrize.cached():
+            return forward(*args, **kwargs)
+
+    return cached
 
 
 def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoELayer, tuple[int, ...]]]:
@@ -96,6 +110,7 @@ def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoEL
 def merge(model: PreTrainedModel) -> None:
     """Write the tuned rows into the stacks for good; plain parameters again, to the bit."""
     for layer in moe_layers(model):
+        vars(layer.experts).pop("forward", None)
         for name in list(getattr(layer.experts, "parametrizations", {})):
             with torch.no_grad():
                 merged_EFD = getattr(layer.experts, name).clone()

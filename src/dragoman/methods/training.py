@@ -128,7 +128,9 @@ class _Rows(Dataset):
         if self.labels_NS is None:
             return {"input_ids": ids, "labels": ids}
         # Filler stands at the end of a row, so a causal model's labels are out of its reach without a mask.
-        real = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
+        # It is what follows the last other token: the pad token may be the end token, which also stands inside.
+        other = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
+        real = (other.flip(0).cumsum(0).flip(0) > 0).long()
         return {"input_ids": ids, "labels": torch.from_numpy(self.labels_NS[i]), "attention_mask": real}
 
 
