@@ -73,7 +73,7 @@ def tiny(family: str, seed: int = 0, **changes: Any):
     return model.eval()
 
 
-def dense(seed: int = 0):
+def dense(seed: int = 0, **changes: Any):
     """A tiny dense model."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHARED)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **(SHARED | changes))).eval()

@@ -42,7 +42,14 @@ Every command also takes --config FILE.yaml: its keys are the flags' names, and 
 
 def build_app(imported: Sequence[str]) -> App:
     """The app; only the named commands are imported, because some need torch and take seconds to load."""
-    app = App(name="dragoman", help=HELP, help_flags=["--help", "-h"], version_flags=["--version"], version=_version)
+    app = App(
+        name="dragoman",
+        help=HELP,
+        help_flags=["--help", "-h"],
+        version_flags=["--version"],
+        version=_version,
+        suppress_keyboard_interrupt=False,
+    )
     for name, line in COMMANDS.items():
         module = importlib.import_module(f"dragoman.commands.{name}") if name in imported else None
         if module is not None and hasattr(module, "app"):
@@ -85,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except cyclopts.CycloptsError as e:
         _stop(_sentence(e))
     except KeyboardInterrupt:
-        _stop("interrupted", code=130)
+        _stop("interrupted; a tour or a pretraining with checkpoints goes on where it was", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
@@ -99,12 +106,17 @@ def _stop(message: str, code: int = 2) -> NoReturn:
 def run(tokens: list[str]) -> Any:
     """Run one command line, given without the program's name; errors are raised."""
     tokens, config_file = _without_config(tokens)
-    name = next((t for t in tokens if not t.startswith("-")), None)
+    words = [t for t in tokens if not t.startswith("-")]
+    name = words[0] if words else None
     app = build_app([name] if name in COMMANDS else [])
     if config_file:
-        keys = _checked_keys(config_file)
+        if name not in COMMANDS:
+            raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
+        keys: dict[str, Any] = _checked_keys(config_file)
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
-        app.config = [cyclopts.config.Dict({str(name): keys}, source=str(config_file))]
+        for part in reversed(words[:2] if name == "data" else words[:1]):
+            keys = {part: keys}
+        app.config = [cyclopts.config.Dict(keys, source=str(config_file))]
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 

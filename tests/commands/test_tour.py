@@ -1,6 +1,8 @@
 """The tour and the single commands, end to end on a toy model and toy text."""
 
 import json
+import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     codec = TextCodec(tokenizer())
     save_model(tiny("olmoe", vocab_size=len(codec.tokenizer), num_experts=16), codec, folder / "model")
-    save_model(dense(), codec, folder / "dense")
+    save_model(dense(vocab_size=len(codec.tokenizer)), codec, folder / "dense")
     corpus().save(folder / "text.tsv.gz")
     return folder
 
@@ -196,6 +198,56 @@ def test_a_dense_model_is_told_so(place, tmp_path):
     with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
         dragoman.diagnose(str(place / "dense"), corpus=str(place / "text.tsv.gz"), out=tmp_path / "d", quiet=True)
     assert not (tmp_path / "d" / "trace.npz").exists()
+
+
+def test_the_command_that_repeats_a_tour_gives_its_config(monkeypatch, tmp_path):
+    from dragoman import cli
+
+    configs = []
+    monkeypatch.setattr(tour, "run", lambda config: configs.append(config))
+    monkeypatch.setattr(tour, "show", lambda result: None)
+    wanted = tour.Config(
+        corpus="my text.tsv",
+        known=("en", "es"),
+        text=Text(segments=7, parallel=False),
+        learning_rates=tour.LearningRates(full=0.5),
+        out=tmp_path / "a b",
+        seed=3,
+    )
+    cli.run(shlex.split(tour._repeat(wanted))[1:])
+    assert configs == [wanted]
+
+
+def test_text_that_is_not_parallel_is_not_compared_pairwise(place, tmp_path):
+    table = corpus()
+    columns = {
+        g: [t if i % 5 == k else None for i, t in enumerate(table.columns[g])] for k, g in enumerate(table.languages)
+    }
+    replace(table, columns=columns).save(tmp_path / "text.tsv.gz")
+    record = dragoman.diagnose(
+        str(place / "model"), corpus=str(tmp_path / "text.tsv.gz"), segments=6, out=tmp_path / "d", quiet=True
+    )
+    assert record["routing"]["divergence_interval"] == {}
+    assert record["routing"]["specialisation_interval"] is None
+    assert set(record["routing"]["divergence"]) == set(table.languages) - {"en"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": {"batch": 0}}, "batch is 0, at least 1"),
+        ({"text": {"source": "ca"}}, "source and target are both ca"),
+        ({"segments": 1}, "segments is at least 2"),
+        ({"seed": -1}, "seed at least 0"),
+        ({"known": ("en", "en")}, "each once"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_written(place, tmp_path, changes, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        if isinstance(changes.get("text"), dict):
+            changes = changes | {"text": Text(**changes["text"])}
+        dragoman.tour(**settings(place, tmp_path / "t", **changes))
+    assert not (tmp_path / "t").exists()
 
 
 def test_single_commands_lead_to_the_same_adapted_model(finished, place, tmp_path):

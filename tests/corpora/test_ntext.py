@@ -138,6 +138,13 @@ def test_user_rows_without_split_or_document_are_split_in_runs_of_twenty(tmp_pat
     assert load(path, open_test=True).splits == text.splits
 
 
+def test_a_document_in_two_splits_is_refused(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("document\tsplit\ten\np1\ttrain\tone word\np1\tdev\tanother word\np2\tdev\tthird word\n")
+    with pytest.raises(DataError, match="1 documents that lie in more than one split, such as p1 in dev, train"):
+        load(path)
+
+
 def test_given_documents_decide_the_split(tmp_path):
     path = tmp_path / "talk.tsv"
     path.write_text("document\ten\n" + "".join(f"d{i % 7}\tword {i}\n" for i in range(70)))

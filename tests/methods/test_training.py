@@ -79,6 +79,12 @@ def test_prompts_and_filler_carry_no_loss(tmp_path):
     assert log.losses[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_only_trailing_filler_is_masked():
+    """The pad token may be the end token, which also stands inside rows."""
+    rows = training._Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2)
+    assert rows[0]["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0]
+
+
 def test_balance_loss_evens_the_load(tmp_path):
     """With the balance loss alone dominating, the most loaded expert of the worst layer gets less."""
 

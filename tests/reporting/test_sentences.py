@@ -43,11 +43,11 @@ def test_gain_that_is_harm_or_noise():
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ((-0.10, 0.05, 0.01), "mattered: as many experts drawn at random do worse"),
+        ((-0.10, 0.05, 0.01), "drawn at random do worse in this one draw"),
         ((0.001, 0.05, 0.9), "drawn at random do as well"),
         ((-0.10, 0.05, 0.06), "no evidence that choosing them by routing helps"),
         ((-0.10, 0.15, 0.01), "no evidence that choosing them by routing helps"),
-        ((0.10, 0.05, 0.01), "drawn at random do better"),
+        ((0.10, 0.05, 0.01), "drawn at random do better in this one draw"),
     ],
 )
 def test_control_is_honest(numbers, words):

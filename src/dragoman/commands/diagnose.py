@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dragoman.commands import Switch, Tags
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import DataError
+from dragoman.errors import ConfigError, DataError
 from dragoman.record import claim_folder, environment, write_json
 from dragoman.routing import stats
 from dragoman.routing.trace import RoutingTrace
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dragoman.modeling import TextCodec
 
 # Shape letters: G languages, L MoE layers, E experts, N segments.
+
+MIN_PARALLEL = 20
+"""Complete rows from which on segments are compared pairwise; below, a language may use all the text it has."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,25 @@ class Config:
     quiet: Switch = False
     """No progress bars."""
 
+    def __post_init__(self) -> None:
+        if self.segments < 2 or self.seed < 0:
+            raise ConfigError(f"segments is at least 2 and seed at least 0, not {self.segments} and {self.seed}")
+
 
 def run(config: Config) -> dict[str, Any]:
     """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
-    from dragoman.modeling import model_checksum, moe_layers, open_model, open_tokenizer
+    from dragoman.modeling import model_checksum, moe_layers, open_both
 
     corpus = open_corpus(config.corpus)
     languages = config.languages or corpus.languages
     corpus.require([*languages, config.reference])
-    model, codec = open_model(config.model), open_tokenizer(config.model)
+    model, codec = open_both(config.model)
     moe_layers(model)  # a dense model is refused before anything is written
     out = claim_folder(config.out)
     languages = tuple(dict.fromkeys([config.reference, *languages]))
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    text = aligned(corpus, languages, config.split, config.segments)
-    trace = trace_of(model, codec, text, about=about, quiet=config.quiet)
+    text, parallel = aligned(corpus, languages, config.split, config.segments)
+    trace = trace_of(model, codec, text, about=about | {"parallel": parallel}, quiet=config.quiet)
     trace.save(out / "trace.npz")
     record = environment() | {
         "command": "diagnose",
@@ -88,18 +95,21 @@ def show(record: dict[str, Any]) -> None:
     print(f"trace and record are in {record['config']['out']}")
 
 
-def aligned(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, list[str]]:
-    """Texts by language: the same rows in all where the corpus has at least two such rows, else each one's own.
+def aligned(corpus: NText, languages: Sequence[str], split: str, segments: int) -> tuple[dict[str, list[str]], bool]:
+    """Texts by language, and whether they are the same rows in all: so where `MIN_PARALLEL` rows are complete.
 
-    Raises DataError for languages that have no text in the split.
+    Otherwise each language has its own first segments, and statistics that pair segments are left out. Raises
+    DataError for languages that have no text in the split.
     """
     complete = corpus.select(languages, split, complete=True)
-    if len(complete) >= 2:
-        return {g: complete.texts(g, split)[:segments] for g in languages}
+    if len(complete) >= min(MIN_PARALLEL, segments):
+        return {g: complete.texts(g, split)[:segments] for g in languages}, True
     texts = {g: corpus.texts(g, split)[:segments] for g in languages}
     if empty := [g for g, t in texts.items() if len(t) < 2]:
-        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; use another split or corpus")
-    return texts
+        raise DataError(
+            f"fewer than two segments of {', '.join(empty)} in split {split}; give more rows, or a column `split`"
+        )
+    return texts, False
 
 
 def trace_of(
@@ -115,7 +125,7 @@ def trace_of(
 
     ids = {g: codec.encode(t) for g, t in texts.items()}
     total = sum(len(i) for segments in ids.values() for i in segments)
-    about = about | {"overlap": overlap(ids), "parallel": len({len(t) for t in texts.values()}) == 1}
+    about = about | {"overlap": overlap(ids)}
     with tqdm(total=total, unit=" tokens", desc="capture", disable=quiet, delay=2) as bar:
         return capture(model, ids, start_id=codec.start_id, about=about, progress=bar.update)
 
@@ -133,14 +143,16 @@ def describe(trace: RoutingTrace, reference: str, seed: int) -> dict[str, Any]:
     divergence = stats.divergence_from(trace, reference)
     segments = trace.segment_chosen_NLE
     english_NLE = segments[reference]
-    parallel = {g: n for g, n in segments.items() if g != reference and len(n) == len(english_NLE)}
-    intervals = {g: _divergence_interval(n, english_NLE, num_experts_L, seed) for g, n in parallel.items()}
-    same = [n for n in segments.values() if len(n) == len(english_NLE)]
+    paired = {g: n for g, n in segments.items() if g != reference} if trace.about.get("parallel") else {}
+    intervals = {g: _divergence_interval(n, english_NLE, num_experts_L, seed) for g, n in paired.items()}
     specialisation = (
         stats.bootstrap_interval(
-            lambda *count_RLE: _specialisation(np.stack(count_RLE, axis=-3)), *same, seed=seed, resamples=200
+            lambda *count_RLE: _specialisation(np.stack(count_RLE, axis=-3)),
+            *segments.values(),
+            seed=seed,
+            resamples=200,
         )
-        if len(same) == len(trace.languages) > 1
+        if paired
         else None
     )
     balance = stats.load_balance(trace.chosen_GLE.sum(axis=0), num_experts_L)

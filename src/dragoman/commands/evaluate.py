@@ -59,21 +59,30 @@ class Config:
     quiet: Switch = False
     """No progress bars."""
 
+    def __post_init__(self) -> None:
+        if self.segments < 2 or self.seed < 0:
+            raise ConfigError(f"segments is at least 2 and seed at least 0, not {self.segments} and {self.seed}")
+
 
 def run(config: Config) -> dict[str, Any]:
     """Score models on the same held-out segments: a table with intervals and paired comparisons, and a record."""
-    from dragoman.modeling import open_model, open_tokenizer
+    from dragoman.modeling import open_both
 
     names = (config.model, *config.against)
     if len(set(names)) < len(names):
         raise ConfigError(f"a model is named twice in {', '.join(names)}; compare different ones")
+    if config.source in config.translate:
+        raise ConfigError(f"{config.source} is both source and target; give another --source or --translate")
     corpus = open_corpus(config.corpus)
     languages = config.languages or corpus.languages
-    corpus.require([*languages, *config.translate])
+    corpus.require([*languages, config.source, *config.translate])
+    for target in config.translate:
+        parallel(corpus, target, config)  # too few pairs are told before an hour of work
+    opened = open_both(config.model)
     out = claim_folder(config.out)
     scored = {}
     for name in names:
-        model, codec = open_model(name), open_tokenizer(name)
+        model, codec = opened if name == config.model else open_both(name)
         scored[name] = score_model(model, codec, corpus, languages, config.translate, config)
     if config.translate:
         scored["copy"] = score_copy(corpus, config.translate, config)

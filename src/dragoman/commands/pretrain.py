@@ -93,6 +93,7 @@ def run(config: Config) -> dict[str, Any]:
     record = environment() | {
         "command": "pretrain",
         "config": asdict(config),
+        "test_opened": "for the leak check alone" if config.held_out else None,
         "tables": {t.about.get("name", "?"): t.checksum() for t in tables},
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": asdict(log),

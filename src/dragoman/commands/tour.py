@@ -6,9 +6,10 @@ pure function of the config and of earlier stages: a resumed tour gives the numb
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from dragoman.commands import Switch, Tags, adapt, diagnose, evaluate
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, open_corpus
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.metrics import BitsPerByte
 from dragoman.record import claim_folder, environment, peak_memory_mb, read_json, write_json
 from dragoman.routing.parents import choose_parent
@@ -66,7 +67,7 @@ class Config:
     out: Path = Path("tour")
     """Folder for report.html, record.json, the plans and the adapted model; a killed tour goes on there."""
     seed: int = 0
-    """Of the order of the text, the random plan and the bootstrap."""
+    """Of training (the order of the text), the random plan and the bootstrap."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -77,12 +78,14 @@ ARMS = {"ssft": "expert_tuning", "random": "expert_tuning", "last_layers": "expe
 
 def run(config: Config) -> dict[str, Any]:
     """Show what the toolkit does on one model: a report and a record, in minutes, with every number measured."""
-    from dragoman.modeling import copy_tag, moe_layers, open_model, open_tokenizer
+    from dragoman.modeling import copy_tag, moe_layers, open_both
     from dragoman.reporting import write_report
 
+    started = time.monotonic()
     corpus = _corpus(config)
-    codec, model = open_tokenizer(config.model), open_model(config.model)
-    moe_layers(model)  # a dense model is refused before anything is written
+    model, codec = open_both(config.model)
+    moe_layers(model)  # what cannot work is refused before anything is written
+    codec.end_id  # noqa: B018
     stages = Stages(config, corpus)
     if stages.finished:
         print(f"this tour was finished before; its report is {config.out / 'report.html'}")
@@ -101,7 +104,8 @@ def run(config: Config) -> dict[str, Any]:
     scored["copy"] = evaluate.score_copy(corpus, (config.target,), _settings(config))
     record = _record(config, stages, model, trace, corpus)
     record |= {"routing": routing, "parent": plans["ssft"]["choice"], "plans": plans} | _results(config, scored, arms)
-    record |= {"seconds": round(stages.total, 1), "peak_memory_mb": round(max(stages.peak, peak_memory_mb()), 1)}
+    seconds = stages.total + time.monotonic() - started - stages.made
+    record |= {"seconds": round(seconds, 1), "peak_memory_mb": round(max(stages.peak, peak_memory_mb()), 1)}
     write_report(record, trace, config.out / "report.html")
     write_json(config.out / "record.json", record)
     return record
@@ -121,6 +125,7 @@ class Stages:
     def __init__(self, config: Config, corpus: NText):
         self.folder, self.quiet = config.out / "stages", config.quiet
         self.seconds: dict[str, float] = {}
+        self.made = 0.0
         self.peak = 0.0
         stamp = _stamp(config, corpus)
         if (self.folder / "config.json").is_file():
@@ -146,6 +151,7 @@ class Stages:
             started = time.monotonic()
             result = make()
             seconds = time.monotonic() - started
+            self.made += seconds
             write_json(path, {"result": result, "seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()})
         done = read_json(path)
         self.seconds[name], self.peak = done["seconds"], max(self.peak, done["peak_memory_mb"])
@@ -176,11 +182,28 @@ def _corpus(config: Config) -> NText:
     faults = []
     if config.target in config.known:
         faults.append(f"the target {config.target} is among the known languages")
-    if len(config.known) < 2:
-        faults.append(f"known must name two languages or more, not {list(config.known)}")
+    if config.text.source == config.target:
+        faults.append(f"source and target are both {config.target}")
+    if len(set(config.known)) < max(2, len(config.known)):
+        faults.append(f"known must name two languages or more, each once, not {list(config.known)}")
+    if config.segments < 2 or config.seed < 0:
+        faults.append(f"segments is at least 2 and seed at least 0, not {config.segments} and {config.seed}")
     if faults:
-        raise ConfigError(f"{'; '.join(faults)}; give another --target or --known")
+        raise ConfigError(f"the tour cannot run so: {'; '.join(faults)}")
+    _require_rows(config, corpus)
     return corpus
+
+
+def _require_rows(config: Config, corpus: NText) -> None:
+    sizes = {f"of {g} in {s}": len(corpus.texts(g, s)) for s in ("dev", "devtest") for g in corpus.languages}
+    short = [f"{n} {what}" for what, n in sizes.items() if n < 2]
+    pairs = {s: len(corpus.pairs(config.text.source, config.target, s)) for s in ("train", "devtest")}
+    short += [f"{n} pairs {config.text.source}-{config.target} in {s}" for s, n in pairs.items() if n < 2]
+    if short:
+        raise DataError(
+            "the tour needs two segments or more of every language in dev and devtest, and two pairs in train and "
+            f"devtest, but the corpus has {'; '.join(short)}; give more rows, or a column `split`"
+        )
 
 
 def _settings(config: Config) -> evaluate.Config:
@@ -196,8 +219,9 @@ def _diagnose(config: Config, stages: Stages, model: PreTrainedModel, codec: Tex
 
     def make() -> str:
         languages = tuple(dict.fromkeys([*config.known, *corpus.languages]))
-        texts = diagnose.aligned(corpus, languages, "dev", config.segments)
+        texts, parallel = diagnose.aligned(corpus, languages, "dev", config.segments)
         about = {
+            "parallel": parallel,
             "model": config.model,
             "model_sha256": model_checksum(config.model),
             "corpus_sha256": corpus.checksum(),
@@ -307,14 +331,24 @@ def _record(
 
 
 def _repeat(config: Config) -> str:
-    default = Config()
-    words = ["dragoman tour"]
-    for name in ("model", "corpus", "target", "segments", "seed"):
-        if (value := getattr(config, name)) != getattr(default, name):
-            words.append(f"--{name} {value}")
-    if config.known != default.known:
-        words += [f"--known {g}" for g in config.known]
-    return " ".join([*words, f"--out {config.out}"])
+    """The command line that gives this tour again."""
+    return shlex.join(["dragoman", "tour", *_flags(config, Config(), ""), "--out", str(config.out)])
+
+
+def _flags(given: Any, default: Any, prefix: str) -> list[str]:
+    words: list[str] = []
+    for f in fields(given):
+        value, usual = getattr(given, f.name), getattr(default, f.name)
+        name = prefix + f.name.replace("_", "-")
+        if f.name in ("out", "quiet") or value == usual:
+            continue
+        if is_dataclass(value):
+            words += _flags(value, usual, f"{name}.")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
 
 
 def _results(config: Config, scored: dict[str, Any], arms: dict[str, Any]) -> dict[str, Any]:
@@ -333,6 +367,8 @@ def _results(config: Config, scored: dict[str, Any], arms: dict[str, Any]) -> di
                 arm: {
                     "learning_rate": t["training"]["learning_rate"],
                     "parameters": t["parameters"],
+                    "samples": t["samples"],
+                    "samples_too_long": t["samples_too_long"],
                     "steps": t["log"]["steps"],
                     "tokens": t["log"]["tokens"],
                     "seconds": round(t["log"]["seconds"], 1),

@@ -198,6 +198,7 @@ def from_columns(
     documents = meta.get("document") or [f"rows-{i // ROWS_PER_DOCUMENT:06d}" for i in rows_N]
     splits = meta.get("split") or [split_of(document, USER_SHARES) for document in documents]
     check_splits(splits, where)
+    _require_whole_documents(documents, splits, where)
     keys = meta.get("key") or [f"{document}#{i}" for i, document in enumerate(documents)]
     if repeated := [key for key, n in Counter(keys).items() if n > 1]:
         raise DataError(
@@ -206,6 +207,17 @@ def from_columns(
         )
     cells: dict[str, list[str | None]] = {g: [(c and normalise(c)) or None for c in columns[g]] for g in languages}
     return NText(tuple(languages), tuple(keys), tuple(documents), tuple(splits), cells, about or {})
+
+
+def _require_whole_documents(documents: Sequence[str], splits: Sequence[str], where: str) -> None:
+    found: dict[str, set[str]] = {}
+    for document, split in zip(documents, splits, strict=True):
+        found.setdefault(document, set()).add(split)
+    if cut := [f"{d} in {', '.join(sorted(s))}" for d, s in found.items() if len(s) > 1]:
+        raise DataError(
+            f"{where} has {len(cut)} documents that lie in more than one split, such as {'; '.join(cut[:3])}; "
+            "neighbours of training text are not held out: give each document one split"
+        )
 
 
 def _check_scripts(text: NText, path: Path) -> None:

@@ -153,16 +153,19 @@ def gain(record: Record) -> str:
     return f"Tuning {what} makes {target}{unseen} worse: {values}."
 
 
+ONE_DRAW = ": the interval covers the choice of test text, not that of the draw or of the training seed."
+
+
 def control(record: Record) -> str:
-    """Whether the choice of experts mattered: SSFT against as many experts by lot."""
+    """SSFT against as many experts by lot. One draw and one training run: the test knows of the text's chance alone."""
     comparison = compared(record, "bits_per_byte", PLANNED, CONTROL)
     if not comparison:
         return ""
     evidence, verdict = f"SSFT minus random is {_evidence(comparison)}", better(comparison)
     if verdict == PLANNED:
-        return f"The choice of experts mattered: as many experts drawn at random do worse ({evidence})."
+        return f"As many experts drawn at random do worse in this one draw ({evidence}){ONE_DRAW}"
     if verdict == CONTROL:
-        return f"As many experts drawn at random do better ({evidence}): the choice by routing did harm here."
+        return f"As many experts drawn at random do better in this one draw ({evidence}){ONE_DRAW}"
     return (
         f"As many experts drawn at random do as well, as far as this test can tell ({evidence}): "
         "this run gives no evidence that choosing them by routing helps."
