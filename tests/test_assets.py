@@ -1,0 +1,72 @@
+"""The shipped base is what the documents say: shape, size, vocabulary; its weights and tokenizer belong together."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import dragoman
+from dragoman.corpora.pack import KNOWN, UNSEEN, load_pack
+from dragoman.evaluation.likelihood import text_bits
+from dragoman.modeling import model_path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(model_path("mini-moe"))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return dragoman.open_model("mini-moe"), dragoman.open_tokenizer("mini-moe")
+
+
+def test_shape_and_size(base):
+    model, _ = base
+    assert type(model).__name__ == "OlmoeForCausalLM"
+    layers = dragoman.moe_layers(model)
+    assert len(layers) == 8
+    assert {(x.num_experts, x.top_k) for x in layers} == {(32, 4)}
+    assert 12e6 < sum(p.numel() for p in model.parameters()) < 16e6
+
+
+def test_weights_are_bf16_safetensors_stored_once():
+    with safe_open(FOLDER / "model.safetensors", "pt") as f:
+        assert {f.get_slice(name).get_dtype() for name in f.keys()} == {"BF16"}  # noqa: SIM118
+    assert (FOLDER / "model.safetensors").stat().st_size < 27e6
+
+
+def test_vocabulary_was_learnt_on_the_known_languages_alone(base):
+    _, codec = base
+    assert 11_000 < len(codec.tokenizer) < 13_000
+    tags = [codec.tag_id(g) for g in (*KNOWN, *UNSEEN)]
+    assert len({t for t in tags if t is not None}) == 14
+    assert codec.decode(tags) == "", "tags are special tokens, which never show in a translation"
+    bytes_per_token = {
+        g: sum(len(t.encode()) for t in texts) / sum(map(len, codec.encode(texts)))
+        for g in (*KNOWN, *UNSEEN)
+        if (texts := load_pack().texts(g, "dev")[:50])
+    }
+    assert min(bytes_per_token[g] for g in KNOWN) > 4
+    assert max(bytes_per_token[g] for g in UNSEEN) < 3.5
+
+
+def test_it_has_learnt_its_languages(base):
+    """A tokenizer of another training, or weights out of order, would cost more than random bytes of these texts."""
+    model, codec = base
+    rate = {}
+    for g in KNOWN:
+        texts = load_pack().texts(g, "dev")[:12]
+        bits = text_bits(model, codec.encode(texts), start_id=codec.start_id, context=512)
+        rate[g] = bits.sum() / sum(len(t.encode()) for t in texts)
+    assert max(rate.values()) < 2.5, rate
+    assert np.mean(list(rate.values())) < 2.0, rate
+
+
+def test_the_repository_stays_small():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so tracked files are not known")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {n: (ROOT / n).stat().st_size for n in names.split("\0") if n and (ROOT / n).exists()}
+    assert sum(sizes.values()) < 58e6
+    assert sum(s for n, s in sizes.items() if "/assets/pack/" in n) < 8e6
