@@ -38,9 +38,11 @@ test-slow: $(STAMP)  ## Tests that take minutes.
 test-network: $(STAMP)  ## Tests that fetch packages.
 	$(BIN)/python -m pytest -m network $(ARGS)
 
-docs: $(STAMP)  ## Generate docs/cli.md from the commands.
+docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers.
 	$(BIN)/python -m dragoman.cli docs > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m tests.architectures > docs/architectures.md.new
+	mv docs/architectures.md.new docs/architectures.md
 
 install: $(STAMP)  ## Set up only.
 

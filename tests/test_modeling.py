@@ -1,4 +1,9 @@
-"""Probing of MoE parts, on families that lay them out differently; opening; text formats."""
+"""Probing of MoE parts, on families that lay them out differently; opening; text formats.
+
+Every architecture of transformers is in test_architectures.py.
+"""
+
+import copy
 
 import pytest
 import torch
@@ -6,16 +11,23 @@ import torch
 from dragoman.errors import ModelError
 from dragoman.modeling import (
     TextCodec,
+    active_parameters,
     copy_tag,
     model_checksum,
     moe_layers,
     open_model,
     open_tokenizer,
+    outline,
     parameter_counts,
+    router_kind,
     router_probabilities,
     save_model,
+    stored_bytes,
     tap_routers,
+    why_not_tunable,
 )
+from dragoman.routing.capture import capture
+from tests.architectures import build
 from tests.models import FAMILIES, dense, tiny
 from tests.texts import tokenizer
 
@@ -87,6 +99,113 @@ def test_parameters_by_group_by_hand():
     assert groups["routed experts"] == 3 * 8 * 3 * 8 * 16  # layers, experts, three matrices of 8 x 16
     assert groups["router"] == 3 * 8 * 16
     assert groups["embeddings"] == 64 * 16
+
+
+def test_active_parameters_by_hand():
+    model = tiny("olmoe")
+    counts = parameter_counts(model)
+    assert active_parameters(model, counts) == sum(counts.values()) - counts["routed experts"] * 6 / 8, "2 of 8 chosen"
+    assert active_parameters(dense(), parameter_counts(dense())) == sum(p.numel() for p in dense().parameters())
+
+
+def test_shared_experts_and_attention_are_told_apart():
+    counts = parameter_counts(tiny("qwen2_moe"))
+    assert counts["shared experts"] == 3 * (3 * 8 * 16 + 16)  # layers, three matrices, the gate of the shared expert
+    assert counts["attention"] == 3 * (4 * 16 * 16 + 3 * 16)  # four square maps, three of them with a bias
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "kind"),
+    [
+        ("olmoe", {}, ("softmax",)),
+        ("deepseek_v3", {}, ("sigmoid", "bias-corrected", "grouped")),
+        ("deepseek_v3", {"n_group": 1}, ("sigmoid", "bias-corrected")),
+        ("glm4_moe", {}, ("sigmoid", "bias-corrected")),
+    ],
+)
+def test_kinds_of_routers(family, changes, kind):
+    model = tiny(family, **changes)
+    assert {router_kind(model, layer) for layer in moe_layers(model)} == {kind}
+
+
+def test_the_kind_does_not_depend_on_weights_or_random_state():
+    model = tiny("deepseek_v3")
+    for layer in moe_layers(model):
+        layer.router.e_score_correction_bias[5] = 100.0
+    state = torch.get_rng_state()
+    assert router_kind(model, moe_layers(model)[0]) == ("sigmoid", "bias-corrected", "grouped")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_numbers_of_experts_may_differ_over_layers():
+    model, smaller = tiny("olmoe"), tiny("olmoe", num_experts=5, num_experts_per_tok=1)
+    model.model.layers[1].mlp = copy.deepcopy(smaller.model.layers[1].mlp)
+    assert [(x.num_experts, x.top_k) for x in moe_layers(model)] == [(8, 2), (5, 1), (8, 2)]
+    trace = capture(model, {"en": [[5, 6, 7]]}, start_id=1)
+    assert trace.chosen_GLE.sum(-1).tolist() == [[6, 3, 6]]
+    assert not trace.chosen_GLE[:, 1, 5:].any()
+
+
+def test_experts_in_a_list_of_modules_are_found():
+    class Router(torch.nn.Linear):
+        def forward(self, hidden):
+            weights, indices = super().forward(hidden).softmax(-1).topk(2)
+            return super().forward(hidden), weights, indices
+
+    model = tiny("olmoe")
+    for layer in model.model.layers:
+        layer.mlp = torch.nn.Module()
+        layer.mlp.gate = Router(16, 6)
+        layer.mlp.experts = torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(6)])
+    model._can_record_outputs = {"router_logits": type("Recorder", (), {"target_class": Router, "index": 0})()}
+    layers = moe_layers(model)
+    assert [(x.num_experts, x.top_k, len(x.experts)) for x in layers] == [(6, 2, 6)] * 3
+    assert "not stacked" in why_not_tunable(layers)
+    assert parameter_counts(model)["routed experts"] == 3 * 6 * (16 * 16 + 16)
+
+
+def test_several_routers_in_a_layer_are_several_rows():
+    layers = moe_layers(build("jetmoe"))
+    assert [x.layer_id for x in layers] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({x.name for x in layers}) == len(layers)
+    assert "layers [0, 1, 2, 3] have several routers each" in why_not_tunable(layers)
+
+
+def test_what_skips_is_a_column():
+    layers = moe_layers(build("zaya"))
+    assert {(x.num_experts, x.num_skips) for x in layers} == {(9, 1)}
+
+
+def test_a_router_that_cannot_be_read_is_refused():
+    model = tiny("olmoe")
+    layers = moe_layers(model)
+    layers[1].router.register_forward_hook(lambda module, inputs, output: (output[0], output[1], output[1]))
+    layers[1].experts.forward = lambda hidden, *rest: hidden
+    with (
+        pytest.raises(
+            ModelError, match=r"router of layer 1 .*layers.1.mlp.* returned torch.float32 .*looked for integer"
+        ),
+        torch.no_grad(),
+        tap_routers(model, layers),
+    ):
+        model(torch.tensor([[3, 4, 5]]))
+
+
+def test_an_outline_needs_the_config_alone(tmp_path):
+    model = tiny("deepseek_v3", tie_word_embeddings=True)
+    model.config.save_pretrained(tmp_path)
+    empty = outline(str(tmp_path))
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+    assert parameter_counts(empty) == parameter_counts(model)
+    assert stored_bytes(str(tmp_path)) is None
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 1234}, "weight_map": {}}')
+    assert stored_bytes(str(tmp_path)) == 1234
+
+
+def test_an_unknown_architecture_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(ModelError, match=r"cannot outline the model .*nonesuch"):
+        outline(str(tmp_path))
 
 
 def test_round_trip_keeps_bits_and_ties(tmp_path):

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling import MoELayer, expert_weights, moe_layers
+from dragoman.modeling import MoELayer, expert_weights, moe_layers, why_not_tunable
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -95,13 +95,17 @@ def _writing_once(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoELayer, tuple[int, ...]]]:
-    found = {layer.layer_id: layer for layer in moe_layers(model)}
+    layers = moe_layers(model)
+    if reason := why_not_tunable(layers):
+        raise ModelError(f"single experts of {type(model).__name__} cannot be trained: {reason}; use the method full")
+    found = {layer.layer_id: layer for layer in layers}
+    sizes = {i: layer.num_experts - layer.num_skips for i, layer in found.items()}
     faults = []
     if foreign := sorted(set(plan.experts()) - set(found)):
         faults.append(f"it names layers {foreign}, but the model's MoE layers are {sorted(found)}")
     for layer_id, planned in plan.experts().items():
-        if layer_id in found and (beyond := [e for e in planned if e >= found[layer_id].num_experts]):
-            faults.append(f"layer {layer_id} has {found[layer_id].num_experts} experts, it names {beyond}")
+        if layer_id in found and (beyond := [e for e in planned if e >= sizes[layer_id]]):
+            faults.append(f"layer {layer_id} has {sizes[layer_id]} experts, it names {beyond}")
     if faults:
         raise ModelError(f"the plan does not fit this model: {'; '.join(faults)}; make one from a trace of this model")
     return [(found[i], planned) for i, planned in sorted(plan.experts().items()) if planned]

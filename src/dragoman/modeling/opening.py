@@ -1,10 +1,6 @@
-"""Opening models and finding their Mixture-of-Experts parts: the only module that names Hugging Face attributes.
+"""Opening and saving models, and the text formats that they read.
 
-Nothing here knows an architecture by name. transformers records router outputs through `_can_record_outputs`, whose
-`router_logits` entry names the router class; stacked expert weights follow one interface. Both are probed, and what
-cannot be found is refused with a sentence that says what was looked for.
-
-Shape letters: B sequences, S positions, T tokens, L MoE layers, E experts, K chosen per token, D model width.
+Shape letters: B sequences, S positions, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
-import re
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ModelError
@@ -61,6 +58,29 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
         raise ModelError(f"cannot load the model {name!r}: {_first_line(e)}") from None
     model.to(device or default_device())  # type: ignore[arg-type]
     return model.eval()
+
+
+def outline(name: str) -> PreTrainedModel:
+    """The module tree of a model on the meta device, from its config alone: no weights are loaded or fetched."""
+    path = _existing(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ModelError(f"cannot outline the model {name!r}: {_first_line(e)}") from None
+    return model.eval()
+
+
+def stored_bytes(name: str) -> int | None:
+    """Size of a model's weights as stored, from the safetensors index or the files; None where neither is at hand."""
+    path = _existing(name)
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **quiet)
+    if index is not None:
+        return json.loads(Path(index).read_text(encoding="utf-8"))["metadata"]["total_size"]
+    files = list(Path(path).glob("*.safetensors"))
+    return sum(f.stat().st_size for f in files) if files else None
 
 
 def open_tokenizer(name: str) -> TextCodec:
@@ -222,163 +242,20 @@ PLAIN_PROMPT = "{}: {}\n{}:"
 """Source language's name, source text, target language's name; the translation follows on the same line."""
 
 
-# Mixture-of-Experts parts
-
-
-@dataclass(frozen=True)
-class MoELayer:
-    """One router and the experts it feeds."""
-
-    layer_id: int
-    """Index of the model layer it stands in."""
-    name: str
-    """Path of the block that holds router and experts, as in `named_modules`."""
-    router: nn.Module
-    experts: nn.Module
-    num_experts: int
-    top_k: int
-
-
-def moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
-    """Every MoE layer of a model, in order of depth. ModelError for a dense model or a layout that cannot be probed."""
-    routers = [(n, m) for n, m in model.named_modules() if _is_router(model, n, m)]
-    if not routers:
-        raise ModelError(
-            f"{type(model).__name__} has no Mixture-of-Experts layers: no module of a class that transformers records "
-            "as `router_logits` was found; diagnose and expert tuning need an MoE model, for a dense one use "
-            "`dragoman adapt` with the method full"
-        )
-    return tuple(_probe(model, name, router) for name, router in routers)
-
-
-def _recorders(model: PreTrainedModel) -> list[Any]:
-    found: list[Any] = []
-    for module in model.modules():
-        recorded = getattr(module, "_can_record_outputs", None)
-        if isinstance(recorded, dict) and "router_logits" in recorded:
-            entry = recorded["router_logits"]
-            found += entry if isinstance(entry, (list, tuple)) else [entry]
-    return found
-
-
-def _is_router(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
-    for recorder in _recorders(model):
-        target = getattr(recorder, "target_class", recorder)
-        layer_name = getattr(recorder, "layer_name", None)
-        if isinstance(target, type) and isinstance(module, target) and (not layer_name or layer_name in name):
-            return True
-    return False
-
-
-def _probe(model: PreTrainedModel, name: str, router: nn.Module) -> MoELayer:
-    block_name = name.rpartition(".")[0]
-    block = model.get_submodule(block_name)
-    experts = next((m for m in block.modules() if _stacked(m)), None)
-    numbers = re.findall(r"\.(\d+)\.", f"{name}.")
-    top_k = _first_number(router, block, model.config, names=TOP_K_NAMES)
-    if experts is None or not numbers or top_k is None:
-        missing = [
-            what
-            for what, found in [
-                ("stacked expert weights [E, ...] beside it", experts),
-                ("a layer number in its path", numbers),
-                (f"the number chosen per token ({', '.join(TOP_K_NAMES)})", top_k),
-            ]
-            if not found
-        ]
-        raise ModelError(
-            f"the router {name} of {type(model).__name__} has a layout that cannot be probed: not found: "
-            f"{'; '.join(missing)}; please report the model's class"
-        )
-    return MoELayer(int(numbers[0]), block_name, router, experts, len(_stacked(experts)[0]), top_k)
-
-
-TOP_K_NAMES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
-
-
-def _first_number(*holders: Any, names: Sequence[str]) -> int | None:
-    values = (getattr(h, n, None) for h in holders for n in names)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
-
-
-def _stacked(module: nn.Module) -> list[torch.Tensor]:
-    """Expert weights [E, ...] that the module itself owns, parametrized or not."""
-    parametrized = getattr(module, "parametrizations", {})
-    found = [p.original if hasattr(p, "original") else p.original0 for p in parametrized.values()]
-    found += [p for p in module.parameters(recurse=False) if p.ndim == 3]
-    return found if hasattr(module, "num_experts") or len(found) > 1 else []
-
-
-def expert_weights(experts: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of an experts module that have one row per expert."""
-    rows = len(_stacked(experts)[0])
-    return tuple(n for n, p in experts.named_parameters(recurse=False) if p.ndim >= 2 and len(p) == rows)
-
-
-@dataclass
-class Routed:
-    """What one router did in one forward pass."""
-
-    logits_TE: torch.Tensor
-    indices_TK: torch.Tensor
-    weights_TK: torch.Tensor
-
-
-@contextlib.contextmanager
-def tap_routers(model: PreTrainedModel, layers: Sequence[MoELayer]) -> Iterator[list[Routed]]:
-    """Within the block, every forward pass appends one Routed per MoE layer to the list, in order of depth.
-
-    The indices are the router's own selection, not a top-k re-applied to logits: sigmoid routers choose with a
-    correction bias that the recorded logits do not hold. Clear the list between passes.
-    """
-    seen: list[Routed] = []
-
-    def hook(layer: MoELayer) -> Any:
-        return lambda _module, _inputs, output: seen.append(_routed(layer, output))
-
-    handles = [layer.router.register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _routed(layer: MoELayer, output: Any) -> Routed:
-    tensors = [t for t in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(t, torch.Tensor)]
-    flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
-    indices = [t for t in flat if not t.is_floating_point()]
-    logits = [t for t in flat if t.is_floating_point() and t.shape[-1] == layer.num_experts]
-    if not indices or not logits:
-        shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors)
-        raise ModelError(
-            f"the router of layer {layer.layer_id} returned {shapes or type(output).__name__}; looked for integer "
-            f"indices of the chosen experts and a row of {layer.num_experts} scores per token"
-        )
-    weights = [t for t in flat if t.is_floating_point() and t.shape == indices[0].shape and t is not logits[0]]
-    chosen = weights[0] if weights else logits[-1].gather(-1, indices[0])
-    return Routed(logits[0], indices[0], chosen)
-
-
-def router_probabilities(logits_TE: torch.Tensor) -> torch.Tensor:
-    """Softmax over experts in float32. Rows that are probabilities already stay as they are.
-
-    Some versions of transformers record logits and some probabilities; the rows themselves tell.
-    """
-    rows = logits_TE.float()
-    sums = rows.sum(-1)
-    already = bool((rows >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-    return rows if already else rows.softmax(-1)
+# The rest
 
 
 def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Forward pass without the language-model head, [B, S, D]."""
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    inner = (m for m in model.children() if isinstance(m, PreTrainedModel))
+    body = model.base_model if model.base_model is not model else next(inner)  # some name no base model
+    return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
 def context_length(model: PreTrainedModel, default: int = 1024, largest: int = 4096) -> int:
     """Positions that a model was made for, capped at `largest`."""
-    return min(getattr(model.config, "max_position_embeddings", None) or default, largest)
+    text = model.config.get_text_config()
+    return min(getattr(text, "max_position_embeddings", None) or default, largest)
 
 
 def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str) -> bool:
@@ -392,20 +269,6 @@ def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str)
                 weight_VD: torch.Tensor = embedding.weight  # type: ignore[assignment]
                 weight_VD[ids[1]] = weight_VD[ids[0]]
     return True
-
-
-def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters by group: router, routed experts, embeddings, attention and the rest. Tied weights count once."""
-    groups = dict.fromkeys(("routed experts", "router", "embeddings", "other"), 0)
-    layers = moe_layers(model)
-    expert_ids = {id(p) for layer in layers for p in layer.experts.parameters()}
-    router_ids = {id(p) for layer in layers for p in layer.router.parameters()}
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    embedding_ids = {id(p) for e in embeddings if e is not None for p in e.parameters()}
-    for p in model.parameters():
-        kinds = [("routed experts", expert_ids), ("router", router_ids), ("embeddings", embedding_ids)]
-        groups[next((k for k, ids in kinds if id(p) in ids), "other")] += p.numel()
-    return groups
 
 
 def new_model(architecture: str, settings: dict[str, Any], seed: int) -> PreTrainedModel:
