@@ -24,9 +24,6 @@ from dragoman.record import environment, write_json
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners import random_like
 
-EXPERT_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-FULL_RATES = (3e-4, 1e-3, 3e-3)
-
 
 def dev_bits(
     config: tour.Config, arm: str, rate: float, plan: ExpertPlan | None, parent: str, codec: TextCodec, corpus: NText
@@ -42,7 +39,15 @@ def dev_bits(
     return float(evaluate.METRICS["bits_per_byte"].from_sums(np.sum(sums, axis=0)))
 
 
-def sweep(out: Path, model: str = "mini-moe", target: str = "ca", seeds: tuple[int, ...] = (0,)) -> None:
+def sweep(
+    out: Path,
+    model: str = "mini-moe",
+    target: str = "ca",
+    seeds: tuple[int, ...] = (0,),
+    arms: tuple[str, ...] = tuple(tour.ARMS),
+    expert_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2),
+    full_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3),
+) -> None:
     """Train every arm at every rate of its grid and write the record."""
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
@@ -54,7 +59,7 @@ def sweep(out: Path, model: str = "mini-moe", target: str = "ca", seeds: tuple[i
         trace = tour._diagnose(config, tour.Stages(config, corpus), open_model(model), codec, corpus)
         parent = tour._plans(config, trace)["ssft"]["choice"]["chosen"]
         plans = {arm: ExpertPlan.load(config.out / f"plan-{arm}.json") for arm in ("ssft", "last_layers")}
-    runs = [(a, r, s) for s in seeds for a in tour.ARMS for r in (FULL_RATES if a == "full" else EXPERT_RATES)]
+    runs = [(a, r, s) for s in seeds for a in arms for r in (full_rates if a == "full" else expert_rates)]
     for arm, rate, seed in tqdm(runs):
         plan = random_like(trace, plans["ssft"], seed=seed) if arm == "random" else plans.get(arm)
         bits = dev_bits(replace(config, seed=seed), arm, rate, plan, parent, codec, corpus)
