@@ -239,8 +239,13 @@ def table() -> str:
         "| model type | class | capture | router | notes |",
         "| --- | --- | --- | --- | --- |",
         *found,
+        "",
+        "Not tested, because the class itself does not work there: "
+        + "; ".join(f"{t} with transformers {version} ({why})" for (t, version), why in CANNOT_RUN.items())
+        + ".",
+        "",
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

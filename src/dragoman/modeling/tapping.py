@@ -129,11 +129,13 @@ def _indices_and_weights(
     found = [t for t in flat if not t.is_floating_point() and t.shape[-1] == layer.top_k]
     if not found:
         return None
-    floats = [t for i, t in enumerate(flat) if t.is_floating_point() and len(t) == len(found[0])]
+    floats = [t for t in flat if t.is_floating_point() and len(t) == len(found[0])]
     weights = [t for i, t in enumerate(floats) if t.shape == found[0].shape and (i or t.shape[-1] < layer.num_experts)]
+    if weights:
+        return found[0], weights[0]
     wide = [t for t in floats if t.shape[-1] == layer.num_experts]
     dense = wide[1:] or [t for t in wide if bool(((t != 0).sum(-1) <= layer.top_k).all())]
-    return found[0], weights[0] if weights else dense[0].gather(-1, found[0]) if dense else None
+    return found[0], dense[0].gather(-1, found[0]) if dense else None
 
 
 def _filled_rows(layer: MoELayer, flat: Sequence[torch.Tensor]) -> tuple[torch.Tensor, None] | None:
