@@ -23,14 +23,12 @@ from dragoman.modeling.opening import (
 )
 from dragoman.modeling.probing import (
     MoELayer,
-    Routed,
     expert_weights,
     find_routers,
     moe_layers,
-    router_probabilities,
-    tap_routers,
     why_not_tunable,
 )
+from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 
 __all__ = [
     "BUILT_IN",

@@ -18,16 +18,8 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from dragoman.modeling.probing import (
-    MoELayer,
-    Routed,
-    find_routers,
-    hidden_size,
-    moe_layers,
-    routed_parameters,
-    router_probabilities,
-    tap_routers,
-)
+from dragoman.modeling.probing import MoELayer, find_routers, hidden_size, moe_layers, routed_parameters
+from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 
 State = dict[str, torch.Tensor]
 

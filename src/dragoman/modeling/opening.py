@@ -67,6 +67,7 @@ def outline(name: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()  # older versions do so only where weights are initialised
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ModelError(f"cannot outline the model {name!r}: {_first_line(e)}") from None
     return model.eval()
