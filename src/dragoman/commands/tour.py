@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """Peak learning rate of each arm, from the sweep on dev in benchmarks/tour."""
+    """Peak learning rate of each arm on mini-moe, from the sweeps on dev in benchmarks/tour."""
 
-    ssft: float = 3e-3
+    ssft: float = 0.01
     """Planned experts."""
-    random: float = 3e-3
+    random: float = 0.03
     """As many random experts."""
-    last_layers: float = 3e-3
+    last_layers: float = 0.01
     """All experts of the last two layers."""
-    full: float = 1e-3
+    full: float = 0.003
     """Everything."""
 
 
