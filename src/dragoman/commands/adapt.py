@@ -35,7 +35,7 @@ class Text:
 
     source: str = "en"
     """Language translated from."""
-    segments: int = 1500
+    segments: int = 1200
     """Train segments of the target language."""
     parallel: bool = True
     """Also train the translation of each segment from `source`; the loss is on the translation alone."""

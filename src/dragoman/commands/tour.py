@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
     plan_by_arm = {arm: ExpertPlan.load(config.out / f"plan-{arm}.json") for arm in plans}
     parent = plan_by_arm["ssft"].parent or config.known[0]
     copy_tag(model, codec, parent, config.target)
-    scored = {"base": stages("base", lambda: _score(config, model, codec, corpus))}
+    scored = {"base": stages("base", lambda: _score(config, model, codec, corpus, corpus.languages))}
     arms = {}
     for arm in ARMS:
         done = stages(arm, partial(_arm, config, arm, plan_by_arm.get(arm), parent, codec, corpus))
@@ -261,8 +261,10 @@ def _plan_summary(plan: ExpertPlan) -> dict[str, Any]:
     return {"planner": plan.planner, "experts": plan.size, "layers": plan.experts(), "why": plan.why}
 
 
-def _score(config: Config, model: PreTrainedModel, codec: TextCodec, corpus: NText) -> dict[str, Any]:
-    languages = tuple(dict.fromkeys([*config.known, config.target, *corpus.languages]))
+def _score(
+    config: Config, model: PreTrainedModel, codec: TextCodec, corpus: NText, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    languages = tuple(dict.fromkeys([*config.known, config.target, *others]))
     return evaluate.score_model(model, codec, corpus, languages, (config.target,), _settings(config))
 
 

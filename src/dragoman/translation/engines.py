@@ -19,7 +19,7 @@ def translate_greedy(
     end_id: int,
     pad_id: int,
     max_new: Callable[[int], int] = lambda prompt_tokens: 2 * prompt_tokens + 20,
-    batch: int = 64,
+    batch: int = 128,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> list[list[int]]:
     """The likeliest next token again and again, until `end_id` or `max_new(longest prompt of the batch)` tokens.
