@@ -79,7 +79,7 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
         for name in expert_weights(layer.experts):
             rows = PlannedRows(getattr(layer.experts, name), planned)
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
-        layer.experts.forward = _writing_once(layer.experts.forward)  # type: ignore[method-assign]
+        layer.experts.forward = _writing_once(layer.experts.forward)
         layer.router.requires_grad_(routers)
 
 
