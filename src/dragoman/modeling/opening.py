@@ -99,7 +99,8 @@ def open_tokenizer(name: str) -> TextCodec:
 def open_both(name: str) -> tuple[PreTrainedModel, TextCodec]:
     """A model and its tokenizer. ModelError where they do not belong together."""
     codec, model = open_tokenizer(name), open_model(name)
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight_VD: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    rows = len(weight_VD)
     if len(codec.tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {name!r} has {len(codec.tokenizer)} entries, the model embeds {rows}; they do not "
