@@ -53,7 +53,8 @@ def jaccard(a, b):
 
 def cleaned(columns, splits=None, **rules):
     n = len(columns["en"])
-    meta = {"key": [f"d#{i}" for i in range(n)], "document": ["d"] * n, "split": splits or ["train"] * n}
+    splits = splits or ["train"] * n
+    meta = {"key": [f"d#{i}" for i in range(n)], "document": [f"d-{s}" for s in splits], "split": splits}
     return clean(from_columns(list(columns), columns, meta), Rules(**rules))
 
 

@@ -71,8 +71,8 @@ class Config:
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     parent: str | None = None
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
-    learning_rate: float = 3e-3
-    """Peak learning rate."""
+    learning_rate: float = 0.01
+    """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
     text: Text = field(default_factory=Text)
     """What is trained on."""
     out: Path = Path("adapted")
