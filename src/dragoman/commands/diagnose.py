@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags
+from dragoman.commands import Switch, Tags, require_sample
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import DataError
 from dragoman.record import claim_folder, environment, write_json
 from dragoman.routing import stats
 from dragoman.routing.trace import RoutingTrace
@@ -55,8 +55,7 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        if self.segments < 2 or self.seed < 0:
-            raise ConfigError(f"segments is at least 2 and seed at least 0, not {self.segments} and {self.seed}")
+        require_sample(self.segments, self.seed)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags
+from dragoman.commands import Switch, Tags, require_sample
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -60,8 +60,7 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        if self.segments < 2 or self.seed < 0:
-            raise ConfigError(f"segments is at least 2 and seed at least 0, not {self.segments} and {self.seed}")
+        require_sample(self.segments, self.seed)
 
 
 def run(config: Config) -> dict[str, Any]:

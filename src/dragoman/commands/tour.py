@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dragoman.commands import Switch, Tags, adapt, diagnose, evaluate
+from dragoman.commands import Switch, Tags, adapt, diagnose, evaluate, require_sample
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, open_corpus
@@ -70,6 +70,9 @@ class Config:
     """Of training (the order of the text), the random plan and the bootstrap."""
     quiet: Switch = False
     """No progress bars."""
+
+    def __post_init__(self) -> None:
+        require_sample(self.segments, self.seed)
 
 
 ARMS = {"ssft": "expert_tuning", "random": "expert_tuning", "last_layers": "expert_tuning", "full": "full"}
@@ -186,8 +189,6 @@ def _corpus(config: Config) -> NText:
         faults.append(f"source and target are both {config.target}")
     if len(set(config.known)) < max(2, len(config.known)):
         faults.append(f"known must name two languages or more, each once, not {list(config.known)}")
-    if config.segments < 2 or config.seed < 0:
-        faults.append(f"segments is at least 2 and seed at least 0, not {config.segments} and {config.seed}")
     if faults:
         raise ConfigError(f"the tour cannot run so: {'; '.join(faults)}")
     _require_rows(config, corpus)
