@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # Threads that spin while they wait starve when anything else runs: see docs/LOG.md, "OpenMP waits".
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")  # another number of threads adds in another order
     try:
         run(list(sys.argv[1:] if argv is None else argv))
     except UserError as e:

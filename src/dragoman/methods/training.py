@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,13 +266,25 @@ def train(
         trainer.remove_callback(theirs)
     trainer.add_callback(_Watch(trainer, config, quiet))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with _deterministic():
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     log.seconds, log.steps = time.monotonic() - started, len(log.losses)
     log.tokens = log.steps * config.batch * tokens_NS.shape[1]
     return log
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same sums in the same order: on several CPU threads gradients of gathered rows are else added by chance."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
 
 
 def _arguments(config: Config, folder: Path) -> TrainingArguments:
