@@ -78,7 +78,7 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize("words", commands("dragoman"))
 def test_commands_parse(parse, words):
-    parse(words)
+    assert parse(words) is not None
 
 
 @pytest.mark.parametrize("words", [["tourr"], ["tour", "--no-such-flag", "1"], ["pretrain", "--config", "absent.yaml"]])

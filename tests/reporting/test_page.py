@@ -253,8 +253,10 @@ def test_text_of_users_is_escaped(trace):
 def test_what_is_missing_is_left_out(missing):
     trace = make_trace(("en", "es", "ca"), num_layers=2, num_experts=4)
     record = {k: v for k, v in make_record(trace).items() if k not in missing}
-    Page(report_html(record, trace))
-    summary_text(record)
+    html = report_html(record, trace)
+    Page(html)
+    assert "None" not in html
+    assert "nan" not in summary_text(record)
 
 
 def test_every_optional_field_may_be_missing_from_the_sentences(record):
