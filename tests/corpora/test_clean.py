@@ -74,6 +74,16 @@ def test_rows_go_without_english_without_translation_and_when_repeated():
     assert report["rows_after"] == {"train": 2}
 
 
+def test_english_rows_without_translation_stay_in_train_where_asked_for():
+    columns = {"en": ["Open a file.", "Close it now.", "Quit the program."], "de": ["Datei öffnen.", None, None]}
+    about = {"key": list("abc"), "document": list("abc"), "split": ["train", "train", "dev"]}
+    text = from_columns(["en", "de"], columns, about, where="made")
+    assert clean(text)[0].keys == ("a",)
+    kept, report = clean(text, Rules(english_alone=True))
+    assert kept.keys == ("a", "b"), "dev rows are for translation and need a pair"
+    assert report["rows_without_english_or_translation"] == 1
+
+
 def test_held_out_rows_near_to_training_are_removed_and_training_stays():
     english = [
         "Click the OK button to close the dialog and apply all changes.",

@@ -1,6 +1,5 @@
 """References in several scripts and two made systems: `careful` loses less of them than `careless`."""
 
-
 import random
 from types import SimpleNamespace
 

@@ -1,6 +1,8 @@
 """The training loop: schedule, losses, resuming, stopping."""
 
+import contextlib
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -67,6 +69,30 @@ def test_the_logged_loss_is_the_models_own_cross_entropy(tmp_path):
     expected = model(ids, labels=ids).loss.item()
     log = train(model, ROWS, config(balance=0.1, z_loss=0.1), layers=moe_layers(model), folder=tmp_path)
     assert log.losses[0] == pytest.approx(expected, rel=1e-5), "router losses must not be in it"
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "mixtral"])
+def test_the_sorted_experts_give_the_same_losses_and_are_taken_off(tmp_path, family, monkeypatch):
+    fast, plain = tiny(family), tiny(family)
+    log = train(fast, ROWS, config(), folder=tmp_path / "fast")
+    assert fast.config._experts_implementation == plain.config._experts_implementation == "grouped_mm"
+    monkeypatch.setattr(training, "sorted_experts", lambda model: contextlib.nullcontext())
+    expected = train(plain, ROWS, config(), folder=tmp_path / "plain")
+    np.testing.assert_allclose(log.losses, expected.losses, rtol=1e-5)
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(fast.get_parameter(name), weight, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_has_the_same_losses(tmp_path):
+    settings = {"balance": 0.1, "z_loss": 0.1}
+    models = [tiny("olmoe") for _ in range(2)]
+    logs = [
+        train(m, ROWS, config(compile=c, **settings), layers=moe_layers(m), folder=tmp_path / str(c))
+        for m, c in zip(models, (False, True), strict=True)
+    ]
+    np.testing.assert_allclose(logs[1].losses, logs[0].losses, rtol=1e-4)
 
 
 def test_prompts_and_filler_carry_no_loss(tmp_path):

@@ -47,7 +47,7 @@ class Config:
     """Model to start from; default: random weights of `architecture`."""
     architecture: str = "olmoe"
     """Model type of transformers for a new model."""
-    shape: dict[str, Any] = field(default_factory=dict)
+    shape: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Fields of that type's config for a new model."""
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
     """Tokenizer to train for a new model."""

@@ -43,6 +43,8 @@ class Rules:
     """A cell with at least this share of its words (3 or more) from the row's English goes to the language check."""
     near_duplicate: float = 0.8
     """Jaccard similarity of character 5-grams from which two English segments count as the same."""
+    english_alone: bool = False
+    """Keep rows of train that have no translation, as English text for language modelling."""
 
 
 DEFAULT_RULES = Rules()
@@ -60,7 +62,7 @@ def clean(text: NText, rules: Rules = DEFAULT_RULES, quiet: bool = True) -> tupl
         columns[tag] = [_kept(cell, tag, reference, rules, dropped[tag]) for cell, reference in cells]
     text = replace(text, columns=columns)
     report["cells_dropped"] = {tag: dict(counts) for tag, counts in dropped.items()}
-    text = _drop_rows(text, report)
+    text = _drop_rows(text, rules, report)
     doubles = near_duplicates(text.columns["en"], text.splits, rules.near_duplicate, quiet)  # type: ignore[arg-type]
     report["near_duplicates_of_train"] = dict(Counter(text.splits[i] for i in doubles))
     text = text.take(sorted(set(range(len(text))) - doubles))
@@ -129,10 +131,11 @@ def english_score(text: str, label: str) -> float:
     return scores["en"] - scores[label]
 
 
-def _drop_rows(text: NText, report: dict[str, Any]) -> NText:
+def _drop_rows(text: NText, rules: Rules, report: dict[str, Any]) -> NText:
     filled = [sum(cell is not None for cell in row) for row in zip(*text.columns.values(), strict=True)]
     english = text.columns["en"]
-    alone = {i for i, n in enumerate(filled) if english[i] is None or n < 2}
+    fewest = {split: 1 if rules.english_alone and split == "train" else 2 for split in set(text.splits)}
+    alone = {i for i, n in enumerate(filled) if english[i] is None or n < fewest[text.splits[i]]}
     best: dict[str, int] = {}
     for i, cell in enumerate(english):
         if i not in alone and cell is not None and filled[i] > filled[best.setdefault(cell, i)]:

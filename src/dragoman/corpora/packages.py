@@ -57,6 +57,7 @@ class Source:
     licence: str
     origin: str
     salt: str = ""
+    rules: Rules = DEFAULT_RULES
 
 
 def fetch(
@@ -86,10 +87,13 @@ def build_table(
     source: str,
     fetched: Fetched,
     languages: Sequence[str] | None = None,
-    rules: Rules = DEFAULT_RULES,
+    rules: Rules | None = None,
     quiet: bool = True,
 ) -> NText:
-    """Clean, split NText of what a reader found; columns as asked, otherwise English first and then by tag."""
+    """Clean, split NText of what a reader found; columns as asked, otherwise English first and then by tag.
+
+    The rules are the source's own unless given.
+    """
     made = SOURCES[source]
     there = {tag for row in fetched.rows.values() for tag in row if is_tag(tag)}
     tags = list(languages) if languages else sorted(there, key=lambda t: (t != "en", t))
@@ -100,7 +104,7 @@ def build_table(
     splits = [split_of(document, made.shares, made.salt) for document in documents]
     columns = {tag: [fetched.rows[key].get(tag) for key in keys] for tag in tags}
     raw = from_columns(tags, columns, {"key": keys, "document": documents, "split": splits}, where=source)
-    text, report = clean(raw, rules, quiet)
+    text, report = clean(raw, rules or made.rules, quiet)
     about = {
         "name": source,
         "origin": made.origin,
@@ -206,6 +210,7 @@ SOURCES = {
         IN_DOMAIN,
         "that of each package described; read it here, do not redistribute",
         "Debian package descriptions and their translations (Translation-XX lists)",
+        rules=replace(DEFAULT_RULES, english_alone=True),
     ),
     "wesnoth": Source(
         read_wesnoth,

@@ -1,5 +1,6 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
+from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.kinds import active_parameters, parameter_counts, router_kind
 from dragoman.modeling.opening import (
     BUILT_IN,
@@ -56,6 +57,7 @@ __all__ = [
     "router_kind",
     "router_probabilities",
     "save_model",
+    "sorted_experts",
     "state_checksum",
     "stored_bytes",
     "tap_routers",

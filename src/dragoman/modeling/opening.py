@@ -278,6 +278,6 @@ def new_model(architecture: str, settings: dict[str, Any], seed: int) -> PreTrai
     torch.manual_seed(seed)
     try:
         config = AutoConfig.for_model(architecture, **settings)
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as e:
         raise ModelError(f"cannot make a model of type {architecture!r}: {_first_line(e)}") from None
     return AutoModelForCausalLM.from_config(config)
