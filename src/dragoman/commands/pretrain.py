@@ -189,7 +189,7 @@ def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
 def _resumable(config: Config) -> Path | None:
     """The last checkpoint, if asked for; what changed since is an error, because losses would not be the same."""
     stamp, now = config.out / "config.json", _comparable(config)
-    checkpoints = sorted((config.out / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    checkpoints = training.checkpoints(config.out / "checkpoints")
     if not config.resume:
         if config.out.exists() and any(config.out.iterdir()):
             raise ConfigError(f"{config.out} is not empty; choose another folder, or go on there with --resume")
