@@ -154,6 +154,17 @@ def test_a_resumed_run_repeats_the_losses_of_an_undisturbed_one(tmp_path, save_a
     assert (resumed.steps, resumed.tokens) == (straight.steps, straight.tokens)
 
 
+def test_a_run_can_be_made_longer_from_where_its_rate_began_to_decay(tmp_path, save_at):
+    longer = train(tiny("olmoe"), ROWS, config(steps=12), folder=tmp_path / "a")
+    save_at(2, 4, 6, 7, 8)
+    train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")  # decays from step 4
+    kept = training.checkpoints(tmp_path / "b")
+    assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-7", "checkpoint-8"]
+    log = train(tiny("olmoe"), ROWS, config(steps=12), folder=tmp_path / "b", resume=kept[0], extended=True)
+    assert log.losses == longer.losses
+    assert [path.name for path in training.checkpoints(tmp_path / "b")] == ["checkpoint-7", "checkpoint-8"]
+
+
 def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, monkeypatch):
     save_at(2, 4)
     straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")

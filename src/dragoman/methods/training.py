@@ -106,6 +106,13 @@ class Log:
     """Tokens that entered the model, filler included."""
     seconds: float = 0.0
     steps: int = 0
+    decay_from: int = 0
+    """Update after which the rate decays."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether the rate had not begun to decay: from here training can go on for longer than was planned."""
+        return self.steps <= self.decay_from
 
 
 class WarmupStableDecay:
@@ -172,6 +179,7 @@ class _Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self.ours, self.routed, self.log_ = config, routed, log
         self.staging: Path | None = None
+        self.extended = False
         self.cross_entropy = torch.compile(_cross_entropy) if config.compile else _cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
@@ -183,6 +191,11 @@ class _Trainer(Trainer):
         self.shape = WarmupStableDecay(self.ours.warmup, self.ours.decay, self.ours.steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)  # type: ignore
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.extended:  # the checkpoint brought the old run's schedule
+            self.shape.decay, self.shape.decay_from = self.ours.decay, self.ours.steps - self.ours.decay
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or super()._get_output_dir(trial))
@@ -203,7 +216,7 @@ class _Trainer(Trainer):
         finally:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging = None
-        for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        for old in superfluous(checkpoints(folder)):
             shutil.rmtree(old)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
@@ -265,9 +278,11 @@ class _Watch(TrainerCallback):
         log.seconds = self.before + now - self.started
         if self.config.minutes and now - self.started > 60 * self.config.minutes:
             shape.decay_from = min(shape.decay_from, state.global_step)
+        log.decay_from = shape.decay_from
         if state.global_step >= shape.decay_from + shape.decay:
             control.should_training_stop = True
-        if self.config.checkpoint_minutes and now - self.saved > 60 * self.config.checkpoint_minutes:
+        due = now - self.saved > 60 * self.config.checkpoint_minutes or state.global_step == shape.decay_from
+        if self.config.checkpoint_minutes and due:
             self.saved, control.should_save = now, True
 
 
@@ -281,17 +296,21 @@ def train(
     pad_id: int | None = None,
     folder: Path,
     resume: Path | None = None,
+    extended: bool = False,
     quiet: bool = True,
 ) -> Log:
     """Train the parameters of `model` that require gradients on rows of tokens, in their order, in place.
 
     tokens_NS: int32 rows; without labels_NS every token is a label. Rows are repeated from the start if `steps` need
         more than there are. Router losses apply to `layers`; leave it empty for none.
-    The log of a resumed run holds what came before. Raises ModelError when the loss is not finite, ConfigError when a
-    checkpoint cannot be written.
+    The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
+    another number of steps: the schedule is that of `config`, later checkpoints go.
+    Raises ModelError when the loss is not finite, ConfigError when a checkpoint cannot be written.
     """
-    log = _log_of(resume)
+    log = log_of(resume)
     before = log.seconds
+    for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
+        shutil.rmtree(later)
     needed = config.steps * config.batch
     order = np.arange(needed) % len(tokens_NS)
     rows = _Rows(tokens_NS[order], None if labels_NS is None else labels_NS[order], pad_id)
@@ -306,6 +325,7 @@ def train(
         )
         for theirs in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(theirs)
+        trainer.extended = extended
         trainer.add_callback(_Watch(trainer, config, tokens_NS.shape[1], quiet))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
@@ -320,7 +340,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
-def _log_of(checkpoint: Path | None) -> Log:
+def superfluous(checkpoints: list[Path]) -> list[Path]:
+    """All but the last ones and the last stable one."""
+    stable = [path for path in checkpoints if log_of(path).stable][-1:]
+    return [path for path in checkpoints[:-KEPT_CHECKPOINTS] if path not in stable]
+
+
+def log_of(checkpoint: Path | None) -> Log:
+    """What had been logged at a checkpoint."""
     return Log(**read_json(checkpoint / LOG_FILE)) if checkpoint else Log()
 
 
