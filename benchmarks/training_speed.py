@@ -53,7 +53,7 @@ def _arm(clock: _Clock, ours: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(training._Trainer, "__init__", with_clock))
         if not ours:
-            stack.enter_context(mock.patch.object(training, "sorted_experts", lambda _: contextlib.nullcontext()))
+            stack.enter_context(mock.patch.object(training, "sorted_experts", return_value=contextlib.nullcontext()))
         yield
 
 
