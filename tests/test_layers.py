@@ -34,6 +34,7 @@ TORCH_FREE = (
     "dragoman.corpora.mix",
     "dragoman.routing.trace",
     "dragoman.routing.stats",
+    "dragoman.routing.sharing",
     "dragoman.routing.planners",
     "dragoman.routing.figures",
     "dragoman.evaluation.metrics",
