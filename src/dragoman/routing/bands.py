@@ -55,7 +55,7 @@ def middle_band(divergence_GL: np.ndarray, layer_ids: Sequence[int], fraction: f
     Source: Deng et al. 2026 (RA-MoE, arXiv:2605.28306) and Bandarkar et al. 2025 (Routing Steering, arXiv:2510.04694)
     profile and steer middle layers only; neither says how the band is found (8-35 of 48 for Qwen3-30B-A3B).
     Differs: this rule is ours. The raw curve has bumps that would cut a band in two; each side has its own edge, because
-    the last layers part more than the first. The fraction was set on one model, Qwen3-30B-A3B (6-37), where the bands of
+    the last layers part more than the first. The fraction was set on one model, Qwen3-30B-A3B (6-38), where the bands of
     three papers are 8-35, 7-34 and 10-39; give a band of your own where one is published.
     """
     curve_L = np.asarray(divergence_GL).mean(axis=0)

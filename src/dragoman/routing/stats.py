@@ -74,7 +74,7 @@ def token_share(
     arXiv:2604.03592), activation a.
     Differs: pooled over the text; the steering paper takes the mean over sequences (feed single segments for that).
     """
-    return slot_share(count_XLE, rows, layer_ids) * np.asarray(top_k_L)[:, None]
+    return slot_share(count_XLE, rows, layer_ids) * np.asarray(top_k_L)[..., None]
 
 
 def entropy(share_XE: np.ndarray) -> np.ndarray:
