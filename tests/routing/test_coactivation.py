@@ -57,6 +57,13 @@ def test_experts_by_lot_have_no_lift_but_unused_ones_have_none_at_all():
     assert (naive[:7, :7][~np.eye(7, dtype=bool)] < 0.85).all(), "independence would call all pairs rare"
 
 
+def test_the_placebo_of_pairs_is_what_lot_gives():
+    by_chance = np.stack([coactivation.pair_counts(by_lot(np.ones(8), 2, 300, seed), 8) for seed in range(5)])
+    placebo = coactivation.pairing_placebo(by_chance, seed=0)
+    assert placebo.shape == (5,) and (placebo > 0).all()
+    assert placebo.mean() == pytest.approx(coactivation.pairing(by_chance).mean(), rel=0.3)
+
+
 def test_an_expert_that_every_token_takes_is_no_trouble():
     chosen = np.column_stack([np.zeros(90, dtype=int), np.arange(90) % 3 + 1])
     pairs = coactivation.pair_counts(chosen, 4)

@@ -54,9 +54,9 @@ def middle_band(divergence_GL: np.ndarray, layer_ids: Sequence[int], fraction: f
     Raises DataError for fewer than three layers, which have no middle.
     Source: Deng et al. 2026 (RA-MoE, arXiv:2605.28306) and Bandarkar et al. 2025 (Routing Steering, arXiv:2510.04694)
     profile and steer middle layers only; neither says how the band is found (8-35 of 48 for Qwen3-30B-A3B).
-    Differs: this rule is ours. The raw curve has bumps that would cut a band in two; each side has its own edge, because
-    the last layers part more than the first. The fraction was set on one model, Qwen3-30B-A3B (6-38), where the bands of
-    three papers are 8-35, 7-34 and 10-39; give a band of your own where one is published.
+    Differs: this rule is ours. The raw curve has bumps that would cut a band in two, and each side has its own edge,
+    because the last layers part more than the first. The fraction was set on one model, Qwen3-30B-A3B (6-38), where
+    the bands of three papers are 8-35, 7-34 and 10-39; give a band of your own where one is published.
     """
     curve_L = np.asarray(divergence_GL).mean(axis=0)
     if len(curve_L) < 3:
@@ -72,7 +72,7 @@ def middle_band(divergence_GL: np.ndarray, layer_ids: Sequence[int], fraction: f
     while last < len(curve_L) - 1 and inside_L[last + 1]:
         last += 1
     how = f"divergence, mean of {window} layers, within {fraction:.2f} of the way from its minimum to the edges"
-    valley = 0 < first and last < len(curve_L) - 1
+    valley = first > 0 and last < len(curve_L) - 1
     return Band(layer_ids[first], layer_ids[last], tuple(range(first, last + 1)), how, valley)
 
 

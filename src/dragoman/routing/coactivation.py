@@ -57,7 +57,7 @@ def lift(pairs_EE: np.ndarray) -> np.ndarray:
 
 
 def pairing(pairs_XEE: np.ndarray) -> np.ndarray:
-    """Share of pairs that would have to change for experts to join by use alone, sum |o - e| / 2 sum o; [...] in [0, 1].
+    """Share of pairs that would have to change for experts to join by use alone, sum |o - e| / 2 sum o; [...].
 
     Raises DataError as `expected_pairs` does.
     Source: none; total variation distance from quasi-independence.
@@ -65,6 +65,24 @@ def pairing(pairs_XEE: np.ndarray) -> np.ndarray:
     flat = pairs_XEE.reshape(-1, *pairs_XEE.shape[-2:])
     found = [np.abs(_off_diagonal(p) - expected_pairs(p)).sum() / (2 * _off_diagonal(p).sum()) for p in flat]
     return np.array(found).reshape(pairs_XEE.shape[:-2])
+
+
+def pairing_placebo(pairs_XEE: np.ndarray, seed: int) -> np.ndarray:
+    """`pairing` of as many pairs drawn by lot from what is expected: what sampling alone makes of it; [...].
+
+    Raises DataError as `expected_pairs` does.
+    Source: none; parametric, because pair counts of single segments are not kept.
+    """
+    rng = np.random.default_rng(seed)
+    flat = pairs_XEE.reshape(-1, *pairs_XEE.shape[-2:])
+    return pairing(np.array([_drawn(p, rng) for p in flat])).reshape(pairs_XEE.shape[:-2])
+
+
+def _drawn(pairs_EE: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    above_EE = np.triu(expected_pairs(pairs_EE), 1)
+    number = int(np.triu(pairs_EE, 1).sum())
+    drawn_EE = rng.multinomial(number, (above_EE / above_EE.sum()).ravel()).reshape(above_EE.shape)
+    return drawn_EE + drawn_EE.T
 
 
 def _off_diagonal(pairs_EE: np.ndarray) -> np.ndarray:
@@ -107,7 +125,7 @@ def consistency_sums(count_NLE: np.ndarray, top_k_L: np.ndarray) -> np.ndarray:
 
 
 def consistency(sums_X2L: np.ndarray) -> np.ndarray:
-    """Token consistency from summed `consistency_sums`: shared over united experts of two tokens of a segment; [..., L].
+    """Token consistency from summed `consistency_sums`: shared over united experts of two tokens; [..., L].
 
     Raises DataError where no segment has two tokens.
     Source: as `token_consistency`.

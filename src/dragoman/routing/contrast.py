@@ -69,7 +69,9 @@ def contrast_with_interval(
     Raises DataError for a side with fewer than 20 texts or a text without a token.
     """
     if short := [
-        f"{n} {side}" for side, n in (("in the text set", len(text_NLE)), ("in general", len(general_NLE))) if n < FEWEST_TEXTS
+        f"{n} {side}"
+        for side, n in (("in the text set", len(text_NLE)), ("in general", len(general_NLE)))
+        if n < FEWEST_TEXTS
     ]:
         raise DataError(
             f"a contrast needs {FEWEST_TEXTS} texts or more on both sides, there are {', '.join(short)}; give more"

@@ -1,7 +1,7 @@
-"""Do languages that share vocabulary, or a family, share experts? Correlations of distance matrices, with Mantel's test.
+"""Do languages that share vocabulary, or a family, share experts? Correlations of distances, with Mantel's test.
 
 Shape letters: G languages, P pairs of languages (G (G - 1) / 2), L MoE layers, M relabellings of the languages; `X` is
-any leading axes. All matrices are distances: a positive correlation means that what is near in one is near in the other.
+any leading axes. All matrices are distances: by a positive correlation what is near in one is near in the other.
 
 Pairs are not independent observations (each language is in G - 1 of them), so a p-value of a plain correlation over
 pairs is wrong; Mantel's test permutes whole languages.
@@ -107,7 +107,7 @@ def mantel(
     permutations: int = 4999,
     seed: int = 0,
 ) -> Mantel:
-    """Correlation of distance matrices with the permutation test of Mantel, or the partial one where a control is given.
+    """Correlation of distance matrices with Mantel's permutation test, or the partial one where a control is given.
 
     control_GG: a third distance, whose linear part is taken out of both: r_ab.c = (r_ab - r_ac r_bc) /
         sqrt((1 - r_ac^2) (1 - r_bc^2)). The languages of a are relabelled, those of b and c stay together.
