@@ -33,10 +33,11 @@ def describe(
     """Statistics of a trace as they stand in a record; intervals are [low, high] with the statistic's shape.
 
     middle: first and last model layer of the middle band; found by rule where it is not given.
-    Raises DataError for a language with too few tokens, ConfigError for a band that does not fit.
+    A language with fewer tokens than `sample.tokens_needed` is described too: its placebo says how much is noise.
+    Raises DataError for a language without a token or a unit that cannot be resampled, ConfigError for a band that does
+    not fit.
     """
     tokens = dict(zip(trace.languages, trace.tokens_G.tolist(), strict=True))
-    stats.require_tokens(tokens, trace.num_experts, trace.top_k)
     sample = sample_of(trace, reference, seed, unit)
     found: dict[str, Any] = {
         "reference": reference,
@@ -47,17 +48,21 @@ def describe(
     distances = _divergence(sample)
     band = _middle(sample, middle, distances["placebo"])
     found |= distances | _usage(sample) | _of_segments(sample)
+    relations = relating.relations(sample, band["rows"] if band else ())
     return found | {
-        "middle": band,
+        "middle_band": band,
         "sharing": {name: _sharing(sample, name) for name in sharing.RULES if _enough(sample, name)},
-        "relations": relating.relations(sample, tuple(band["rows"]) if band else ()),
+        "relations": relations,
+        "overlap_correlation": relating.headline(relations),
         "pairing": _pairing(trace, seed),
     }
 
 
 def _about(sample: Sample) -> dict[str, Any]:
     number = {g: len(u) for g, u in zip(sample.trace.languages, sample.units, strict=False)}
-    return {"unit": sample.unit, "number": number, "parallel": sample.paired, "resamples": RESAMPLES, "kind": "basic"}
+    needed = stats.tokens_needed(sample.trace.num_experts, sample.trace.top_k)
+    about = {"unit": sample.unit, "number": number, "parallel": sample.paired, "tokens_needed": needed}
+    return about | {"resamples": RESAMPLES, "kind": "basic", "level": 0.95}
 
 
 def _limits(interval: Interval | None) -> list[np.ndarray] | None:

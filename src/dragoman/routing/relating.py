@@ -49,6 +49,12 @@ def relations(sample: Sample, middle: Sequence[int]) -> dict[str, Any] | None:
     return found | {"partial": _partial(sample, by_group["all"], measures)}
 
 
+def headline(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Pearson's correlation with overlap by types over all layers, where there is one: the number that SSFT reports."""
+    measure = (found or {}).get("measures", {}).get("overlap")
+    return measure["layers"]["all"]["pearson"] if measure else None
+
+
 def _placebo(sample: Sample) -> np.ndarray | None:
     """Distance between two halves of the reference, by layer."""
 

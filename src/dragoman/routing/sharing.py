@@ -130,7 +130,7 @@ def fraction(counted: Counted, config: FractionConfig) -> Sharing:
     kept_GLE = np.stack([np.where(_largest(share_LE, keep_L), share_LE, 0) for share_LE in share_GLE])
     total_LE = kept_GLE.sum(axis=0)
     part_GLE = kept_GLE / np.where(total_LE > 0, total_LE, 1)
-    shared_LE = ((kept_GLE > 0) & (part_GLE < config.shared)).all(axis=0)
+    shared_LE = np.all((kept_GLE > 0) & (part_GLE < config.shared), axis=0)
     return Sharing(part_GLE > config.exclusive, shared_LE)
 
 

@@ -23,7 +23,7 @@ from dragoman.routing.trace import RoutingTrace
 
 SMALLEST_DENOMINATOR = 1e-6
 """Clamp of D_H-JS where both distributions are uniform."""
-SLOTS_PER_EXPERT = 25
+SLOTS_PER_EXPERT = 10
 """Slots that a language must fill per expert of a layer; see `tokens_needed`."""
 
 
@@ -254,14 +254,14 @@ def split_half_placebo(
 
 
 def tokens_needed(num_experts_L: ArrayLike, top_k_L: ArrayLike) -> int:
-    """Tokens that a language needs for statistics of its counts: 25 slots per expert in every layer.
+    """Tokens that a language needs for statistics of its counts: 10 slots per expert in every layer.
 
-        tokens = max over layers of 25 E / K
+        tokens = max over layers of 10 E / K
 
-    By then sampling alone makes the JSD of two texts of one distribution about (E - 1) / 4n <= 0.01 nats for n slots
-    each, and usage entropy at most (E - 1) / 2n <= 0.02 nats too low. Tokens of running text are not independent: this
+    By then sampling alone makes the JSD of two texts of one distribution about (E - 1) / 4n <= 0.025 nats for n slots
+    each, and usage entropy at most (E - 1) / 2n <= 0.05 nats too low. Tokens of running text are not independent: this
     is the least, not enough, which is why every figure carries a placebo.
-    Source: Miller 1955 (bias of plug-in entropy); the number 25 is ours.
+    Source: Miller 1955 (bias of plug-in entropy); the number 10 is ours.
     """
     return int(np.ceil(SLOTS_PER_EXPERT * np.asarray(num_experts_L) / np.asarray(top_k_L)).max())
 
