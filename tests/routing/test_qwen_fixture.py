@@ -131,3 +131,19 @@ def test_exclusive_experts_of_the_last_layers_by_the_gap(trace, language, expect
     counted = sharing.Counted(trace.chosen_GLE, np.array(trace.num_experts), np.array(trace.top_k))
     found = sharing.find("gap", counted, sharing.GapConfig(alpha=0.01))
     assert found.exclusive_GLE[trace.index(language), 46:].sum() == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [
+        ("gap", {"bn": 174, "en": 277, "fr": 14, "shared": 480}),
+        ("fraction", {"bn": 214, "en": 231, "fr": 53, "shared": 294}),
+        ("specificity", {"bn": 96, "en": 96, "fr": 96, "shared": 32}),
+        ("contrast", {"bn": 171, "en": 0, "fr": 56, "shared": 0}),
+    ],
+)
+def test_the_rules_select_what_the_documentation_says(trace, rule, numbers):
+    counted = sharing.Counted(trace.chosen_GLE, np.array(trace.num_experts), np.array(trace.top_k), trace.index("en"))
+    found = sharing.find(rule, counted)
+    selected = {g: int(found.exclusive_GLE[trace.index(g)].sum()) for g in ("bn", "en", "fr")}
+    assert selected | {"shared": int(found.shared_LE.sum())} == numbers
