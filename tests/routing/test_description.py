@@ -81,8 +81,8 @@ def test_text_that_is_not_parallel_gets_intervals_of_its_own_and_nothing_pairwis
     assert set(found["divergence_interval"]) == set(LANGUAGES[1:])
     assert found["sample"]["number"]["de"] == 10 and found["sample"]["number"]["en"] == 12
     assert found["relations"]["measures"]["family"]["reliability"] is None
-    with pytest.raises(DataError, match=r"Div compares segment i .* not parallel \(segments: en 36, de 30"):
-        stats.require_parallel(trace, "Div")
+    with pytest.raises(DataError, match=r"per sequence compares segment i .* not parallel \(segments: en 36, de 30"):
+        stats.sequence_divergence_from(trace)
 
 
 def test_documents_are_resampled_where_there_are_enough(trace):

@@ -160,8 +160,7 @@ def _sequences(sample: Sample) -> dict[str, Any]:
         return sums_RX[..., :-1] / sums_RX[..., -1:]
 
     found = {}
-    for g in sample.others:
-        each_NL = stats.sequence_divergence(trace.segment_chosen_NLE[g], reference_NLE, trace.num_experts)
+    for g, each_NL in stats.sequence_divergence_from(trace, sample.reference).items():
         with_number = np.concatenate([each_NL, np.ones((len(each_NL), 1))], axis=1)
         found[g] = _interval(sample, mean, sample.grouped(g, with_number))
     other_NLE = np.roll(reference_NLE, len(reference_NLE) // 2, axis=0)

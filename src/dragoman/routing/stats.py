@@ -168,6 +168,18 @@ def sequence_divergence(count_NLE: np.ndarray, reference_NLE: np.ndarray, num_ex
     return normalised_divergence(slot_share(count_NLE, names), slot_share(reference_NLE, names), num_experts_L)
 
 
+def sequence_divergence_from(trace: RoutingTrace, reference: str = "en") -> dict[str, np.ndarray]:
+    """`sequence_divergence` of every other language from `reference`: {language: [N, L]}.
+
+    Raises DataError where the trace's text is not parallel, or it lacks the reference.
+    """
+    trace.index(reference)
+    require_parallel(trace, "divergence per sequence")
+    segments = trace.segment_chosen_NLE
+    others = [g for g in trace.languages if g != reference]
+    return {g: sequence_divergence(segments[g], segments[reference], trace.num_experts) for g in others}
+
+
 def language_specialisation(
     count_XGLE: np.ndarray, rows: Sequence[str] | None = None, layer_ids: Sequence[int] | None = None
 ) -> np.ndarray:

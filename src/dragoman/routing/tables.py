@@ -122,4 +122,5 @@ def _tests(relations: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _row(test: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (test["r"], test["p"], *test["placebo"], test["permutations"], test["exact"])
+    numbers = (float(x) for x in (test["r"], test["p"], *test["placebo"]))
+    return (*numbers, test["permutations"], test["exact"])
