@@ -23,6 +23,7 @@ NAMES = {
     "open_model": "modeling",
     "open_tokenizer": "modeling",
     "moe_layers": "modeling",
+    "upcycle": "modeling",
     "capture": "routing.capture",
     "RoutingTrace": "routing.trace",
     "ExpertPlan": "routing.plan",

@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ModelError
+from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
 from dragoman.record import atomic_write, sha256
 
 BUILT_IN = {"mini-moe": "mini-moe"}
@@ -35,9 +36,11 @@ BUILT_IN = {"mini-moe": "mini-moe"}
 
 
 def model_path(name: str) -> str:
-    """The folder of a built-in model, or the name itself: a folder, or an id on the Hub."""
+    """The folder of a built-in or a packaged model, or the name itself: a folder, or an id on the Hub."""
     if name in BUILT_IN and not Path(name).exists():
         return str(resources.files("dragoman") / "assets" / BUILT_IN[name])
+    if name in PACKAGED and not Path(name).exists():
+        return str(packaged_folder(name))
     return name
 
 
@@ -128,9 +131,12 @@ def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]
 
 
 def _existing(name: str) -> str:
-    path = model_path(name)
-    if near := difflib.get_close_matches(name, [b for b in BUILT_IN if b != name], n=1, cutoff=0.7):
+    path, known = model_path(name), {*BUILT_IN, *PACKAGED}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) if name not in known and "/" not in name else []
+    if near:
         raise ModelError(f"there is no built-in model {name!r}; did you mean {near[0]}? (a folder: ./{name})")
+    if name in PACKAGED and path != name and not (Path(path) / FETCHED).is_file():
+        raise ModelError(f"the model {name} is not on this machine yet; run `dragoman models fetch {name}`")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
         raise ModelError(
