@@ -1,0 +1,271 @@
+"""What a diagnosis says, one small pure function a statement; each returns "" or nothing where its data is missing.
+
+As in `sentences`: whatever the numbers are, they are said, and nothing is claimed that they do not show.
+"""
+
+# Shape letters: G languages, L MoE layers, E experts, P pairs of languages.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.cluster.hierarchy import cophenet, to_tree
+from scipy.spatial.distance import squareform
+
+from dragoman.reporting.sentences import ALPHA, Record, limits, listed, name, number, p_text, percent
+from dragoman.routing.drawing import Cast
+from dragoman.routing.relations import language_tree
+
+FEWEST_FOR_CORRELATION = 4
+"""Languages; three have six orders, so no permutation test of them could come out below 1/6."""
+MOST_LISTED = 6
+
+
+def count(number_of: int, noun: str) -> str:
+    """`no expert`, `1 expert`, `2 experts`."""
+    return f"{number_of or 'no'} {noun}{'s' if number_of > 1 else ''}"
+
+
+def _some(words: Sequence[str]) -> str:
+    """At most six of them, and how many more."""
+    more = len(words) - MOST_LISTED
+    return listed(words) if more <= 0 else f"{', '.join(words[:MOST_LISTED])} and {more} more"
+
+
+# ---- of the whole --------------------------------------------------------------------------------------------------
+
+
+def band(record: Record) -> tuple[int, int] | None:
+    """First and last layer of the middle band where the curve has one."""
+    found = record.get("routing", {}).get("middle_band")
+    return (found["first"], found["last"]) if found and found.get("valley", True) else None
+
+
+def mantel(record: Record) -> dict[str, float] | None:
+    """Mantel's r and p of routing and vocabulary overlap, where the record has them."""
+    found = record.get("routing", {}).get("overlap_correlation")
+    return {"r": float(found["r"]), "p": float(found["p"])} if found else None
+
+
+def headline(record: Record) -> str:
+    """Where routing parts languages, how surely, and how much an expert tells."""
+    routing = record.get("routing", {})
+    if not routing.get("divergence"):
+        return ""
+    parts = [depth(record), floor(record)]
+    if routing.get("specialisation") is not None:
+        special_L, layers = np.asarray(routing["specialisation"]), routing["layer_ids"]
+        top = int(special_L.argmax())
+        parts.append(
+            f"The expert of one slot tells at most {percent(float(special_L[top]))} of which language it is "
+            f"(layer {layers[top]})."
+        )
+    return " ".join(filter(None, parts))
+
+
+def depth(record: Record) -> str:
+    """The shape of the curve, mean over languages."""
+    routing = record["routing"]
+    mean_L, layers = np.mean(list(routing["divergence"].values()), axis=0), routing["layer_ids"]
+    reference = name(record, routing.get("reference", "en"))
+    low, high = int(mean_L.argmin()), int(mean_L.argmax())
+    if len(layers) == 1:
+        return f"Routing of the other languages is {number(float(mean_L[0]), 2)} from {reference}, mean over languages."
+    words = f"Mean over languages, routing is nearest to {reference} in layer {layers[low]} ({number(mean_L[low], 2)}) "
+    words += f"and farthest in layer {layers[high]} ({number(mean_L[high], 2)})"
+    found = routing.get("middle_band")
+    if not found:
+        return f"{words}."
+    if not found.get("valley", True):
+        return f"{words}; the curve has no valley, so there is no middle band to speak of."
+    return f"{words}; the middle band is layers {found['first']} to {found['last']}."
+
+
+def floor(record: Record) -> str:
+    """How many languages stand above the noise, by their intervals where there are any."""
+    routing = record["routing"]
+    if routing.get("placebo") is None:
+        return ""
+    placebo_L, intervals = np.asarray(routing["placebo"]), routing.get("divergence_interval") or {}
+    least = {g: np.asarray(intervals[g][0] if g in intervals else d_L) for g, d_L in routing["divergence"].items()}
+    above = [g for g, low_L in least.items() if (low_L > placebo_L).all()]
+    noise = limits(float(placebo_L.min()), float(placebo_L.max()))
+    subject = f"{len(above)} of {len(least)} languages are" if len(least) > 1 else "It is" if above else "It is not"
+    by = "with their whole interval " if intervals else ""
+    return f"{subject} {by}above the noise floor {noise} in every layer."
+
+
+def caveats(record: Record, parallel: bool) -> list[str]:
+    """What the numbers do not show."""
+    routing = record.get("routing", {})
+    corpus = record.get("corpus", {}).get("name") or "this corpus"
+    lines = [
+        f"The text is that of {corpus}. Another domain is routed differently; these numbers do not say how.",
+        "Counts say which experts a language's tokens go to, not what the experts do there.",
+    ]
+    if parallel:
+        lines.append(
+            "All languages have the same text, so what differs is the language (and its tokens), not the topic."
+        )
+    else:
+        lines.append("The languages have different text: differences of topic look like differences of language here.")
+    tokens = routing.get("tokens") or {}
+    if tokens:
+        least = min(tokens, key=lambda g: tokens[g])
+        lines.append(
+            f"The least text is that of {name(record, least)}, {tokens[least]:,} tokens: its noise is largest."
+        )
+    lines.append("Intervals cover the choice of segments, not that of the model, its seed or its training.")
+    return lines
+
+
+# ---- of one figure -------------------------------------------------------------------------------------------------
+
+
+def experts(share_GE: np.ndarray, tags: Sequence[str], cast: Cast) -> str:
+    """The brightest cell, and the experts that no language leaves out."""
+    num_experts = share_GE.shape[1]
+    top, expert = map(int, np.unravel_index(share_GE.argmax(), share_GE.shape))
+    share = float(share_GE[top, expert])
+    words = f"{cast.name(tags[top])} gives expert {expert} the largest share, {percent(share)} of its slots, "
+    words += f"{number(share * num_experts, 1)} times an even one"
+    used = int((share_GE * num_experts >= 0.5).all(axis=0).sum())
+    return f"{words}; {used} of {num_experts} experts have at least half an even share in every language."
+
+
+def tree(distance_GG: np.ndarray, tags: Sequence[str], cast: Cast, placebo: float | None = None) -> str:
+    """The nearest pair, the last join, and how well a tree renders the distances."""
+    near_GG = distance_GG + np.where(np.eye(len(tags), dtype=bool), np.inf, 0)
+    a, b = map(int, np.unravel_index(near_GG.argmin(), near_GG.shape))
+    links = language_tree(distance_GG)
+    root = to_tree(links)
+    sides = sorted((root.get_left().pre_order(), root.get_right().pre_order()), key=len)
+    small = _some([cast.name(tags[i]) for i in sorted(sides[0])])
+    words = f"Nearest are {cast.name(tags[a])} and {cast.name(tags[b])} ({number(float(near_GG[a, b]))}); "
+    words += f"the last to join, at {number(float(links[-1, 2]))}: {small} and the other {len(sides[1])}."
+    if placebo is not None:
+        below = int((links[:, 2] <= placebo).sum())
+        words += f" {count(below, 'join').capitalize()} of {len(links)} within noise ({number(placebo)})."
+    flat_P = squareform((distance_GG + distance_GG.T) / 2, checks=False)
+    kept_P = cophenet(links)
+    if len(tags) > 3 and np.ptp(flat_P) > 0 and np.ptp(kept_P) > 0:
+        words += (
+            f" Distances in the tree correlate with those measured by {number(np.corrcoef(flat_P, kept_P)[0, 1], 2)}."
+        )
+    return words
+
+
+def overlap(
+    overlap_P: Sequence[float],
+    similarity_P: Sequence[float],
+    related_P: Sequence[bool],
+    tested: Mapping[str, Any] | None = None,
+) -> str:
+    """The correlation with its permutation test; without a test, no claim."""
+    x_P, y_P, family_P = np.asarray(overlap_P), np.asarray(similarity_P), np.asarray(related_P, dtype=bool)
+    if np.ptp(x_P) == 0 or np.ptp(y_P) == 0:
+        return "All pairs are alike in one of the two, so nothing can correlate."
+    r = float(tested["r"]) if tested else float(np.corrcoef(x_P, y_P)[0, 1])
+    words = f"Pearson's r is {number(r, 2)} over {len(x_P)} pairs"
+    if not tested:
+        words += "; pairs share languages, so this number alone is no test."
+    elif tested["p"] >= ALPHA:
+        words += f" (Mantel p = {p_text(tested['p'])}): no evidence that shared vocabulary and routing go together."
+    else:
+        p = p_text(tested["p"])
+        direction = "more alike" if r > 0 else "less alike"
+        words += f" (Mantel p {p if p.startswith('<') else f'= {p}'}): pairs that share more vocabulary are routed "
+        words += f"{direction}. That is no proof of a cause."
+    if family_P.any() and not family_P.all():
+        means = [number(float(y_P[which].mean()), 2) for which in (family_P, ~family_P)]
+        words += f" Mean similarity: {means[0]} within a family, {means[1]} across."
+    return words
+
+
+def tokenizer(cost: Mapping[str, Mapping[str, Any]], reference: str, cast: Cast) -> str:
+    """Who pays most and least for the same text."""
+    per_byte = {g: c["per_byte"] for g, c in cost.items()}
+    low, high = min(per_byte, key=lambda g: per_byte[g]), max(per_byte, key=lambda g: per_byte[g])
+    density = f"Tokens per byte reach from {number(per_byte[low], 2)} ({cast.name(low)}) to "
+    density += f"{number(per_byte[high], 2)} ({cast.name(high)})."
+    relative = {g: c["relative"] for g, c in cost.items() if c.get("relative") is not None and g != reference}
+    if not relative:
+        return density
+    dear, cheap = max(relative, key=lambda g: relative[g]), min(relative, key=lambda g: relative[g])
+    interval = cost[dear].get("interval")
+    sure = f" {limits(*interval, digits=2)}" if interval else ""
+    words = f"{cast.name(dear)} needs {number(relative[dear], 2)}{sure} times the tokens of {cast.name(reference)}"
+    words += f", {cast.name(cheap)} {number(relative[cheap], 2)} times" if cheap != dear else ""
+    return f"{words}. {density}"
+
+
+def balance(record: Record) -> str:
+    """The most and least even layer, and the dead experts."""
+    routing = record["routing"]
+    variation_L, dead_L, layers = np.asarray(routing["load_variation"]), routing["dead_experts"], routing["layer_ids"]
+    high, low = int(variation_L.argmax()), int(variation_L.argmin())
+    words = f"Most uneven is layer {layers[high]} ({number(variation_L[high], 2)})"
+    words += f", most even layer {layers[low]} ({number(variation_L[low], 2)})" if len(layers) > 1 else ""
+    dead = {layer: int(n) for layer, n in zip(layers, dead_L, strict=True) if n}
+    if not dead:
+        return f"{words}. Every expert was chosen at least once."
+    where = _some([f"layer {layer}: {n}" for layer, n in dead.items()])
+    return f"{words}. {count(sum(dead.values()), 'expert').capitalize()} never chosen by this text ({where})."
+
+
+def contrast(
+    task: str,
+    delta_LE: np.ndarray,
+    layer_ids: Sequence[int],
+    num_experts: Sequence[int],
+    threshold: float | None,
+    placebo_L: Sequence[float] | None = None,
+) -> str:
+    """The farthest expert, how many pass the threshold, and what halves of one text give."""
+    real_LE = np.arange(delta_LE.shape[1]) < np.asarray(num_experts)[:, None]
+    known_LE = np.where(real_LE, delta_LE, 0)
+    row, expert = map(int, np.unravel_index(abs(known_LE).argmax(), known_LE.shape))
+    farthest = number(float(known_LE[row, expert]), 2, sign=True)
+    words = f"Farthest is expert {expert} of layer {layer_ids[row]} ({farthest} of tokens)."
+    if threshold is not None:
+        over, under = int((known_LE > threshold).sum()), int((known_LE < -threshold).sum())
+        words += f" {task} uses {count(over, 'expert')} more than the general corpus by over {threshold:g} of tokens, "
+        words += f"{count(under, 'expert')} less by as much."
+    if placebo_L is not None:
+        largest = float(np.max(placebo_L))
+        words += f" Between halves of the general corpus no expert differs by more than {number(largest, 2)}."
+    return words
+
+
+def drift(record: Record) -> str:
+    """Who moved most, in which layer, and who moved beyond the placebo."""
+    part = record["drift"]
+    curves = {g: np.asarray(d_L) for g, d_L in part["divergence"].items()}
+    mean = {g: float(d_L.mean()) for g, d_L in curves.items()}
+    if not any(d_L.any() for d_L in curves.values()):
+        return "Routing is the same in both traces, to the count."
+    most, least = max(mean, key=lambda g: mean[g]), min(mean, key=lambda g: mean[g])
+    over_L = np.mean(list(curves.values()), axis=0)
+    words = f"{name(record, most)} moved most ({number(mean[most])} nats, mean over layers)"
+    words += f", {name(record, least)} least ({number(mean[least])})" if least != most else ""
+    words += (
+        f"; over languages most in layer {part['layer_ids'][int(over_L.argmax())]} ({number(float(over_L.max()))})."
+    )
+    noise = {g: np.asarray(n_L) for g, n_L in part["placebo"].items()}
+    beyond = [g for g in noise if mean[g] > noise[g].mean()]
+    if noise:
+        words += f" {len(beyond)} of {len(noise)} moved further than another half of the text would make it seem."
+    return words
+
+
+def text_differs(record: Record) -> str:
+    """A warning where drift is also that of the text, and the languages left out."""
+    part, words = record["drift"], []
+    if part["other_text"]:
+        others = _some([name(record, g) for g in part["other_text"]])
+        words.append(f"The two traces are not of the same text for {others}: their drift is that of the text too.")
+    if part["left_out"]:
+        words.append(f"In one trace only, so left out: {_some([name(record, g) for g in part['left_out']])}.")
+    return " ".join(words)
