@@ -15,20 +15,19 @@ from markupsafe import Markup
 
 from dragoman.corpora.languages import language
 from dragoman.reporting import findings
-from dragoman.reporting import sentences as say
 from dragoman.reporting.blocks import Chart, Table
 from dragoman.reporting.sentences import Record, name
 from dragoman.routing import figures, maps, relations
-from dragoman.routing.drawing import Cast
+from dragoman.routing.drawing import Cast, Curves
 from dragoman.routing.stats import slot_share
 from dragoman.routing.trace import RoutingTrace
 
 
 def by_layer(
-    curves: Mapping[str, Sequence[float]],
+    curves: Curves,
     layer_ids: Sequence[int],
     intervals: Mapping[str, Any] | None = None,
-    placebo: Mapping[str, Sequence[float]] | None = None,
+    placebo: Curves | None = None,
 ) -> Table:
     """One row a language and layer: value, and what there is of interval and placebo."""
     intervals, placebo = intervals or {}, placebo or {}
@@ -43,6 +42,12 @@ def by_layer(
     return Table(head, rows)
 
 
+def wide(curves: Curves, layer_ids: Sequence[int]) -> Table:
+    """One row a language, one column a layer."""
+    head = ["language", *(f"layer {layer}" for layer in layer_ids)]
+    return Table(head, [[tag, *map(float, curve_L)] for tag, curve_L in curves.items()])
+
+
 def _number(value: Any) -> Any:
     return value if value == "" else float(value)
 
@@ -54,7 +59,7 @@ def divergence(record: Record, cast: Cast, key: str) -> list[Chart]:
         return []
     layers, curves_by = routing["layer_ids"], routing["divergence"]
     reference = name(record, routing.get("reference", "en"))
-    interval, placebo_L, band = routing.get("divergence_interval"), routing.get("placebo"), findings.band(record)
+    interval, placebo_L, band = routing.get("divergence_interval"), findings.noise(record), findings.band(record)
     svg = figures.divergence_curves(curves_by, layers, cast, interval, placebo_L, band=band)
     floor = f" The grey band at the foot is noise: two halves of the {reference} text." if placebo_L is not None else ""
     middle = " Shaded: the middle band." if band else ""
@@ -63,12 +68,21 @@ def divergence(record: Record, cast: Cast, key: str) -> list[Chart]:
     shows += f"{key}{spans}{floor}{middle}"
     placebo = {} if placebo_L is None else dict.fromkeys(curves_by, placebo_L)
     table = by_layer(curves_by, layers, interval, placebo)
-    italic = "; italic: not trained on" if cast.known else ""
+    italic = "" if all(map(cast.seen, curves_by)) else "; italic: not trained on"
     map_shows = f"The same numbers as a map, languages from near to far{italic}."
     heat = maps.divergence_map(curves_by, layers, cast)
     return [
-        Chart(f"Distance from {reference} by depth", Markup(svg), shows, say.divergence(record), "divergence", table),
-        Chart(f"Distance from {reference}, all languages", Markup(heat), map_shows, say.seen_and_unseen(record)),
+        Chart(
+            f"Distance from {reference} by depth", Markup(svg), shows, findings.divergence(record), "divergence", table
+        ),
+        Chart(
+            f"Distance from {reference}, all languages",
+            Markup(heat),
+            map_shows,
+            findings.seen_and_unseen(record),
+            "divergence-map",
+            wide(curves_by, layers),
+        ),
     ]
 
 
@@ -77,11 +91,14 @@ def entropy(record: Record, cast: Cast, key: str) -> list[Chart]:
     routing = record.get("routing", {})
     if not routing.get("entropy"):
         return []
-    svg = figures.entropy_curves(routing["entropy"], routing["layer_ids"], cast)
+    intervals = {g: np.exp(limits) for g, limits in (routing.get("entropy_interval") or {}).items()}
+    svg = figures.entropy_curves(routing["entropy"], routing["layer_ids"], cast, intervals)
     shows = f"The number of equally busy experts that would have the same entropy, exp(H), by layer. {key}"
     effective = {g: np.exp(h_L) for g, h_L in routing["entropy"].items()}
-    table = by_layer(effective, routing["layer_ids"])
-    return [Chart("How many experts a language uses", Markup(svg), shows, say.spread(record), "experts-used", table)]
+    table = by_layer(effective, routing["layer_ids"], intervals)
+    return [
+        Chart("How many experts a language uses", Markup(svg), shows, findings.spread(record), "experts-used", table)
+    ]
 
 
 def specialisation(record: Record) -> list[Chart]:
@@ -102,7 +119,7 @@ def specialisation(record: Record) -> list[Chart]:
         {"all": placebo_L} if placebo_L is not None else None,
     )
     title = "What an expert tells of the language"
-    return [Chart(title, Markup(svg), f"{shows}.", say.specialisation(record), "specialisation", table)]
+    return [Chart(title, Markup(svg), f"{shows}.", findings.specialisation(record), "specialisation", table)]
 
 
 def experts(trace: RoutingTrace, row: int, cast: Cast, planned: Mapping[str, Sequence[int]] | None = None) -> Chart:
@@ -113,7 +130,7 @@ def experts(trace: RoutingTrace, row: int, cast: Cast, planned: Mapping[str, Seq
     marks = " Marks above: the experts that a plan changes." if planned else ""
     shows = f"How often each language chooses each expert of layer {layer}; similar ones stand together.{marks}"
     rows = [[g, *map(float, share_E)] for g, share_E in zip(tags, share_GE, strict=True)]
-    table = Table(["language", *range(num_experts)], rows)  # type: ignore[list-item]
+    table = Table(["language", *(f"expert {e}" for e in range(num_experts))], rows)
     title = f"Who uses which expert (layer {layer})"
     return Chart(title, Markup(svg), shows, findings.experts(share_GE, tags, cast), f"experts-layer-{layer}", table)
 
@@ -168,8 +185,8 @@ def tokenizer(cost: Mapping[str, Mapping[str, Any]], reference: str, cast: Cast)
     svg = relations.tokenizer_dots({g: c["per_byte"] for g, c in cost.items()}, relative, intervals, reference, cast)
     shows = "Left: tokens per byte of UTF-8. Right: tokens for the same text, over those of "
     shows = f"{shows}{cast.name(reference)}, with 95% intervals." if relative else "Tokens per byte of UTF-8."
-    fields = ["tokens", "bytes", "per_byte", "relative", "interval"]
-    rows = [[g, *(c.get(f) for f in fields[:4]), *(c.get("interval") or ("", ""))] for g, c in cost.items()]
+    fields = ("tokens", "bytes", "per_byte", "relative")
+    rows = [[g, *(c.get(f) for f in fields), *(c.get("interval") or ("", ""))] for g, c in cost.items()]
     table = Table(["language", "tokens", "bytes", "tokens per byte", "relative", "low", "high"], rows)
     says = findings.tokenizer(cost, reference, cast)
     return [Chart("What the tokenizer costs each language", Markup(svg), shows, says, "tokenizer", table)]
@@ -232,5 +249,12 @@ def drift(record: Record, cast: Cast) -> list[Chart]:
     heat = maps.divergence_map(curves_by, layers, cast, label)
     return [
         Chart("Drift by depth", Markup(svg), shows, findings.drift(record), "drift", table),
-        Chart("Drift, all languages", Markup(heat), "The same numbers as a map, least moved first.", ""),
+        Chart(
+            "Drift, all languages",
+            Markup(heat),
+            "The same numbers as a map, least moved first.",
+            "",
+            "drift-map",
+            wide(curves_by, layers),
+        ),
     ]

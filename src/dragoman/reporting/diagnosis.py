@@ -102,7 +102,9 @@ def _page(view: Record, trace: RoutingTrace) -> tuple[str, str, str, list[Sectio
     mean = {g: float(np.mean(d_L)) for g, d_L in routing.get("divergence", {}).items()}
     cast = _cast(view, trace.languages, mean, view["known"])
     sections = [
-        Section("What this shows, and what not", [Block("list", _summary(view, trace))]),
+        Section(
+            "What these numbers do not show", [Block("list", findings.caveats(view, bool(trace.about.get("parallel"))))]
+        ),
         _depth(view, trace, cast),
         _languages(view, trace, cast),
         _experts(view, trace, cast),
@@ -120,11 +122,8 @@ def _page(view: Record, trace: RoutingTrace) -> tuple[str, str, str, list[Sectio
 def _key(view: Record, cast: Cast) -> str:
     words = f"Orange: {cast.name(cast.target)}, the farthest" if cast.target else ""
     words += f"; green: {cast.name(cast.parent)}, the nearest" if cast.parent else ""
-    return f"{words}{'; dashed: not trained on' if view['known'] else ''}." if words else ""
-
-
-def _summary(view: Record, trace: RoutingTrace) -> list[str]:
-    return findings.caveats(view, bool(trace.about.get("parallel")))
+    dashed = "" if all(map(cast.seen, cast.names)) else "; dashed: not trained on"
+    return f"{words}{dashed}." if words else ""
 
 
 def _depth(view: Record, trace: RoutingTrace, cast: Cast) -> Section:
@@ -135,13 +134,20 @@ def _depth(view: Record, trace: RoutingTrace, cast: Cast) -> Section:
 
 def _languages(view: Record, trace: RoutingTrace, cast: Cast) -> Section:
     distance_GG = 1 - routing_similarity(trace)
-    seed = view.get("config", {}).get("seed", 0)
-    found = charts.tree(distance_GG, trace.languages, cast, noise_distance(trace, seed))
+    found = charts.tree(distance_GG, trace.languages, cast, _noise(view, trace))
     overlap, tested = trace.about.get("overlap", {}), findings.mantel(view)
     found += charts.overlap(distance_GG, trace.languages, overlap, cast, tested)
     cost = view.get("tokenizer") or trace.about.get("tokenizer") or {}
     found += charts.tokenizer(cost, view.get("routing", {}).get("reference", "en"), cast)
     return Section("Languages beside each other", [Block("charts", found)])
+
+
+def _noise(view: Record, trace: RoutingTrace) -> float | None:
+    """Distance between halves of one language, JSD / ln 2, mean over layers: the record's, else measured here."""
+    placebo_L = (view.get("routing", {}).get("relations") or {}).get("placebo")
+    if placebo_L is not None:
+        return float(np.mean(placebo_L) / np.log(2))
+    return noise_distance(trace, view.get("config", {}).get("seed", 0))
 
 
 def _experts(view: Record, trace: RoutingTrace, cast: Cast) -> Section:
@@ -153,7 +159,28 @@ def _experts(view: Record, trace: RoutingTrace, cast: Cast) -> Section:
     rest = [chart for row, chart in enumerate(maps) if row not in open_rows]
     shown: list[Chart] = [maps[row] for row in open_rows]
     blocks = [Block("charts", charts.balance(view) + shown)]
-    return Section("Experts", [*blocks, Block("folded charts", rest, head=(f"The other {len(rest)} layers",))])
+    blocks.append(Block("folded charts", rest, head=(f"The other {len(rest)} layers",)))
+    return Section("Experts", [*blocks, _sharing(view)])
+
+
+def _sharing(view: Record) -> Block:
+    """Exclusive and shared experts: a row a language, a column a rule, beside each number that of the placebo."""
+    rules: Mapping[str, Any] = view.get("routing", {}).get("sharing") or {}
+    rows = []
+    for g in dict.fromkeys(g for rule in rules.values() for g in rule["number"]):
+        cells = []
+        for rule in rules.values():
+            placebo = rule.get("placebo", {}).get(g)
+            cells.append(
+                Cell(str(rule["number"].get(g, "")), "" if placebo is None else f"placebo {number(placebo, 1)}")
+            )
+        rows.append([Cell(name(view, g), g) if g != "shared" else Cell("shared by all"), *cells])
+    note = "Experts of all layers that each published rule calls exclusive to a language. The rules do not agree, and "
+    note += (
+        "some find a number that is set. Placebo: experts that a rule gives to one half of the language's text only."
+    )
+    head = ("language", *rules)
+    return Block("table", table_rows(rows), "Exclusive and shared experts, by rule", head, note)
 
 
 def _tasks(view: Record, trace: RoutingTrace) -> Section:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.cluster.hierarchy import cophenet, to_tree
 from scipy.spatial.distance import squareform
 
-from dragoman.reporting.sentences import ALPHA, Record, limits, listed, name, number, p_text, percent
+from dragoman.reporting.sentences import ALPHA, Record, capital, limits, listed, name, number, p_text, percent
 from dragoman.routing.drawing import Cast
 from dragoman.routing.relations import language_tree
 
@@ -39,14 +39,26 @@ def _some(words: Sequence[str]) -> str:
 
 def band(record: Record) -> tuple[int, int] | None:
     """First and last layer of the middle band where the curve has one."""
-    found = record.get("routing", {}).get("middle_band")
+    found = record.get("routing", {}).get("middle")
     return (found["first"], found["last"]) if found and found.get("valley", True) else None
 
 
-def mantel(record: Record) -> dict[str, float] | None:
-    """Mantel's r and p of routing and vocabulary overlap, where the record has them."""
-    found = record.get("routing", {}).get("overlap_correlation")
-    return {"r": float(found["r"]), "p": float(found["p"])} if found else None
+def mantel(record: Record) -> dict[str, Any] | None:
+    """Mantel's r and p of routing and overlap of types, all layers, and r's interval, where the record has them."""
+    found = ((record.get("routing", {}).get("relations") or {}).get("measures") or {}).get("overlap")
+    if not found:
+        return None
+    tested = found["layers"]["all"]["pearson"]
+    return {"r": float(tested["r"]), "p": float(tested["p"]), "interval": found.get("interval")}
+
+
+def noise(record: Record) -> np.ndarray | None:
+    """Upper edge of the placebo by layer: its 97.5 % quantile over splits where the record has that, else its mean."""
+    routing = record.get("routing", {})
+    interval, mean_L = routing.get("placebo_interval"), routing.get("placebo")
+    if interval is None and mean_L is None:
+        return None
+    return np.asarray(mean_L if interval is None else interval[1])
 
 
 def headline(record: Record) -> str:
@@ -75,7 +87,7 @@ def depth(record: Record) -> str:
         return f"Routing of the other languages is {number(float(mean_L[0]), 2)} from {reference}, mean over languages."
     words = f"Mean over languages, routing is nearest to {reference} in layer {layers[low]} ({number(mean_L[low], 2)}) "
     words += f"and farthest in layer {layers[high]} ({number(mean_L[high], 2)})"
-    found = routing.get("middle_band")
+    found = routing.get("middle")
     if not found:
         return f"{words}."
     if not found.get("valley", True):
@@ -86,23 +98,26 @@ def depth(record: Record) -> str:
 def floor(record: Record) -> str:
     """How many languages stand above the noise, by their intervals where there are any."""
     routing = record["routing"]
-    if routing.get("placebo") is None:
+    placebo_L, intervals = noise(record), routing.get("divergence_interval") or {}
+    if placebo_L is None:
         return ""
-    placebo_L, intervals = np.asarray(routing["placebo"]), routing.get("divergence_interval") or {}
     least = {g: np.asarray(intervals[g][0] if g in intervals else d_L) for g, d_L in routing["divergence"].items()}
     above = [g for g, low_L in least.items() if (low_L > placebo_L).all()]
-    noise = limits(float(placebo_L.min()), float(placebo_L.max()))
-    subject = f"{len(above)} of {len(least)} languages are" if len(least) > 1 else "It is" if above else "It is not"
-    by = "with their whole interval " if intervals else ""
-    return f"{subject} {by}above the noise floor {noise} in every layer."
+    level = limits(float(placebo_L.min()), float(placebo_L.max()))
+    subject = f"{len(above)} of {len(least)} languages stand"
+    if len(least) == 1:
+        subject = f"{name(record, next(iter(least)))} {'stands' if above else 'does not stand'}"
+    by = ", with the whole interval" if intervals else ""
+    return f"{subject} above the noise floor {level} in every layer{by}."
 
 
 def caveats(record: Record, parallel: bool) -> list[str]:
     """What the numbers do not show."""
     routing = record.get("routing", {})
-    corpus = record.get("corpus", {}).get("name") or "this corpus"
+    corpus = record.get("corpus", {}).get("name")
     lines = [
-        f"The text is that of {corpus}. Another domain is routed differently; these numbers do not say how.",
+        f"The text is {f'the corpus {corpus}' if corpus else 'of one corpus'}; text of another domain may be routed "
+        "differently.",
         "Counts say which experts a language's tokens go to, not what the experts do there.",
     ]
     if parallel:
@@ -122,6 +137,71 @@ def caveats(record: Record, parallel: bool) -> list[str]:
 
 
 # ---- of one figure -------------------------------------------------------------------------------------------------
+
+
+def divergence(record: Record) -> str:
+    """Where the target is nearest to and farthest from the reference, and among the other languages."""
+    curves = record["routing"]["divergence"]
+    mean = {g: float(np.mean(d_L)) for g, d_L in curves.items()}
+    near, far = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
+    nearest, farthest = (
+        f"{name(record, g)} is {word} ({number(mean[g], 2)})" for g, word in ((near, "nearest"), (far, "farthest"))
+    )
+    ranks = f"averaged over layers, {nearest} and {farthest}"
+    if near == far:
+        return capital(f"{name(record, near)} {_extremes(record, curves[near])}{_above_floor(record, curves[near])}.")
+    target = record.get("target", "")
+    if target not in curves:
+        return capital(ranks) + "."
+    place = _extremes(record, curves[target])
+    return f"{name(record, target)} {place}{_above_floor(record, curves[target])}; {ranks}."
+
+
+def _extremes(record: Record, curve_L: Sequence[float]) -> str:
+    layers, low, high = record["routing"]["layer_ids"], int(np.argmin(curve_L)), int(np.argmax(curve_L))
+    near = f"nearest in layer {layers[low]} ({number(curve_L[low], 2)})"
+    return f"is {near} and farthest in layer {layers[high]} ({number(curve_L[high], 2)})"
+
+
+def _above_floor(record: Record, curve_L: Sequence[float]) -> str:
+    placebo_L = noise(record)
+    if placebo_L is None:
+        return ""
+    above = int((np.asarray(curve_L) > placebo_L).sum())
+    return f", above the noise floor in {above} of {len(curve_L)} layers"
+
+
+def seen_and_unseen(record: Record) -> str:
+    """Mean divergence of the languages that the model was and was not trained on."""
+    mean = {g: float(np.mean(d_L)) for g, d_L in record["routing"]["divergence"].items()}
+    known = [v for g, v in mean.items() if g in record.get("known", ())]
+    unseen = [v for g, v in mean.items() if g not in record.get("known", ())]
+    if not known or not unseen:
+        return f"The mean over all languages and layers is {number(float(np.mean(list(mean.values()))), 2)}."
+    (seen, of_seen), (new, of_new) = ((number(float(np.mean(v)), 2), len(v)) for v in (known, unseen))
+    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} unseen."
+
+
+def spread(record: Record) -> str:
+    """Over how many experts languages spread."""
+    effective = {g: np.exp(h_L) for g, h_L in record["routing"]["entropy"].items()}
+    mean = {g: float(e_L.mean()) for g, e_L in effective.items()}
+    few, many = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
+    fewest = f"{name(record, few)} uses the fewest ({number(mean[few], 1)})"
+    most = f"{name(record, many)} the most ({number(mean[many], 1)})"
+    rest = f"averaged over layers, {fewest} and {most}"
+    if (target := record.get("target", "")) not in effective:
+        return capital(rest) + "."
+    e_L = effective[target]
+    return f"{name(record, target)} spreads over {number(e_L.min(), 1)} to {number(e_L.max(), 1)} experts; {rest}."
+
+
+def specialisation(record: Record) -> str:
+    """Where experts tell most and least of the language."""
+    s_L, layers = np.asarray(record["routing"]["specialisation"]), record["routing"]["layer_ids"]
+    high, low = int(s_L.argmax()), int(s_L.argmin())
+    most = f"largest in layer {layers[high]}, where an expert tells {percent(s_L[high])} of what there is to tell"
+    return f"It is {most}, and smallest in layer {layers[low]} ({percent(s_L[low])})."
 
 
 def experts(share_GE: np.ndarray, tags: Sequence[str], cast: Cast) -> str:
@@ -168,7 +248,10 @@ def overlap(
     if np.ptp(x_P) == 0 or np.ptp(y_P) == 0:
         return "All pairs are alike in one of the two, so nothing can correlate."
     r = float(tested["r"]) if tested else float(np.corrcoef(x_P, y_P)[0, 1])
-    words = f"Pearson's r is {number(r, 2)} over {len(x_P)} pairs"
+    interval = (
+        limits(tested["interval"][0], tested["interval"][1], 2) if tested and tested.get("interval") is not None else ""
+    )
+    words = f"Pearson's r is {' '.join(filter(None, (number(r, 2), interval)))} over {len(x_P)} pairs"
     if not tested:
         words += "; pairs share languages, so this number alone is no test."
     elif tested["p"] >= ALPHA:
@@ -195,7 +278,7 @@ def tokenizer(cost: Mapping[str, Mapping[str, Any]], reference: str, cast: Cast)
         return density
     dear, cheap = max(relative, key=lambda g: relative[g]), min(relative, key=lambda g: relative[g])
     interval = cost[dear].get("interval")
-    sure = f" {limits(*interval, digits=2)}" if interval else ""
+    sure = f" {limits(interval[0], interval[1], 2)}" if interval else ""
     words = f"{cast.name(dear)} needs {number(relative[dear], 2)}{sure} times the tokens of {cast.name(reference)}"
     words += f", {cast.name(cheap)} {number(relative[cheap], 2)} times" if cheap != dear else ""
     return f"{words}. {density}"
@@ -212,7 +295,7 @@ def balance(record: Record) -> str:
     if not dead:
         return f"{words}. Every expert was chosen at least once."
     where = _some([f"layer {layer}: {n}" for layer, n in dead.items()])
-    return f"{words}. {count(sum(dead.values()), 'expert').capitalize()} never chosen by this text ({where})."
+    return f"{words}. Never chosen by this text: {count(sum(dead.values()), 'expert')} ({where})."
 
 
 def contrast(
@@ -253,10 +336,10 @@ def drift(record: Record) -> str:
     words += (
         f"; over languages most in layer {part['layer_ids'][int(over_L.argmax())]} ({number(float(over_L.max()))})."
     )
-    noise = {g: np.asarray(n_L) for g, n_L in part["placebo"].items()}
-    beyond = [g for g in noise if mean[g] > noise[g].mean()]
-    if noise:
-        words += f" {len(beyond)} of {len(noise)} moved further than another half of the text would make it seem."
+    floor_by = {g: np.asarray(n_L) for g, n_L in part["placebo"].items()}
+    beyond = [g for g in floor_by if mean[g] > floor_by[g].mean()]
+    if floor_by:
+        words += f" {len(beyond)} of {len(floor_by)} moved further than another half of the text would make it seem."
     return words
 
 

@@ -45,9 +45,11 @@ MOST_TICKS = 12
 MOST_EXPERT_IDS = 40
 
 P = ParamSpec("P")
-Limits = tuple[Sequence[float], Sequence[float]]
+Values = Sequence[float] | np.ndarray
+"""One number a layer, [L]."""
+Limits = tuple[Values, Values]
 """Lower and upper bounds."""
-Curves = Mapping[str, Sequence[float] | np.ndarray]
+Curves = Mapping[str, Values]
 """Language -> its value in each layer, [L]."""
 
 

@@ -78,7 +78,7 @@ def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
     shares_GLE = [slot_share(t.select(languages).chosen_GLE, languages, t.layer_ids) for t in (before, after)]
     moved_GL = jensen_shannon(*shares_GLE)
     slots = {g: [t.chosen_GLE[t.index(g)].sum(axis=-1).tolist() for t in (before, after)] for g in languages}
-    pairs = {g: [t.segment_chosen_NLE.get(g, ()) for t in (before, after)] for g in languages}
+    pairs = {g: [t.segment_chosen_NLE.get(g, np.zeros(0)) for t in (before, after)] for g in languages}
     same = {g: n for g, n in pairs.items() if slots[g][0] == slots[g][1] and len(n[0]) == len(n[1]) > 1}
     return Drift(
         layer_ids=before.layer_ids,

@@ -22,6 +22,7 @@ from dragoman.routing.drawing import (
     Cast,
     Curves,
     Limits,
+    Values,
     axes_with_margins,
     free_places,
     inline,
@@ -66,7 +67,7 @@ def divergence_curves(
     layer_ids: Sequence[int],
     cast: Cast,
     intervals: Mapping[str, Limits] | None = None,
-    placebo_L: Sequence[float] | None = None,
+    placebo_L: Values | None = None,
     label: str = "divergence (D_H-JS)",
     band: Sequence[int] | None = None,
 ) -> tuple[Figure, str]:
@@ -89,10 +90,15 @@ def divergence_curves(
 
 
 @inline
-def entropy_curves(entropy: Curves, layer_ids: Sequence[int], cast: Cast) -> tuple[Figure, str]:
-    """Effective number of experts, exp(H), over depth, one line a language; entropy: {language: [L]} in nats."""
+def entropy_curves(
+    entropy: Curves, layer_ids: Sequence[int], cast: Cast, intervals: Mapping[str, Limits] | None = None
+) -> tuple[Figure, str]:
+    """Effective number of experts, exp(H), over depth, one line a language.
+
+    entropy: {language: [L]} in nats; intervals: {language: ([L], [L])} of exp(H).
+    """
     effective = {tag: np.exp(entropy_L) for tag, entropy_L in entropy.items()}
-    figure, axes, name_lines = _language_curves(effective, layer_ids, cast, {}, floor=None)
+    figure, axes, name_lines = _language_curves(effective, layer_ids, cast, intervals or {}, floor=None)
     axes.set_ylabel("effective experts, exp(H)")
     name_lines()
     return figure, "Effective number of experts by layer, one line a language"
@@ -100,10 +106,10 @@ def entropy_curves(entropy: Curves, layer_ids: Sequence[int], cast: Cast) -> tup
 
 @inline
 def specialisation_curve(
-    specialisation_L: Sequence[float],
+    specialisation_L: Values,
     layer_ids: Sequence[int],
     interval: Limits | None = None,
-    placebo_L: Sequence[float] | None = None,
+    placebo_L: Values | None = None,
 ) -> tuple[Figure, str]:
     """I(L;E) / H(L) over depth with its interval; placebo_L: the same between halves of one language."""
     figure, axes = axes_with_margins(180, left=52)
@@ -117,7 +123,7 @@ def specialisation_curve(
     return figure, "Language specialisation by layer"
 
 
-def _depth_line(axes: Axes, values_L: Sequence[float] | np.ndarray) -> None:
+def _depth_line(axes: Axes, values_L: Values) -> None:
     """One line over layers; dots where they would not touch."""
     axes.plot(values_L, color=KNOWN, linewidth=2, marker="o" if len(values_L) <= 30 else "", markersize=4)
     axes.set_ylim(bottom=0)
@@ -125,7 +131,7 @@ def _depth_line(axes: Axes, values_L: Sequence[float] | np.ndarray) -> None:
 
 @inline
 def load_balance(
-    variation_L: Sequence[float], dead_L: Sequence[int], layer_ids: Sequence[int], interval: Limits | None = None
+    variation_L: Values, dead_L: Sequence[int], layer_ids: Sequence[int], interval: Limits | None = None
 ) -> tuple[Figure, str]:
     """Coefficient of variation of the experts' load over depth with its interval, and beneath it the dead experts."""
     figure, (upper, lower) = panels((130, 55), left=52)
@@ -151,7 +157,7 @@ def contrast_depth(
     layer_ids: Sequence[int],
     num_experts: Sequence[int],
     threshold: float | None = None,
-    placebo_L: Sequence[float] | None = None,
+    placebo_L: Values | None = None,
 ) -> tuple[Figure, str]:
     """Contrast of a text with the general corpus, Delta, over depth: the range of experts, and those past a threshold.
 
@@ -181,9 +187,8 @@ def _past_threshold(axes: Axes, real: list[np.ndarray], threshold: float, height
     found = [(layer, int(e), float(d[e])) for layer, d in enumerate(real) for e in np.flatnonzero(abs(d) > threshold)]
     for sign, colour, mark in ((1, TARGET, "^"), (-1, KNOWN, "v")):
         axes.axhline(sign * threshold, color=colour, linewidth=0.9, linestyle=":")
-        one = [(layer, d) for layer, _, d in found if sign * d > 0]
-        if one:
-            axes.scatter(*zip(*one, strict=True), s=26, color=colour, marker=mark, zorder=3)
+        one_N2 = np.array([(layer, d) for layer, _, d in found if sign * d > 0]).reshape(-1, 2)
+        axes.scatter(one_N2[:, 0], one_N2[:, 1], s=26, color=colour, marker=mark, zorder=3)
     named = sorted(found, key=lambda f: -abs(f[2]))[:MOST_NAMED_EXPERTS]
     texts = [str(expert) for _, expert, _ in named]
     free_places(axes, [(layer, d) for layer, _, d in named], texts, [(layer, d) for layer, _, d in found], height)

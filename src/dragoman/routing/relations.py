@@ -144,8 +144,7 @@ def tokenizer_dots(
             face = cast.colour(tag) if filled else "none"
             axes.plot([values[tag]], [row], "o", markersize=5, color=cast.colour(tag), markerfacecolor=face)
         axes.set_ylim(len(tags) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.08)
+        axes.set_xlim(0, 1.08 * max([*values.values(), *(intervals[g][1] for g in intervals if i)]))
         axes.set_xlabel(label, fontsize=9.5)
         axes.locator_params(axis="x", nbins=4)
         if i:
