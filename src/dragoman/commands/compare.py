@@ -71,18 +71,18 @@ def _sides(config: Config) -> dict[str, Path]:
 def _same_kind(config: Config) -> str:
     kinds = {path: _kind(path) for path in _sides(config).values()}
     if unfit := [f"{path} is {kind}" for path, kind in kinds.items() if kind not in KINDS]:
-        raise DataError(f"{'; '.join(unfit)}; compare takes two of a kind: {' or '.join(KINDS)}")
+        raise DataError(f"{'; '.join(unfit)}; compare takes two files of one kind: {', '.join(KINDS)}")
     if len(set(kinds.values())) > 1:
-        raise DataError(f"two of a kind are compared, but {', '.join(f'{p} is a {k}' for p, k in kinds.items())}")
+        raise DataError(f"two of a kind are compared, but {' and '.join(f'{p} is {k}' for p, k in kinds.items())}")
     return next(iter(kinds.values()))
 
 
 def _kind(path: Path) -> str:
-    """By what the file holds: `trace`, or a record's command."""
+    """By what the file holds: `a trace`, or a record with its command."""
     if not path.is_file():
         raise DataError(f"{path} is not a file; give a trace that `dragoman diagnose` wrote")
     if path.suffix != ".json":
-        return "trace"  # RoutingTrace.load says what is wrong with anything else
+        return "a trace"  # RoutingTrace.load says what is wrong with anything else
     content = read_json(path)
     command = content.get("command") if isinstance(content, dict) else None
     return f"a record of {command}" if command else "no record"
@@ -123,5 +123,5 @@ def _thirds(values_L: Any) -> str:
     return "".join(f"{float(np.mean(p)):9.4f}" if len(p) else f"{'':9}" for p in parts)
 
 
-KINDS = {"trace": Kind(_drift, _write_drift, _show_drift)}
+KINDS = {"a trace": Kind(_drift, _write_drift, _show_drift)}
 """What can be compared; evaluation records would be a second line."""

@@ -87,7 +87,9 @@ def _view(record: Record, trace: RoutingTrace) -> tuple[Record, RoutingTrace]:
         "num_experts": trace.num_experts,
         "top_k": trace.top_k,
     }
-    return {**record, "corpus": {**corpus, "languages": about}, "known": known, "model": model}, trace
+    parts = {"corpus": {**corpus, "languages": about}, "known": known, "model": model}
+    routing = {key: value for key, value in record.get("routing", {}).items() if value is not None}
+    return {**record, **parts, "routing": routing}, trace
 
 
 def _cast(view: Record, tags: Sequence[str], mean: Mapping[str, float], known: Sequence[str]) -> Cast:
