@@ -36,7 +36,7 @@ def made(number, **layout):
     routing = routing_part(trace) | {
         "reference": "en", "load_variation": [0.5] * layers, "dead_experts": [0] * layers,
         "tokens": dict(zip(trace.languages, trace.tokens_G.tolist(), strict=True)),
-        "middle": {"first": 1, "last": 2, "valley": True}, "placebo_interval": [[0.0] * layers, [0.01] * layers],
+        "middle_band": {"first": 1, "last": 2, "valley": True}, "placebo_interval": [[0.0] * layers, [0.01] * layers],
         "relations": {"placebo": noise_L.tolist(), "measures": {"overlap": {
             "layers": {"all": {"pearson": {"r": 0.4, "p": 0.01}}}, "interval": [0.3, 0.5]}}},
         "sharing": {"gap": {"number": dict.fromkeys([*trace.languages, "shared"], 3), "placebo": {"en": 0.4}}},

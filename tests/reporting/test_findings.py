@@ -20,11 +20,11 @@ def test_depth_and_middle_band():
         "Mean over languages, routing is nearest to English in layer 1 (0.10) and farthest in layer 0 (0.40)."
     )
     valley = {"first": 1, "last": 2, "valley": True}
-    assert findings.depth(record(middle=valley)).endswith("the middle band is layers 1 to 2.")
-    assert findings.band(record(middle=valley)) == (1, 2)
+    assert findings.depth(record(middle_band=valley)).endswith("the middle band is layers 1 to 2.")
+    assert findings.band(record(middle_band=valley)) == (1, 2)
     flat = valley | {"valley": False}
-    assert "no valley, so there is no middle band" in findings.depth(record(middle=flat))
-    assert findings.band(record(middle=flat)) is None and findings.band(record()) is None
+    assert "no valley, so there is no middle band" in findings.depth(record(middle_band=flat))
+    assert findings.band(record(middle_band=flat)) is None and findings.band(record()) is None
 
 
 def test_floor_counts_intervals_where_there_are_any():
@@ -91,6 +91,8 @@ def test_mantel_reads_the_record():
     tested = {"pearson": {"r": np.float64(0.7), "p": 0.002}}
     relations = {"measures": {"overlap": {"layers": {"all": tested}, "interval": [0.6, 0.8]}}}
     assert findings.mantel(record(relations=relations)) == {"r": 0.7, "p": 0.002, "interval": [0.6, 0.8]}
+    short = record(overlap_correlation={"r": 0.6, "p": 0.01})
+    assert findings.mantel(short) == {"r": 0.6, "p": 0.01, "interval": None}
     assert findings.mantel(record()) is None and findings.mantel(record(relations=None)) is None
 
 
@@ -137,8 +139,8 @@ def drifted(**part):
 def test_drift_says_who_moved_and_beyond_what():
     said = findings.drift(drifted(placebo={"ca": [0.01, 0.01], "en": [0.01, 0.01]}))
     assert said == (
-        "Catalan moved most (0.200 nats, mean over layers), English least (0.005); over languages most in layer 5 "
-        "(0.155). 1 of 2 moved further than another half of the text would make it seem."
+        "Catalan moved most (0.2000 nats, mean over layers), English least (0.0050); mean over languages, most in "
+        "layer 5 (0.1550). 1 of 2 moved further than another half of the text would make it seem."
     )
     assert findings.drift(drifted(divergence={"en": [0.0, 0.0]})) == "Routing is the same in both traces, to the count."
 

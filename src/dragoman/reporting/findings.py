@@ -39,16 +39,17 @@ def _some(words: Sequence[str]) -> str:
 
 def band(record: Record) -> tuple[int, int] | None:
     """First and last layer of the middle band where the curve has one."""
-    found = record.get("routing", {}).get("middle")
+    found = record.get("routing", {}).get("middle_band")
     return (found["first"], found["last"]) if found and found.get("valley", True) else None
 
 
 def mantel(record: Record) -> dict[str, Any] | None:
-    """Mantel's r and p of routing and overlap of types, all layers, and r's interval, where the record has them."""
-    found = ((record.get("routing", {}).get("relations") or {}).get("measures") or {}).get("overlap")
-    if not found:
+    """Pearson's r of routing and overlap of types with Mantel's p, all layers, and r's interval, as far as there."""
+    routing = record.get("routing", {})
+    found = ((routing.get("relations") or {}).get("measures") or {}).get("overlap") or {}
+    tested = routing.get("overlap_correlation") or found.get("layers", {}).get("all", {}).get("pearson")
+    if not tested:
         return None
-    tested = found["layers"]["all"]["pearson"]
     return {"r": float(tested["r"]), "p": float(tested["p"]), "interval": found.get("interval")}
 
 
@@ -87,7 +88,7 @@ def depth(record: Record) -> str:
         return f"Routing of the other languages is {number(float(mean_L[0]), 2)} from {reference}, mean over languages."
     words = f"Mean over languages, routing is nearest to {reference} in layer {layers[low]} ({number(mean_L[low], 2)}) "
     words += f"and farthest in layer {layers[high]} ({number(mean_L[high], 2)})"
-    found = routing.get("middle")
+    found = routing.get("middle_band")
     if not found:
         return f"{words}."
     if not found.get("valley", True):

@@ -178,13 +178,13 @@ def label_ends(axes: Axes, height: float, ends: Mapping[str, float], cast: Cast)
 
 PLACES = [(1, 0), (-1, 0), (1, 8), (-1, 8), (1, -8), (-1, -8), (0, 10), (0, -10), (0, 19), (0, -19), (1, 16), (-1, -16)]
 """Where a label may stand beside its point: side (of the label's width), height above it."""
-TAKEN = 10_000
+TAKEN, CROWDED = 10_000, 4
 
 
 def free_places(
     axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], others: Sequence[Any], height: float
 ) -> None:
-    """Write each text beside its point, where it covers fewest points (`others`); left out where no place is free.
+    """Write each text beside its point, where it covers fewest points (`others`); left out where every place is crowded.
 
     Coordinates are data; height is that of the axes in units of the picture. The axes' limits must stand.
     """
@@ -199,7 +199,7 @@ def free_places(
         at, half = (np.array(point) - origin) * scale, np.array([2.9 * len(text) + 1, 5.5])
         places = [at + np.array([side * (half[0] + 5), up]) for side, up in PLACES]
         best = min(places, key=lambda c: _crowding(c, half, dots_N2, boxes, (width, height)))
-        if _crowding(best, half, dots_N2, boxes, (width, height)) >= TAKEN:
+        if _crowding(best, half, dots_N2, boxes, (width, height)) >= CROWDED:
             continue
         boxes.append(np.array([best - half, best + half]))
         x, y = best / scale + origin
