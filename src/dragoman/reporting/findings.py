@@ -332,11 +332,10 @@ def drift(record: Record) -> str:
         return "Routing is the same in both traces, to the count."
     most, least = max(mean, key=lambda g: mean[g]), min(mean, key=lambda g: mean[g])
     over_L = np.mean(list(curves.values()), axis=0)
-    words = f"{name(record, most)} moved most ({number(mean[most])} nats, mean over layers)"
-    words += f", {name(record, least)} least ({number(mean[least])})" if least != most else ""
-    words += (
-        f"; over languages most in layer {part['layer_ids'][int(over_L.argmax())]} ({number(float(over_L.max()))})."
-    )
+    words = f"{name(record, most)} moved most ({number(mean[most], 4)} nats, mean over layers)"
+    words += f", {name(record, least)} least ({number(mean[least], 4)})" if least != most else ""
+    layer = part["layer_ids"][int(over_L.argmax())]
+    words += f"; mean over languages, most in layer {layer} ({number(float(over_L.max()), 4)})."
     floor_by = {g: np.asarray(n_L) for g, n_L in part["placebo"].items()}
     beyond = [g for g in floor_by if mean[g] > floor_by[g].mean()]
     if floor_by:

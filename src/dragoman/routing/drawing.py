@@ -184,7 +184,7 @@ TAKEN, CROWDED = 10_000, 4
 def free_places(
     axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], others: Sequence[Any], height: float
 ) -> None:
-    """Write each text beside its point, where it covers fewest points (`others`); left out where every place is crowded.
+    """Write each text beside its point, where it covers fewest points (`others`); left out where all are crowded.
 
     Coordinates are data; height is that of the axes in units of the picture. The axes' limits must stand.
     """
