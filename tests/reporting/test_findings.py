@@ -124,9 +124,9 @@ def test_contrast_leaves_out_padding():
     delta_LE = np.array([[0.4, -0.4, 0.0], [0.1, -0.1, 0.9]])
     said = findings.contrast("maths", delta_LE, [3, 4], [3, 2], 0.3, [0.05, 0.1])
     assert said == (
-        "Farthest is expert 0 of layer 3 (+0.40 of tokens). maths uses 1 expert more than the general corpus by over "
-        "0.3 of tokens, 1 expert less by as much. Between halves of the general corpus no expert differs by more than "
-        "0.10."
+        "Farthest is expert 0 of layer 3 (+0.40 of tokens). The text maths uses 1 expert more than the general corpus "
+        "by over 0.3 of tokens, 1 expert less by as much. Between halves of the general corpus the largest difference "
+        "is 0.10 (mean over splits)."
     )
     assert "no expert more" in findings.contrast("maths", delta_LE, [3, 4], [3, 2], 0.5)
 

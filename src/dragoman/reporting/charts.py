@@ -61,7 +61,9 @@ def divergence(record: Record, cast: Cast, key: str) -> list[Chart]:
     reference = name(record, routing.get("reference", "en"))
     interval, placebo_L, band = routing.get("divergence_interval"), findings.noise(record), findings.band(record)
     svg = figures.divergence_curves(curves_by, layers, cast, interval, placebo_L, band=band)
-    floor = f" The grey band at the foot is noise: two halves of the {reference} text." if placebo_L is not None else ""
+    edge = "mean over splits" if routing.get("placebo_interval") is None else "97.5% of splits lie below its edge"
+    floor = f" The grey band at the foot is noise: two halves of the {reference} text ({edge})."
+    floor = "" if placebo_L is None else floor
     middle = " Shaded: the middle band." if band else ""
     spans = " Bands about lines: 95% intervals." if interval else ""
     shows = f"Distance of each language's use of experts from {reference}: 0 the same, 1 nothing in common. "
@@ -224,7 +226,11 @@ def contrast(task: str, found: Mapping[str, Any], layer_ids: Sequence[int], num_
     shows = f"Share of tokens that choose an expert, {task} minus the general corpus: thin line, all experts of the "
     shows += "layer; thick, nine in ten of them."
     shows += f" Marks: experts past ±{threshold:g}, the farthest with their number." if threshold is not None else ""
-    shows += " Grey: the largest difference between halves of the general corpus." if placebo_L is not None else ""
+    shows += (
+        " Grey: the largest difference between halves of the general corpus, mean over splits."
+        if placebo_L is not None
+        else ""
+    )
     rows = [
         [layer, e, float(delta_LE[i, e])]
         for i, (layer, n) in enumerate(zip(layer_ids, num_experts, strict=True))

@@ -133,7 +133,8 @@ def caveats(record: Record, parallel: bool) -> list[str]:
         lines.append(
             f"The least text is that of {name(record, least)}, {tokens[least]:,} tokens: its noise is largest."
         )
-    lines.append("Intervals cover the choice of segments, not that of the model, its seed or its training.")
+    unit = (routing.get("sample") or {}).get("unit", "segments")
+    lines.append(f"Intervals cover the choice of {unit}, not that of the model, its seed or its training.")
     return lines
 
 
@@ -315,11 +316,13 @@ def contrast(
     words = f"Farthest is expert {expert} of layer {layer_ids[row]} ({farthest} of tokens)."
     if threshold is not None:
         over, under = int((known_LE > threshold).sum()), int((known_LE < -threshold).sum())
-        words += f" {task} uses {count(over, 'expert')} more than the general corpus by over {threshold:g} of tokens, "
+        words += f" The text {task} uses {count(over, 'expert')} more than the general corpus by over {threshold:g} of tokens, "
         words += f"{count(under, 'expert')} less by as much."
     if placebo_L is not None:
         largest = float(np.max(placebo_L))
-        words += f" Between halves of the general corpus no expert differs by more than {number(largest, 2)}."
+        words += (
+            f" Between halves of the general corpus the largest difference is {number(largest, 2)} (mean over splits)."
+        )
     return words
 
 
