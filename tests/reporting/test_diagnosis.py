@@ -50,7 +50,7 @@ def made(number, **layout):
     return record, trace
 
 
-@pytest.fixture(scope="module", params=[2, 14, 60])
+@pytest.fixture(scope="module", params=[2, 60])
 def page(request):
     record, trace = made(request.param, num_layers=4, num_experts=8)
     return request.param, diagnosis_html(record, trace)

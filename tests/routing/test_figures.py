@@ -262,6 +262,8 @@ def test_few_languages_all_have_their_intervals_many_only_the_highlighted():
 def test_without_knowledge_of_the_training_no_language_is_drawn_as_unseen():
     assert Cast().line("ca")["linestyle"] == "-"
     assert Cast(known=("en",)).line("ca")["linestyle"] != "-"
+    dashes = [str(CAST.line(g)["linestyle"]) for g in ("ca", "es", "pt")]
+    assert len(set(dashes)) == 3, "target, parent and unseen differ without their colours"
     svg = maps.divergence_map(curves(), LAYERS, Cast())
     assert "italic" not in svg
     assert "italic" in maps.divergence_map(curves(), LAYERS, Cast(known=("en",)))

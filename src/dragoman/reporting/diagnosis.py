@@ -123,7 +123,7 @@ def _page(view: Record, trace: RoutingTrace) -> tuple[str, str, str, list[Sectio
 
 def _key(view: Record, cast: Cast) -> str:
     words = f"Orange: {cast.name(cast.target)}, the farthest" if cast.target else ""
-    words += f"; green: {cast.name(cast.parent)}, the nearest" if cast.parent else ""
+    words += f"; green, dash-dotted: {cast.name(cast.parent)}, the nearest" if cast.parent else ""
     dashed = "" if all(map(cast.seen, cast.names)) else "; dashed: not trained on"
     return f"{words}{dashed}." if words else ""
 

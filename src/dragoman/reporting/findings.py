@@ -316,8 +316,8 @@ def contrast(
     words = f"Farthest is expert {expert} of layer {layer_ids[row]} ({farthest} of tokens)."
     if threshold is not None:
         over, under = int((known_LE > threshold).sum()), int((known_LE < -threshold).sum())
-        words += f" The text {task} uses {count(over, 'expert')} more than the general corpus by over {threshold:g} of tokens, "
-        words += f"{count(under, 'expert')} less by as much."
+        words += f" The text {task} uses {count(over, 'expert')} more than the general corpus by over {threshold:g} "
+        words += f"of tokens, {count(under, 'expert')} less by as much."
     if placebo_L is not None:
         largest = float(np.max(placebo_L))
         words += (

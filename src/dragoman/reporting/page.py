@@ -75,7 +75,7 @@ def _cast(record: Record, trace: RoutingTrace) -> Cast:
 
 # ---- 1 and 2: routing and the choice of experts --------------------------------------------------------------------
 
-KEY = "Thick: the target (orange) and its parent (green); blue: trained on; grey, dashed: not trained on."
+KEY = "Thick: the target (orange) and its parent (green, dash-dotted); blue: trained on; grey, dashed: not trained on."
 
 
 def _routing(record: Record, trace: RoutingTrace) -> Section:

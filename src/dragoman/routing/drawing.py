@@ -85,10 +85,11 @@ class Cast:
     def line(self, tag: str) -> dict[str, Any]:
         """How its line is drawn."""
         special = self.marked(tag)
+        dash: Any = "-" if tag == self.target or self.seen(tag) else (0, (4, 2))
         return {
             "color": self.colour(tag),
             "linewidth": 2.4 if special else 1.2,
-            "linestyle": "-" if special or self.seen(tag) else (0, (4, 2)),
+            "linestyle": (0, (7, 1.2, 1.6, 1.2)) if tag == self.parent else dash,
             "zorder": 3 if special else 2,
         }
 
