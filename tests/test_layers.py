@@ -27,7 +27,20 @@ LAYERS = (
     ("__init__", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-VERBS = {"tour", "inspect", "diagnose", "plan", "adapt", "evaluate", "translate", "export", "serve", "pretrain", "show"}
+VERBS = {
+    "tour",
+    "inspect",
+    "diagnose",
+    "compare",
+    "plan",
+    "adapt",
+    "evaluate",
+    "translate",
+    "export",
+    "serve",
+    "pretrain",
+    "show",
+}
 TORCH_FREE = (
     "dragoman.cli",
     "dragoman.corpora.packages",
