@@ -234,7 +234,7 @@ def main(*, quick: bool = False, out: Path | None = None) -> None:
     print(f"peak MB above the forward pass, by tokens: {memory}", flush=True)
     if paths:
         full = list(arms(None, [], None, Path()))
-        sizes = [UNIT * n for n in (1, 2, 4, 8, 16)]
+        sizes = [UNIT * n for n in (1, 2, 4, 8)]
         sweep = [timed("64x8", t, full, 3) for t in sizes]
         against = extra_memory("64x8", full[1:], sizes, 3)
         found = {"time": times, "memory": memory, "sweep_64x8": sweep, "memory_64x8": against, "shape_64x8": SHAPE_64X8}

@@ -70,6 +70,13 @@ def test_traces_of_parts_add_up():
     np.testing.assert_array_equal(both.segment_chosen_NLE["de"], whole.segment_chosen_NLE["de"])
 
 
+def test_traces_of_other_weights_do_not_add():
+    traces = [capture(tiny("olmoe", seed), SEQUENCES, start_id=1) for seed in (0, 0, 1)]
+    assert (traces[0] + traces[1]).tokens_G.tolist() == [124, 124]
+    with pytest.raises(DataError, match="differ in the weights of their routers"):
+        traces[0] + traces[2]
+
+
 def test_long_segments_are_cut_and_counted_whole():
     ids = GENERATOR.integers(3, 64, 150).tolist()  # the context is 64
     trace = capture(tiny("olmoe"), {"en": [ids]}, start_id=1)
@@ -166,6 +173,7 @@ def test_chat_counts_the_text_and_not_the_template():
             ["a mat"],
             {"codec": small_codec("{{ messages[0].content | upper }} text-goes-here"), "chat": True},
         ),
+        (ConfigError, "en has one string", "a mat", {"codec": small_codec()}),
         (DataError, "en segment 1", ["a mat", ""], {"codec": small_codec()}),
         (ConfigError, "start the script with torchrun", [[5]], {"start_id": 1, "distributed": True}),
     ],

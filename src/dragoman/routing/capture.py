@@ -80,7 +80,7 @@ def capture(
             tally = _Tally(layers, kinds, coactivation)
             for batch in ranks.share(text.batches(context_length(model), batch_tokens), shift):
                 count_RLE = tally.read(model, batch, split=kept is not None)
-                if kept is not None:
+                if kept is not None and count_RLE is not None:
                     kept.add(language, batch.segments, count_RLE)
                 progress(batch.tokens)
             parts[language] = tally.total(ranks)
@@ -88,7 +88,8 @@ def capture(
                 kept.add_up(language, ranks)
         _require_tokens(parts)
     facts = {"text_sha256": sha256(*(f"{g}:{text.checksum()}" for g, text in texts.items()))}
-    facts |= {"excluded": _excluded(chat, count_special), "router_mass": kinds[0]}
+    facts |= {"routers_sha256": _routers_checksum(layers), "router_mass": kinds[0]}
+    facts |= {"excluded": _excluded(chat, count_special)}
     return _trace(layers, parts, kept.kept() if kept is not None else {}, facts | dict(about or {}))
 
 
@@ -110,6 +111,12 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
+def _routers_checksum(layers: Sequence[MoELayer]) -> str:
+    """SHA-256 over the routers' own weights: tells models apart at no cost, if not those that share their routers."""
+    states = (t for x in layers for t in x.router.state_dict().values() if t.ndim < 3 and not t.is_meta)
+    return sha256(*(t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for t in states))
+
+
 def _excluded(chat: bool, count_special: bool) -> str:
     special = "special tokens" if chat or not count_special else "the start token"
     return f"padding and {special}" + (", all of the chat template" if chat else "")
@@ -128,8 +135,8 @@ class _Tally:
         self.width = max(x.num_experts for x in layers)
         self.layers, self.coactivation, self.tokens = layers, coactivation, 0
 
-    def read(self, model: PreTrainedModel, batch: Batch, split: bool) -> np.ndarray:
-        """One forward pass. Choices of each segment, int32 [R, L, E]; without `split`, of all together as one."""
+    def read(self, model: PreTrainedModel, batch: Batch, split: bool) -> np.ndarray | None:
+        """One forward pass. Choices of each segment, int32 [R, L, E], where `split` asks for them."""
         num_rows = len(batch.segments) if split else 1
         places_C = batch.places_C.to(model.device)
         rows_C = batch.rows_C.to(model.device) if split else torch.zeros_like(places_C)
@@ -140,6 +147,8 @@ class _Tally:
             hidden_states(model, batch.ids_BS.to(model.device), batch.mask_BS.to(model.device))
         self._require_all([row for row, _ in found])
         self.tokens += len(places_C)
+        if not split:
+            return None
         count_RLE = np.zeros((num_rows, len(self.layers), self.width), np.int32)
         for row, count_RE in found:
             count_RLE[:, row, : count_RE.shape[1]] = count_RE.cpu().numpy()

@@ -95,6 +95,8 @@ def read_segments(
     Raises ConfigError for settings that lack the codec they need, DataError for a language without text or with an
     empty segment, naming all.
     """
+    if single := [g for g, s in sequences.items() if isinstance(s, str)]:
+        raise ConfigError(f"a list of segments is expected for every language, {', '.join(single)} has one string")
     strings = [g for g, s in sequences.items() if any(isinstance(x, str) for x in s)]
     _require_text(sequences)
     if strings and codec is None:

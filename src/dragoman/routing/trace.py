@@ -74,6 +74,9 @@ class RoutingTrace:
         mine, theirs = self.about.get("model_sha256"), other.about.get("model_sha256")
         if mine != theirs:
             wrong.append(f"model checksums {mine} and {theirs}")
+        routers = {t.about.get("routers_sha256") for t in (self, other)} - {None}  # not known of selections
+        if len(routers) > 1:
+            wrong.append("the weights of their routers")
         if wrong:
             raise DataError(f"only traces of one model add up, these differ in {'; '.join(wrong)}")
 
