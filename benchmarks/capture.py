@@ -5,7 +5,7 @@
 
 Time: all arms of a round run one after the other in one process, in turning order; a ratio is the median over rounds of
 the ratio within a round. The forward pass gets its batches ready-made, capture makes its own. Memory: every arm in a
-process of its own that has run a batch before; peak of the resident size above that, less that of the forward pass.
+process of its own that has run some text before; peak of the resident size above that, less that of the forward pass.
 No arm runs the language-model head, all are under `torch.no_grad` and see the same batches.
 
 Shape letters: B sequences, S positions, T tokens, L MoE layers, E experts, K chosen per token.
@@ -13,9 +13,12 @@ Shape letters: B sequences, S positions, T tokens, L MoE layers, E experts, K ch
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -160,14 +163,24 @@ def ratio(ours: list[float], plain: list[float]) -> dict[str, float]:
 
 def peak_of(name: str, arm: str, tokens: int) -> float:
     """Runs in a process of its own: peak resident MB while the arm runs, above what a batch had left."""
-    model = open_named(name)
+    model, text = open_named(name), random_text(tokens)
+    give_freed_memory_back()
     with tempfile.TemporaryDirectory() as folder:
-        arms(model, random_text(UNIT), None, Path(folder))["forward"]()
-        text = random_text(tokens)
+        for arm_before in ("forward", arm):  # what stays for good, as caches and imports, is no peak
+            arms(model, random_text(UNIT)[:40], None, Path(folder))[arm_before]()
         gc.collect()
         before = start_peak()
         arms(model, text, None, Path(folder))[arm]()
         return peak_memory("VmHWM") - before
+
+
+def give_freed_memory_back() -> None:
+    """Let glibc map every larger block on its own, so that resident memory is what is in use, not what once was."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for setting, value in ((-3, 1 << 16), (-4, 1 << 20), (-1, 1 << 17)):  # M_MMAP_THRESHOLD, _MAX, M_TRIM
+                mallopt(setting, value)
 
 
 def start_peak() -> float:

@@ -165,7 +165,7 @@ def test_chat_counts_the_text_and_not_the_template():
     [
         (ConfigError, "strings were given for en: pass codec", ["a mat"], {"start_id": 1}),
         (ConfigError, "token ids alone need start_id", [[5]], {}),
-        (ConfigError, "give strings", [[5]], {"codec": small_codec(TEMPLATE), "chat": True}),
+        (ConfigError, "no ids and no start_id", [[5]], {"codec": small_codec(TEMPLATE), "chat": True}),
         (ModelError, "needs a chat template", ["a mat"], {"codec": small_codec(), "chat": True}),
         (
             ModelError,

@@ -103,8 +103,8 @@ def read_segments(
         raise ConfigError(f"strings were given for {', '.join(strings)}: pass codec=open_tokenizer(...), or token ids")
     if codec is None and (chat or not count_special or start_id is None):
         raise ConfigError("token ids alone need start_id; chat and count_special need codec=open_tokenizer(...)")
-    if chat and set(strings) != set(sequences):
-        raise ConfigError("chat puts strings into the chat template; token ids cannot be, give strings")
+    if chat and (set(strings) != set(sequences) or start_id is not None):
+        raise ConfigError("chat puts strings into the chat template, which has its own start; no ids and no start_id")
     if codec is None:
         return {g: Segments(s, (start_id,)) for g, s in sequences.items()}  # type: ignore[arg-type]
     left_out = frozenset() if count_special else codec.special_ids
