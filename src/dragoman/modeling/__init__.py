@@ -1,7 +1,7 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -46,6 +46,7 @@ __all__ = [
     "FETCHED",
     "PACKAGED",
     "PLAIN_PROMPT",
+    "SCORES",
     "MoELayer",
     "Packaged",
     "Routed",
