@@ -22,6 +22,7 @@ from dragoman.record import atomic_write, claim_folder, environment, sha256, wri
 from dragoman.routing import stats
 from dragoman.routing.bands import given_band
 from dragoman.routing.contrast import FEWEST_TEXTS, contrast_with_interval
+from dragoman.routing.cost import tokenizer_cost
 from dragoman.routing.description import describe
 from dragoman.routing.sample import sample_of
 from dragoman.routing.tables import Rows, contrast_table, tables
@@ -64,10 +65,12 @@ class Config:
     """First and last model layer of the middle band; default: by rule from the curve of divergence."""
     resample: Literal["documents", "segments"] | None = None
     """What the bootstrap draws; default: documents where every language has text of ten or more."""
+    pairs: Switch = False
+    """Also count which experts are chosen together: 8 G L E^2 bytes."""
     parallel: Switch = False
     """Refuse text that is not parallel, instead of leaving out what needs it."""
     out: Path = Path("diagnosis")
-    """New folder for trace.npz, record.json and figures/ with the tables."""
+    """New folder for report.html, trace.npz, record.json and figures/ with their tables."""
     seed: int = 0
     """Of the bootstrap and the placebo."""
     quiet: Switch = False
@@ -91,6 +94,7 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
     from dragoman.modeling import model_checksum, moe_layers, open_both
+    from dragoman.reporting import write_diagnosis
 
     corpus = open_corpus(config.corpus)
     languages = tuple(dict.fromkeys([config.reference, *(config.languages or corpus.languages)]))
@@ -104,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     out = claim_folder(config.out)
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     whole = about | {"parallel": parallel, "documents": documents}
-    trace = trace_of(model, codec, text, about=whole, quiet=config.quiet)
+    trace = trace_of(model, codec, text, about=whole, quiet=config.quiet, coactivation=config.pairs)
     of_tasks = trace_of(model, codec, tasks, about=about, quiet=config.quiet) if tasks else None
     middle = (config.middle[0], config.middle[1]) if config.middle else None
     routing = describe(trace, config.reference, config.seed, unit=config.resample, middle=middle)
@@ -116,10 +120,14 @@ def run(config: Config) -> dict[str, Any]:
         "tasks": contrasts(trace, of_tasks, config, routing["middle_band"]) if of_tasks else {},
     }
     record |= {"task_sha256": {name: sha256("\n".join(t)) for name, t in tasks.items()}}
+    num_tokens = {g: [len(ids) for ids in codec.encode(t)] for g, t in text.items()}
+    cost = tokenizer_cost(num_tokens, text, config.reference, parallel, config.seed)
+    record["tokenizer"] = {g: asdict(c) for g, c in cost.items()}
     trace.save(out / "trace.npz")
     if of_tasks:
         of_tasks.save(out / "tasks.npz")
     write_tables(record, trace, out / "figures")
+    write_diagnosis(record, trace, out)
     write_json(out / "record.json", record)
     return record
 
@@ -137,7 +145,7 @@ def show(record: dict[str, Any]) -> None:
         print(f"middle band: layers {band['first']} to {band['last']}{shape}")
     for name, task in record.get("tasks", {}).items():
         print(f"task {name}: {len(task['experts'])} experts with Delta above {task['threshold']}")
-    print(f"trace, record and tables are in {record['config']['out']}")
+    print(f"report, trace, record and tables are in {record['config']['out']}")
 
 
 # ---- the text ------------------------------------------------------------------------------------------------------
@@ -224,6 +232,7 @@ def trace_of(
     *,
     about: dict[str, Any],
     quiet: bool,
+    coactivation: bool = False,
 ) -> RoutingTrace:
     """Trace of plain text, without language tags: a tag would tell the router the language."""
     from dragoman.routing.capture import capture
@@ -232,7 +241,7 @@ def trace_of(
     total = sum(len(i) for segments in ids.values() for i in segments)
     about = about | {"overlap": overlap(ids), "overlap_weighted": overlap(ids, weighted=True)}
     with tqdm(total=total, unit=" tokens", desc="capture", disable=quiet, delay=2) as bar:
-        return capture(model, ids, start_id=codec.start_id, about=about, progress=bar.update)
+        return capture(model, ids, start_id=codec.start_id, coactivation=coactivation, about=about, progress=bar.update)
 
 
 def overlap(ids: dict[str, list[list[int]]], weighted: bool = False) -> dict[str, dict[str, float]]:
