@@ -59,9 +59,9 @@ def test_experts_names_the_brightest_cell():
 def test_tree_names_pair_last_join_and_noise():
     at = np.array([0.0, 0.01, 0.5, 0.52])
     said = findings.tree(abs(at[:, None] - at[None]), ["en", "de", "ja", "zh"], Cast(), 0.015)
-    assert said.startswith("Nearest are en and de (0.010); the last to join, at 0.505: en and de and the other 2.") or (
-        said.startswith("Nearest are en and de (0.010); the last to join, at 0.505: ja and zh and the other 2.")
-    )
+    assert said.startswith(
+        "Nearest are en and de (0.010); the last to join, at 0.505: en and de with the other 2."
+    ) or (said.startswith("Nearest are en and de (0.010); the last to join, at 0.505: ja and zh with the other 2."))
     assert "1 join of 3 within noise (0.015)" in said
     assert "correlate with those measured by 1.00" in said
     assert "No join of 3 within noise" in findings.tree(abs(at[:, None] - at[None]), list("abcd"), Cast(), 0.0)

@@ -226,7 +226,7 @@ def tree(distance_GG: np.ndarray, tags: Sequence[str], cast: Cast, placebo: floa
     sides = sorted((root.get_left().pre_order(), root.get_right().pre_order()), key=len)
     small = _some([cast.name(tags[i]) for i in sorted(sides[0])])
     words = f"Nearest are {cast.name(tags[a])} and {cast.name(tags[b])} ({number(float(near_GG[a, b]))}); "
-    words += f"the last to join, at {number(float(links[-1, 2]))}: {small} and the other {len(sides[1])}."
+    words += f"the last to join, at {number(float(links[-1, 2]))}: {small} with the other {len(sides[1])}."
     if placebo is not None:
         below = int((links[:, 2] <= placebo).sum())
         words += f" {count(below, 'join').capitalize()} of {len(links)} within noise ({number(placebo)})."
