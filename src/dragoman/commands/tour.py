@@ -221,12 +221,9 @@ def _diagnose(config: Config, stages: Stages, model: PreTrainedModel, codec: Tex
     def make() -> str:
         languages = tuple(dict.fromkeys([*config.known, *corpus.languages]))
         texts, parallel = diagnose.aligned(corpus, languages, "dev", config.segments)
-        about = {
-            "parallel": parallel,
-            "model": config.model,
-            "model_sha256": model_checksum(config.model),
-            "corpus_sha256": corpus.checksum(),
-        }
+        documents = diagnose.documents_of(corpus, languages, "dev", config.segments, parallel)
+        about: dict[str, Any] = {"model": config.model, "model_sha256": model_checksum(config.model)}
+        about |= {"corpus_sha256": corpus.checksum(), "parallel": parallel, "documents": documents}
         diagnose.trace_of(model, codec, texts, about=about, quiet=config.quiet).save(path)
         return path.name
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dragoman.errors import DataError
-from dragoman.routing.stats import bootstrap_interval, jensen_shannon, slot_share
+from dragoman.routing.resampling import bootstrap_interval, half_placebo
+from dragoman.routing.stats import jensen_shannon, slot_share
 from dragoman.routing.trace import RoutingTrace
 
 RESAMPLES = 200
@@ -36,20 +37,13 @@ class Drift:
 def half_distance(segment_counts_NLE: np.ndarray, seed: int, splits: int = 20) -> np.ndarray:
     """JSD in nats between two random halves of one language's segments: what sampling noise looks like; [S, L].
 
-    Each half holds N/2 segments (one is left out where N is odd): the noise of half as much text, a cautious floor.
     Raises DataError for fewer than two segments, or a half without a token in a layer.
-    Source: none; the placebo that our figures carry.
     """
-    half = len(segment_counts_NLE) // 2
-    if half < 1:
-        raise DataError(f"two halves need at least 2 segments, {len(segment_counts_NLE)} given; capture more text")
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(segment_counts_NLE)) for _ in range(splits)]
-    first_SLE, second_SLE = (
-        np.stack([segment_counts_NLE[order_N[i * half : (i + 1) * half]].sum(axis=0) for order_N in orders])
-        for i in (0, 1)
-    )
-    return jensen_shannon(slot_share(first_SLE), slot_share(second_SLE))
+    return half_placebo(_distance, segment_counts_NLE, seed=seed, splits=splits)
+
+
+def _distance(first_XLE: np.ndarray, second_XLE: np.ndarray) -> np.ndarray:
+    return jensen_shannon(slot_share(first_XLE), slot_share(second_XLE))
 
 
 def noise_distance(trace: RoutingTrace, seed: int) -> float | None:
@@ -91,13 +85,7 @@ def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
 
 
 def _interval(before_NLE: np.ndarray, after_NLE: np.ndarray, seed: int) -> list[np.ndarray]:
-    found = bootstrap_interval(
-        lambda a_RLE, b_RLE: jensen_shannon(slot_share(a_RLE), slot_share(b_RLE)),
-        before_NLE,
-        after_NLE,
-        seed=seed,
-        resamples=RESAMPLES,
-    )
+    found = bootstrap_interval(_distance, before_NLE, after_NLE, seed=seed, resamples=RESAMPLES)
     return [found.low, found.high]
 
 
