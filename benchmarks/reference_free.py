@@ -2,8 +2,8 @@
 
     python benchmarks/reference_free.py --out benchmarks/metrics/planted-errors.json
 
-Every segment's own reference is held against the same one with a fault: a clause dropped, another sentence in its place,
-the source left untranslated, or the second half of it left so. Two numbers for each metric, language and fault:
+Every segment's own reference is held against the same one with a fault: a clause dropped, another sentence in its
+place, the source left untranslated, or the second half of it left so. Two numbers for each metric, language and fault:
 
     rank   share of segments whose good version scores better than its own faulty one (ties are half)
     auc    share of all pairs of any good and any faulty version in which the good one scores better
@@ -64,7 +64,9 @@ def auc(good_N: np.ndarray, bad_N: np.ndarray, weights_RN: np.ndarray) -> np.nda
     return np.einsum("rn,nm,rm->r", weights_RN, wins_NN, weights_RN) / weights_RN.sum(axis=1) ** 2
 
 
-def told_apart(good_N: np.ndarray, bad_N: np.ndarray, documents: Sequence[str], resamples: int = 1000) -> dict[str, Any]:
+def told_apart(
+    good_N: np.ndarray, bad_N: np.ndarray, documents: Sequence[str], resamples: int = 1000
+) -> dict[str, Any]:
     """Rank accuracy and AUC with their intervals."""
     wins_N = (good_N > bad_N) + 0.5 * (good_N == bad_N)
     rank = interval(
