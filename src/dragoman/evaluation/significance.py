@@ -8,7 +8,7 @@ Few units give narrow intervals and small p-values that should not be believed (
 therefore say how many units they rest on.
 """
 
-# Shape letters: N segments, U units (documents or segments), S sums of a metric, R resamples, K runs (seeds) of a system.
+# Shape letters: N segments, U units (documents or segments), S sums of a metric, R resamples, K runs of a system.
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Detectable:
     """What a test set of a planned size can show."""
 
     effect: float
-    """Smallest true difference that a two-sided test at `alpha` finds with probability `power`, in units of the score."""
+    """Smallest true difference, in units of the score, that a two-sided test at `alpha` finds with this `power`."""
     standard_error: float
     """Of the difference, at the planned size."""
     planned: int
@@ -190,7 +190,7 @@ def hierarchical_bootstrap(
     same_seeds: run k of a and run k of b belong together (same seed, same data order) and are drawn together.
     documents: the document of each segment; without it, segments are resampled.
 
-    Raises DataError as `paired_bootstrap` does, where no system has two runs, and for `same_seeds` with unequal numbers.
+    Raises DataError as `paired_bootstrap` does, where no system has two runs, and where same_seeds pairs unequal numbers.
 
     Source: Davison & Hinkley 1997, sec. 3.8, for resampling at two levels; Owen 2007 (arXiv:0705.1111), for factors
         that are crossed (every run meets every document) as here.
