@@ -190,7 +190,7 @@ def hierarchical_bootstrap(
     same_seeds: run k of a and run k of b belong together (same seed, same data order) and are drawn together.
     documents: the document of each segment; without it, segments are resampled.
 
-    Raises DataError as `paired_bootstrap` does, where no system has two runs, and where same_seeds pairs unequal numbers.
+    Raises DataError as `paired_bootstrap` does, where no system has two runs, where same_seeds pairs unequal numbers.
 
     Source: Davison & Hinkley 1997, sec. 3.8, for resampling at two levels; Owen 2007 (arXiv:0705.1111), for factors
         that are crossed (every run meets every document) as here.
