@@ -1,8 +1,8 @@
 """Coverage: source words that nothing in the answer stands for, and words of the answer that stand for nothing.
 
-Words are aligned by fast_align in both directions and the links that both agree on are kept: of the usual ways to join
-two directions, the one that told answers with a dropped third apart best (docs/evaluation.md). An aligner is trained
-once, on a parallel text that is not the answers: trained on the answers, it would learn their faults, and a segment's
+Words are aligned by fast_align in both directions, and the links that both agree on are kept: of five ways to join two
+directions, the one that best told German answers with a dropped third from whole ones (docs/LOG.md). An aligner is
+trained once, on a parallel text that is not the answers: trained on them, it would learn their faults, and a segment's
 value would depend on the others.
 
 Good translations leave words unaligned too (articles, compounds): read a system beside the references.

@@ -24,7 +24,9 @@ PLACEHOLDER = re.compile(
     r"|&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);"  # entities
     r"|\\[nrt]"
 )
-NUMBER = re.compile(r"\d{1,3}(?:[ \u00a0\u202f\u2009]\d{3})+(?:[.,٫]\d+)?(?!\d)|\d+(?:[.,'’٫٬]\d+)*")
+GROUPED = r"\d{1,3}(?:(?P<mark>[.,'’٬ \u00a0\u202f\u2009])\d{3})(?:(?P=mark)\d{3})*(?!\d)"
+NUMBER = re.compile(rf"(?<!\d[.,])(?:{GROUPED}|\d+)(?:[.,٫]\d+(?![.,]?\d))?|\d+")
+"""A number with or without thousands in groups of three and a decimal part; of dates and versions, each part."""
 
 
 def placeholders(text: str) -> Counter[str]:
@@ -33,9 +35,15 @@ def placeholders(text: str) -> Counter[str]:
 
 
 def numbers(text: str) -> Counter[str]:
-    """Each number outside placeholders and how often it comes: its digits as ASCII, without separators."""
-    found = NUMBER.findall(PLACEHOLDER.sub(" ", text))
-    return Counter("".join(str(unicodedata.digit(c)) for c in number if c.isdecimal()) for number in found)
+    """Each number outside placeholders and how often it comes: ASCII digits, no grouping, a point before decimals."""
+    return Counter(_plain(match[0]) for match in NUMBER.finditer(PLACEHOLDER.sub(" ", text)))
+
+
+def _plain(number: str) -> str:
+    digits = "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in number)
+    whole, mark, decimals = re.fullmatch(r"(.*?)(?:([.,٫])(\d{1,2}|\d{4,}))?", digits).groups()  # type: ignore[union-attr]
+    whole = re.sub(r"\D", "", whole).lstrip("0") or "0"
+    return f"{whole}.{decimals}" if mark else whole
 
 
 PIECES = {"placeholders": placeholders, "numbers": numbers}
@@ -44,8 +52,9 @@ PIECES = {"placeholders": placeholders, "numbers": numbers}
 class Kept(Rate):
     """Share of segments that lose or invent placeholders or numbers; in percent, lower is better.
 
-    what: `placeholders` or `numbers`. Numbers are compared by their digits, so that 1,000.5 equals 1 000,5; one that is
-        written out as a word counts as lost.
+    what: `placeholders` or `numbers`. Numbers are compared by value as far as their form tells: 1,000.5 equals 1 000,5,
+        05 equals 5, and three digits after one mark are thousands (1.500 is 1500 on both sides). One that is written
+        out as a word on one side only counts as lost or invented.
     fault: `any`, `lost` or `invented`: which of them the value counts.
 
     Segments with no such piece in source or answer are not judged. Raises ConfigError for an unknown `what` or `fault`.

@@ -151,7 +151,7 @@ def _require_files(folder: Path, names: Sequence[str], kind: str, any_of: str = 
     if missing:
         raise ModelError(
             f"no {kind} weights in {folder.absolute()}: {', '.join(missing)} not found there; "
-            "docs/evaluation.md says what belongs into the folder and how to convert a published checkpoint"
+            "docs/metrics.md says what belongs into the folder and how to convert a published checkpoint"
         )
 
 

@@ -2,7 +2,7 @@
 
     quality = cos(e(source), e(answer)),  0 where the answer repeats a source of 20 letters or more
 
-What it sees and does not see is measured (docs/evaluation.md): an answer to another sentence always, a dropped clause
+What it sees and does not see is measured (docs/metrics.md): an answer to another sentence always, a dropped clause
 less often, fluency and grammar not at all. The source itself is its own best match, hence the rule for copies. Values
 lie close together and depend on the pair of languages: compare systems in one direction, never directions.
 

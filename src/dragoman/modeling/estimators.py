@@ -5,7 +5,7 @@
               without reference: MLP([e_mt, e_src, e_mt * e_src, |e_mt - e_src|])
     MetricX   score = clamp(logit of <extra_id_10> at the first decoder position of mT5, 0, 25)
 
-Weights are read from folders, as safetensors only; docs/evaluation.md says how to convert a published checkpoint.
+Weights are read from folders, as safetensors only; docs/metrics.md says how to convert a published checkpoint.
 
 Source: Rei et al. 2020 (arXiv:2009.09025) and 2022 (WMT22, COMET-22) with the layer mix of Peters et al. 2018; Juraska
     et al. 2023 and 2024 (MetricX-23, MetricX-24).
