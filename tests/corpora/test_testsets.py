@@ -128,7 +128,7 @@ TMX = """<?xml version="1.0" encoding="UTF-8"?>
 <tmx version="1.4"><header srclang="en-US"/>
 <body>
 <tu><prop type="x-document">guide.odt</prop>
-<tuv xml:lang="en-US"><seg>Press <ph>{0}</ph>the <bpt i="1"><bpt i="1">&lt;b&gt;</bpt><hi>red</hi><ept i="1">&lt;/b&gt;</ept> keylt;b></bpt><hi>red</hi><ept>&lt;/b></ept> key.</seg></tuv>
+<tuv xml:lang="en-US"><seg>Press <ph>{0}</ph>the <bpt>&lt;b&gt;</bpt><hi>red</hi><ept>&lt;/b&gt;</ept> key.</seg></tuv>
 <tuv xml:lang="ca"><seg>Premeu la tecla vermella.</seg></tuv></tu>
 <tu><tuv lang="en-US"><seg>Yes &amp; no</seg></tuv><tuv xml:lang="de-DE"><seg>Ja &amp; nein</seg></tuv></tu>
 </body></tmx>

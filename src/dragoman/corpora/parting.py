@@ -31,14 +31,18 @@ def require_same_length(a: Sequence[str], b: Sequence[str], name_a: str, name_b:
         raise DataError(f"{' and '.join(empty)} has no text; every segment needs a line in both files")
     if len(a) == len(b):
         return
+    place = where_they_part(a, b, name_a, name_b)
+    raise DataError(f"{name_a} has {len(a)} lines and {name_b} {len(b)}, but line n must match line n; {place}")
+
+
+def where_they_part(a: Sequence[str], b: Sequence[str], name_a: str, name_b: str) -> str:
+    """`first_parting` in words."""
     line, shorter = first_parting(a, b), name_a if len(a) < len(b) else name_b
     if line is None:
-        place = "where they part is not clear; look for empty lines and for line ends inside segments"
-    elif line > min(len(a), len(b)):
-        place = f"they match up to line {line - 1}, where {shorter} ends: its end is missing"
-    else:
-        place = f"they seem to part near line {line}: from there on, what {shorter} has belongs to later lines"
-    raise DataError(f"{name_a} has {len(a)} lines and {name_b} {len(b)}, but line n must match line n; {place}")
+        return "where they part is not clear; look for empty lines and for line ends inside segments"
+    if line > min(len(a), len(b)):
+        return f"they match up to line {line - 1}, where {shorter} ends: its end is missing"
+    return f"they seem to part near line {line}: from there on, what {shorter} has belongs to later lines"
 
 
 def first_parting(a: Sequence[str], b: Sequence[str]) -> int | None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dragoman.corpora.codes import tag_of, tags_of
+from dragoman.corpora.codes import tags_of
 from dragoman.corpora.markup import read_tmx, read_wmt_xml
 from dragoman.corpora.ntext import NText, from_columns, load
 from dragoman.corpora.parting import require_same_length
@@ -229,7 +229,7 @@ def _from_ntrex(folder: Path, files: Sequence[Path]) -> NText:
         if kind.endswith(("-src", "-ref")):  # others, such as ref-2, are second references
             codes.setdefault("eng" if kind.endswith("-src") else code, file)
     tags = tags_of(list(codes))
-    by_tag = {tag: file for tag, file in zip(tags, codes.values(), strict=True)}
+    by_tag = dict(zip(tags, codes.values(), strict=True))
     columns: Table = {g: list(read_lines(f)) for g, f in by_tag.items()}
     _require_aligned(columns, by_tag)
     return _held_out(columns, _document_ids(folder, len(columns[tags[0]])), str(folder), about={"layout": "NTREX"})
@@ -243,8 +243,3 @@ def _document_ids(folder: Path, rows: int) -> list[str] | None:
     if len(names) != rows:
         raise DataError(f"{file} names {len(names)} documents, one for each segment, but there are {rows} segments")
     return names
-
-
-def flores_code(path: Path) -> str:
-    """The tag that a file such as eng_Latn.jsonl is named by."""
-    return tag_of(path.name.split(".")[0])
