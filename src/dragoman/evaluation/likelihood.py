@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.evaluation.checks import some
 
 ROWS = 512
 """Positions whose [., V] logits are held in float32 at once."""
@@ -47,6 +48,7 @@ def text_bits(
     start_id: int,
     context: int,
     batch_tokens: int = 8192,
+    given: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Bits_N, float64: -log2 of the probability of each segment's tokens, in input order.
@@ -59,6 +61,7 @@ def text_bits(
     context: most tokens the model may see at once (start token included), 2 or more.
     batch_tokens: most tokens in a batch, padding included (one window always fits). Changes speed and memory only:
         the model's own [B, S, V] logits are the largest array, and no second copy of them is made.
+    given: of each segment, how many of its first tokens are a condition and cost nothing, as the start token; default 0.
     progress: called after each batch with the windows done and the windows in all.
 
     Raises DataError for segments without tokens, ConfigError for a context below 2, ModelError where the model gives
@@ -67,13 +70,13 @@ def text_bits(
     if context < 2:
         raise ConfigError(f"a context of {context} tokens leaves nothing to predict from; give 2 or more")
     if empty := [n for n, tokens in enumerate(token_ids) if not len(tokens)]:
-        raise DataError(f"segments {_some(empty)} have no tokens; leave out segments without text before scoring")
+        raise DataError(f"segments {some(empty)} have no tokens; leave out segments without text before scoring")
     bits_N = np.zeros(len(token_ids))
     batches = _batches(_windows(token_ids, context), batch_tokens)
     done, windows = 0, sum(map(len, batches))
     with _evaluating(model), torch.inference_mode():
         for number, batch in enumerate(batches, start=1):
-            segment_T, bits_T = _batch_bits(model, batch, token_ids, start_id)
+            segment_T, bits_T = _batch_bits(model, batch, token_ids, start_id, given or [0] * len(token_ids))
             _refuse_not_finite(segment_T, bits_T, f"batch {number} of {len(batches)}")
             np.add.at(bits_N, segment_T, bits_T)
             done += len(batch)
@@ -108,7 +111,7 @@ def _batches(windows: list[_Window], batch_tokens: int) -> list[Batch]:
 
 
 def _batch_bits(
-    model: Any, batch: Batch, token_ids: Sequence[Sequence[int]], start_id: int
+    model: Any, batch: Batch, token_ids: Sequence[Sequence[int]], start_id: int, given: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(segment_T, bits_T) of the tokens that the batch counts."""
     shape = len(batch), max(w.end - w.begin for w in batch)
@@ -121,7 +124,7 @@ def _batch_bits(
         target_BS[b, :size] = tokens
         input_BS[b, :size] = [before, *tokens[:-1]]
         mask_BS[b, :size] = 1
-        counted_BS[b, size - window.counted : size] = True
+        counted_BS[b, max(size - window.counted, given[window.segment] - window.begin) : size] = True
     input_ids, attention_mask = (torch.from_numpy(array).to(model.device) for array in (input_BS, mask_BS))
     logits_BSV = model(input_ids=input_ids, attention_mask=attention_mask).logits
     flat = target_BS.ravel(), np.flatnonzero(counted_BS)
@@ -144,14 +147,9 @@ def _target_bits(logits_RV: torch.Tensor, target_R: torch.Tensor, row_T: torch.T
 def _refuse_not_finite(segment_T: np.ndarray, bits_T: np.ndarray, where: str) -> None:
     if bad := sorted(set(segment_T[~np.isfinite(bits_T)].tolist())):
         raise ModelError(
-            f"the model gave likelihoods that are not finite for segments {_some(bad)} ({where}); "
+            f"the model gave likelihoods that are not finite for segments {some(bad)} ({where}); "
             "float16 overflows and broken weights do this: load it in float32 or bfloat16, or check its weights"
         )
-
-
-def _some(indices: list[int]) -> str:
-    shown = ", ".join(map(str, indices[:16]))
-    return shown if len(indices) <= 16 else f"{shown} and {len(indices) - 16} more"
 
 
 @contextmanager

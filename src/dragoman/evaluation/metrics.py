@@ -1,62 +1,38 @@
-"""Metrics: sums per segment, then one formula, then a signature.
+"""The metrics by name: those of sacrebleu, bits per byte, and what the other files of this room define.
 
-A segment gives a few numbers that add up (n-gram counts, bits and bytes). A score is a formula over their sum, so the
-score of a corpus, of a bootstrap resample and of a document come from the same sums and nothing is counted twice.
-
-    sums_NS = sums_per_segment(metric, hypotheses, references)
-    print(score(metric, sums_NS))                # chrF2|nrefs:1|case:mixed|... = 54.3
-    metric.from_sums(weights_RN @ sums_NS)       # [R]: the score of each resample
+All are classes of sums per segment (`base.Metric`); `METRICS` makes one by name. BLEU, chrF and TER count with
+sacrebleu and equal its corpus scores.
 """
 
-# Shape letters: N segments, S sums of a metric, R resamples, O n-gram orders.
+# Shape letters: S sums of a metric, R resamples, O n-gram orders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
 import sacrebleu.metrics
 from numpy.typing import ArrayLike
 
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import ConfigError
+from dragoman.evaluation.base import Metric, Score, ratio, score, sums_per_segment
+from dragoman.evaluation.coverage import Unaligned
+from dragoman.evaluation.kept import Kept
+from dragoman.evaluation.neural import Comet, MetricX
+from dragoman.evaluation.options import OptionAccuracy
+from dragoman.evaluation.rates import Copies, LengthRatio, OffTarget, OverGeneration
+from dragoman.evaluation.reference_free import EmbeddingQuality
+from dragoman.evaluation.terms import TermRecall
+
+__all__ = ["BLEU", "BLEU_TOKENIZERS", "CHRF", "METRICS", "TER", "BitsPerByte", "Metric", "Score", "score",
+           "sums_per_segment"]  # fmt: skip
 
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 """Tokenizers of sacrebleu that need neither a download nor an extra package."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """A number with everything that must match before it may be compared with another."""
-
-    name: str
-    value: float
-    """0..100 for BLEU and chrF (higher is better); bits per byte for likelihood (lower is better)."""
-    signature: str
-
-    def __str__(self) -> str:
-        return f"{self.name}|{self.signature} = {self.value:.{1 if self.value >= 10 else 3}f}"
-
-
-class Metric(Protocol):
-    """What a metric gives; all the rest (corpus scores, intervals, tests) follows from it."""
-
-    name: str
-    higher_is_better: bool
-
-    def segment_sums(self, hypothesis: Any, reference: str) -> list[float]:
-        """[S] numbers that add up over segments. hypothesis: the system's answer, most often a text."""
-
-    def from_sums(self, sums: ArrayLike) -> np.ndarray:
-        """Scores of summed sums; the last axis is S and goes away: [S] -> scalar, [R, S] -> [R]."""
-
-    def signature(self) -> str:
-        """Settings and versions, as `key:value` joined by `|`."""
-
-
-class CHRF:
+class CHRF(Metric):
     """Character n-gram F-score (chrF2; `word_order=2` makes it chrF2++), 0..100.
 
         P, R = means of the n-gram precisions and recalls over the orders that occur on both sides
@@ -94,7 +70,7 @@ class CHRF:
         return self._counter.get_signature().format()
 
 
-class BLEU:
+class BLEU(Metric):
     """Corpus BLEU, 0..100: brevity penalty times the geometric mean of n-gram precisions, exponential smoothing.
 
     tokenize: one of BLEU_TOKENIZERS; anything else raises ConfigError.
@@ -131,7 +107,36 @@ class BLEU:
         return self._counter.get_signature().format()
 
 
-class BitsPerByte:
+class TER(Metric):
+    """Translation edit rate in percent: edits and shifts of words per word of the reference; lower is better.
+
+    asian: characters of Chinese, Japanese and the like are words (sacrebleu's `normalized` and `asian_support`); without
+        it a text without spaces is one word, and TER says little.
+
+    Source: Snover et al. 2006 (AMTA), edits counted by sacrebleu.
+    """
+
+    name = "TER"
+    higher_is_better = False
+
+    def __init__(self, asian: bool = False) -> None:
+        self._counter = sacrebleu.metrics.TER(normalized=asian, asian_support=asian)
+        self._counter.num_refs = 1
+
+    def segment_sums(self, hypothesis: str, reference: str) -> list[float]:
+        """[edits, words of the reference]."""
+        return self._counter._extract_corpus_statistics([hypothesis], [[reference]])[0]
+
+    def from_sums(self, sums: ArrayLike) -> np.ndarray:
+        sums = np.asarray(sums, dtype=np.float64)
+        edits, words = sums[..., 0], sums[..., 1]
+        return np.where(words > 0, ratio(edits, words, scale=100), 100.0 * (edits > 0))
+
+    def signature(self) -> str:
+        return self._counter.get_signature().format()
+
+
+class BitsPerByte(Metric):
     """Bits that a model spends on a text per UTF-8 byte of it; lower is better. Sums: [bits, bytes].
 
     What is predicted is the text's own tokens given a start token; start, end and language tags are conditions and
@@ -165,23 +170,20 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "chrf": CHRF,
     "chrf++": partial(CHRF, word_order=2),
     "bleu": BLEU,
+    "ter": TER,
+    "option_accuracy": OptionAccuracy,
+    "term_recall": TermRecall,
+    "off_target": OffTarget,
+    "copies": Copies,
+    "over_generation": OverGeneration,
+    "length_ratio": LengthRatio,
+    "placeholders": partial(Kept, "placeholders"),
+    "numbers": partial(Kept, "numbers"),
+    "unaligned_source": partial(Unaligned, "source"),
+    "unaligned_hypothesis": partial(Unaligned, "hypothesis"),
+    "embedding": EmbeddingQuality,
+    "comet": Comet,
+    "metricx": MetricX,
 }
-
-
-def sums_per_segment(metric: Metric, hypotheses: Sequence[Any], references: Sequence[str]) -> np.ndarray:
-    """Sums_NS of every segment, float64 (exact for counts).
-
-    Raises DataError where there is nothing to score, or not one hypothesis for one reference.
-    """
-    if not len(hypotheses) or len(hypotheses) != len(references):
-        raise DataError(
-            f"{len(hypotheses)} hypotheses and {len(references)} references were given, but every segment needs one "
-            "of each; look for empty files and for lines that were lost or split"
-        )
-    pairs = zip(hypotheses, references, strict=True)
-    return np.array([metric.segment_sums(hypothesis, reference) for hypothesis, reference in pairs], dtype=np.float64)
-
-
-def score(metric: Metric, sums_NS: np.ndarray) -> Score:
-    """The corpus score that the segments' sums give."""
-    return Score(metric.name, float(metric.from_sums(sums_NS.sum(axis=0))), metric.signature())
+"""Names in records and on the command line. Some need arguments (a language, an aligner, a folder of weights); coverage
+and `embedding` need an extra, `comet` and `metricx` local weights."""
