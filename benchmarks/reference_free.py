@@ -64,7 +64,9 @@ def auc(good_N: np.ndarray, bad_N: np.ndarray, weights_RN: np.ndarray) -> np.nda
     return np.einsum("rn,nm,rm->r", weights_RN, wins_NN, weights_RN) / weights_RN.sum(axis=1) ** 2
 
 
-def told_apart(good_N: np.ndarray, bad_N: np.ndarray, documents: Sequence[str], resamples: int = 1000) -> dict[str, Any]:
+def told_apart(
+    good_N: np.ndarray, bad_N: np.ndarray, documents: Sequence[str], resamples: int = 1000
+) -> dict[str, Any]:
     """Rank accuracy and AUC with their intervals."""
     wins_N = (good_N > bad_N) + 0.5 * (good_N == bad_N)
     rank = interval(

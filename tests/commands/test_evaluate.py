@@ -140,7 +140,7 @@ def test_files_are_scored_without_torch(files):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"references": None}, ConfigError, "--hypotheses needs references too"),
+        ({"references": None}, ConfigError, "--hypotheses needs --references too"),
         ({"hypotheses": ()}, ConfigError, "nothing to evaluate"),
         ({"model": "m"}, ConfigError, "score files without a model"),
         ({"directions": ("en-de",)}, ConfigError, "--directions would have no effect"),
@@ -149,7 +149,8 @@ def test_files_are_scored_without_torch(files):
         ({"metrics": ("chrff",)}, ConfigError, "unknown metrics chrff; metrics are"),
         ({"metrics": ("comet",)}, DataError, "comet needs folder"),
         ({"table": ("t.docx",)}, ConfigError, r"no table can be written as t.docx; end in .txt, .md"),
-        ({"split": "test"}, ConfigError, "sealed"),
+        ({"split": "test"}, ConfigError, "--split would have no effect"),
+        ({"segments": 7}, ConfigError, "--segments would have no effect"),
         ({"source": "ref.de"}, DataError, "references of ref.de are equal to their sources"),
     ],
 )
@@ -264,7 +265,7 @@ def test_multiple_choice(place, tmp_path):
     bits = text_bits(model, codec.encode(flat), start_id=codec.start_id, context=64)
     rate = (bits / [len(t.encode()) for t in flat]).reshape(-1, 2)
     assert record["option_accuracy"][str(place / "m0")]["en"] == pytest.approx(100 * (rate[:, 0] < rate[:, 1]).mean())
-    assert record["bits_per_byte"] == {}
+    assert "bits_per_byte" not in record["metrics"]
 
 
 def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_path):
@@ -273,6 +274,10 @@ def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_pat
         dragoman.evaluate(str(place / "m0"), directions=("en-xx",), **settings)
     with pytest.raises(ConfigError, match="--target score files without a model"):
         dragoman.evaluate(str(place / "m0"), target="de", **settings)
+    with pytest.raises(ConfigError, match="the test split is sealed"):
+        dragoman.evaluate(str(place / "m0"), split="test", **settings)
+    with pytest.raises(ConfigError, match="give --directions too"):
+        dragoman.evaluate(str(place / "m0"), metrics=("chrf",), **settings)
     with pytest.raises(DataError, match="fewer than two pairs"):
         dragoman.evaluate(str(place / "m0"), directions=("en-ca",), segments=2, split="dev", test_set=(), **settings | {
             "corpus": one_row(tmp_path)})  # fmt: skip

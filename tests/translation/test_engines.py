@@ -10,7 +10,7 @@ from tests.models import dense, tiny
 from tests.texts import tokenizer
 
 STOPS = Stops(frozenset({2, 7}), frozenset({9, 11, 30}))
-PROMPTS = [[1, *((7 * i + 3 * j) % 60 + 3 for j in range(2 + 5 * i % 13))] for i in range(24)]
+PROMPTS = [[1, *((7 * i + 3 * j) % 60 + 3 for j in range(2 + 5 * i % 13))] for i in range(14)]
 
 
 def alone(model, prompt, limit, stops=STOPS):
@@ -31,17 +31,18 @@ def decode(model, prompts=PROMPTS, **settings):
     return translate_greedy(model, prompts, stops=STOPS, pad_id=0, max_new=lambda n: n + 3, **settings)
 
 
-@pytest.mark.parametrize("family", ["olmoe", "mixtral", "qwen2_moe", "deepseek_v3", "qwen3_next"])
-@pytest.mark.parametrize("batch", [1, 5, 24])
-def test_batches_give_what_prompts_give_alone(family, batch):
+@pytest.mark.parametrize(
+    "family", ["olmoe", "mixtral", "deepseek_v3", pytest.param("qwen3_next", marks=pytest.mark.slow)]
+)
+def test_batches_give_what_prompts_give_alone(family):
     model = tiny(family, num_hidden_layers=4)  # the fourth layer of qwen3_next is its first with attention
-    found = decode(model, batch=batch)
     expected = [alone(model, p, len(p) + 3) for p in PROMPTS]
-    partings = [first_parting(model, p, a, b, STOPS) for p, a, b in zip(PROMPTS, found, expected, strict=True)]
-    assert all(p is None or p.gap < 1e-4 for p in partings)
-    assert sum(p is None for p in partings) >= 23
-    lengths = {len(new) for new in found}
-    assert len(lengths) > 2, "rows must end at different times, or leaving is not tested"
+    assert len({len(new) for new in expected}) > 2, "rows must end at different times, or leaving is not tested"
+    for batch in (1, 5, len(PROMPTS)):
+        found = decode(model, batch=batch)
+        partings = [first_parting(model, p, a, b, STOPS) for p, a, b in zip(PROMPTS, found, expected, strict=True)]
+        assert all(p is None or p.gap < 1e-4 for p in partings)
+        assert sum(p is not None for p in partings) <= 1
 
 
 def test_stops_by_hand():
@@ -96,7 +97,7 @@ def test_a_model_that_keeps_nothing_gives_the_same():
 def test_progress_counts_prompts():
     seen = []
     decode(dense(), batch=10, progress=seen.append)
-    assert seen == [10, 10, 4]
+    assert seen == [10, 4]
 
 
 def test_partings_by_hand():

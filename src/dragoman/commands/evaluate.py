@@ -22,7 +22,7 @@ from dragoman.commands import Switch, Tags, require_sample, scoring
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.corpora.parting import require_same_length
+from dragoman.corpora.parting import refuse_untranslated, require_same_length
 from dragoman.corpora.reading import read_lines
 from dragoman.corpora.testsets import open_test_set
 from dragoman.errors import ConfigError
@@ -101,9 +101,14 @@ def _require_one_kind(config: Config) -> None:
         if missing := [f"--{k}" for k in ("references", "target") if not files[k]]:
             raise ConfigError(f"--hypotheses needs {' and '.join(missing)} too")
         unused = {"against": config.against, "test-set": config.test_set, "directions": config.directions}
-        unused |= {"languages": config.languages, "choices": config.choices}
+        unused |= {"languages": config.languages, "choices": config.choices, "corpus": config.corpus != "help"}
+        unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
         if given := [f"--{k}" for k, v in unused.items() if v]:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
+    elif config.metrics and not config.directions:
+        raise ConfigError("--metrics are of translations; give --directions too")
+    elif config.test_set and config.corpus != "help":
+        raise ConfigError("both --corpus and --test-set were given; give one")
     systems = [config.model, *config.against] if config.model else list(config.hypotheses)
     if len(set(systems)) < len(systems):
         raise ConfigError(f"a system is named twice in {', '.join(systems)}; compare different ones")
@@ -111,7 +116,7 @@ def _require_one_kind(config: Config) -> None:
 
 def run(config: Config) -> dict[str, Any]:
     """Score systems on the same held-out segments: tables with intervals and paired comparisons, and a record."""
-    out = config.out or (Path("evaluation") if config.model else None)
+    out = Path(config.out or "evaluation") if config.model or config.out else None
     if config.hypotheses:
         scored, left_out, about = _score_files(config)
         out = out and claim_folder(out)
@@ -155,13 +160,15 @@ def _score_files(config: Config) -> Result:
     assert config.references
     target = normalise_tag(config.target)
     lines = {file: read_lines(Path(file)) for file in config.hypotheses}
-    references = read_lines(config.references)
+    references = read_lines(Path(config.references))
     for file, texts in lines.items():
         require_same_length(texts, references, file, str(config.references))
-    beside = {name: file for name, file in (("source", config.source), ("documents", config.documents)) if file}
+    given = {"source": config.source, "documents": config.documents}
+    beside = {name: Path(file) for name, file in given.items() if file}
     read = {name: read_lines(file) for name, file in beside.items()}
     for name, texts in read.items():
         require_same_length(texts, references, str(beside[name]), str(config.references))
+    refuse_untranslated(read.get("source", []), references, str(config.references))
     table = _table_of(target, references, read)
     metrics, left_out = scoring.metrics_for(target, config.metrics)
     scored: dict[str, Any] = {}
@@ -289,7 +296,7 @@ def _read_choices(config: Config) -> dict[str, Any]:
 
     if config.choices is None:
         return {}
-    return {g: items[: config.segments] for g, items in read_choices(config.choices).items()}
+    return {g: items[: config.segments] for g, items in read_choices(Path(config.choices)).items()}
 
 
 # What the record says
@@ -338,8 +345,8 @@ def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dic
 
 
 def _warnings(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:
-    units = {g: len(set(d)) if len(set(d)) > 1 else len(d) for s in scored.values() for by in [s["documents"]]
-             for labels in by.values() for g, d in labels.items()}  # fmt: skip
+    documents = [labels for by in scored.values() for labels in by["documents"].values()]
+    units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
     told = []
     if few := [f"{g} ({n})" for g, n in units.items() if n < FEW_UNITS]:
         told.append(

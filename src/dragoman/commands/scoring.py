@@ -81,7 +81,8 @@ def metrics_for(target: str, names: Iterable[str] = ()) -> tuple[dict[str, Metri
 def _make(name: str, target: str) -> Metric:
     if name in OF_LIKELIHOODS:
         raise DataError(f"{name} scores likelihoods, no texts")
-    wanted = inspect.signature(METRICS[name]).parameters.values()
+    every = inspect.signature(METRICS[name]).parameters.values()
+    wanted = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if unknown := [p.name for p in wanted if p.default is p.empty and p.name not in ARGUMENTS]:
         raise DataError(f"{name} needs {', '.join(unknown)}, which this command does not take")
     metric = METRICS[name](**{p.name: ARGUMENTS[p.name](target) for p in wanted if p.name in ARGUMENTS})
@@ -161,9 +162,9 @@ def add_likelihoods(
 
     context = context_length(model)
     metric = BitsPerByte(context)
-    sums["signatures"]["bits_per_byte"] = metric.signature()
-    sums.setdefault("bits_per_byte", {})
+    sums["bits_per_byte"] = {}
     for g in tqdm(rows, desc="bits per byte", unit=" languages", disable=quiet, delay=2):
+        sums["signatures"]["bits_per_byte"] = metric.signature()
         texts = cells(rows[g], g)
         ids = codec.encode(texts)
         bits_N = text_bits(model, ids, start_id=codec.start_id, context=context, batch_tokens=BATCH_TOKENS)

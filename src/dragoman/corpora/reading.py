@@ -44,7 +44,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"cannot read {path}: {e}; get the file again or check its permissions") from None
     if not data.strip():
-        raise DataError(f"{path} is empty; a corpus is {FORMATS}")
+        raise DataError(f"{path} is empty; give a file with text, one segment a line")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
