@@ -2,8 +2,8 @@
 
     python benchmarks/reference_free.py --out benchmarks/metrics/planted-errors.json
 
-Every segment's own reference is held against the same one with a fault: a clause dropped, another sentence in its place,
-the source left untranslated, or the second half of it left so. Two numbers for each metric, language and fault:
+Every segment's own reference is held against the same one with a fault: a clause dropped, another sentence in its
+place, the source left untranslated, or the second half of it left so. Two numbers for each metric, language and fault:
 
     rank   share of segments whose good version scores better than its own faulty one (ties are half)
     auc    share of all pairs of any good and any faulty version in which the good one scores better
@@ -126,8 +126,15 @@ def held_out(corpus: NText, segments: int, letters: int, seed: int) -> NText:
     return table.take(sorted(random.Random(seed).sample(long, min(segments, len(long)))))
 
 
-def plant(out: Path, segments: int = 80, train_pairs: int = 2000, letters: int = 40, seed: int = 0) -> None:
-    """Measure the metrics that need no reference on planted faults and write the record."""
+def plant(
+    out: Path,
+    languages: Sequence[str] = (),
+    segments: int = 80,
+    train_pairs: int = 2000,
+    letters: int = 40,
+    seed: int = 0,
+) -> None:
+    """Measure the metrics that need no reference on planted faults; the record grows language by language."""
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
     corpus = load_pack()
@@ -135,7 +142,7 @@ def plant(out: Path, segments: int = 80, train_pairs: int = 2000, letters: int =
     settings = {"segments": segments, "train_pairs": train_pairs, "letters": letters, "seed": seed}
     record = environment() | {"command": "reference_free", "settings": settings, "corpus_sha256": corpus.checksum()}
     record |= {"source": "en", "split": "devtest", "signatures": {}, "planted": {}}
-    for tag in tqdm([g for g in corpus.languages if g != "en"], desc="languages"):
+    for tag in tqdm(languages or [g for g in corpus.languages if g != "en"], desc="languages"):
         train = corpus.select(["en", tag], "train", complete=True)
         train = train.take(range(min(train_pairs, len(train))))
         metrics: dict[str, Metric] = {
@@ -146,7 +153,7 @@ def plant(out: Path, segments: int = 80, train_pairs: int = 2000, letters: int =
         for name, metric in metrics.items():
             record["planted"].setdefault(name, {})[tag] = measured(metric, rows, tag, seed)
             record["signatures"].setdefault(name, {})[tag] = metric.signature()
-    write_json(out, record)
+        write_json(out, record)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def sums_per_segment(
     require_segments({"hypotheses": hypotheses, **columns})
     sums_NS = metric.all_sums(hypotheses, *(columns[name] for name in metric.needs))
     if bad := np.flatnonzero(~np.isfinite(sums_NS).all(axis=1)).tolist():
-        raise DataError(f"{metric.name}: values of segments {some(bad)} are not finite; score the model's answers again")
+        raise DataError(f"{metric.name}: sums of segments {some(bad)} are not finite; score the model's answers again")
     return sums_NS
 
 

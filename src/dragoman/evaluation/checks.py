@@ -33,7 +33,7 @@ def require_segments(columns: Mapping[str, Sequence[Any]]) -> None:
         )
     texts = {name: column for name, column in columns.items() if _is_text(column)}
     if blank := [name for name, column in texts.items() if not any(text.strip() for text in column)]:
-        raise DataError(f"all {sizes[blank[0]]} {' and '.join(blank)} are empty texts; look at how the file was written")
+        raise DataError(f"all {sizes[blank[0]]} {' and '.join(blank)} are empty; look at how the file was written")
     references, sources = texts.get("references"), texts.get("sources")
     if references and sources and all(r.strip() == s.strip() for r, s in zip(references, sources, strict=True)):
         raise DataError(
@@ -48,10 +48,11 @@ def _is_text(column: Sequence[Any]) -> bool:
 
 def _hint(columns: Mapping[str, Sequence[Any]]) -> str:
     texts = {name: column for name, column in columns.items() if _is_text(column)}
-    names = list(texts)
-    for other in names[1:]:
-        if len(texts[other]) != len(texts[names[0]]) and (at := first_parting(texts[names[0]], texts[other])) is not None:
-            return f": {names[0]} and {other} seem to part at line {at + 1}"
+    first, *others = texts or [""]
+    for other in others:
+        unequal = len(texts[other]) != len(texts[first])
+        if unequal and (at := first_parting(texts[first], texts[other])) is not None:
+            return f": {first} and {other} seem to part at line {at + 1}"
     return ""
 
 

@@ -61,7 +61,7 @@ def text_bits(
     context: most tokens the model may see at once (start token included), 2 or more.
     batch_tokens: most tokens in a batch, padding included (one window always fits). Changes speed and memory only:
         the model's own [B, S, V] logits are the largest array, and no second copy of them is made.
-    given: of each segment, how many of its first tokens are a condition and cost nothing, as the start token; default 0.
+    given: of each segment, how many of its first tokens are a condition and cost nothing, like the start token; 0.
     progress: called after each batch with the windows done and the windows in all.
 
     Raises DataError for segments without tokens, ConfigError for a context below 2, ModelError where the model gives

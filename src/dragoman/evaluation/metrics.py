@@ -110,8 +110,8 @@ class BLEU(Metric):
 class TER(Metric):
     """Translation edit rate in percent: edits and shifts of words per word of the reference; lower is better.
 
-    asian: characters of Chinese, Japanese and the like are words (sacrebleu's `normalized` and `asian_support`); without
-        it a text without spaces is one word, and TER says little.
+    asian: characters of Chinese, Japanese and the like are words (sacrebleu's `normalized` and `asian_support`).
+        Without it a text without spaces is one word, and TER says little.
 
     Source: Snover et al. 2006 (AMTA), edits counted by sacrebleu.
     """

@@ -28,7 +28,8 @@ COMET_FILES = ("config.json", "hparams.yaml", "model.safetensors")
 DEFAULTS = {"layer": "mix", "layer_norm": True, "layer_transformation": "softmax", "pool": "avg", "activations": "Tanh",
             "final_activation": None, "hidden_sizes": [2304, 768]}  # fmt: skip
 """What COMET takes where a checkpoint's hparams.yaml, older than the setting, does not say."""
-ALLOWED = {"layer_transformation": ("softmax", "sparsemax"), "pool": ("avg", "cls"),
+ALLOWED: dict[str, tuple[Any, ...]] = {"layer_transformation": ("softmax", "sparsemax"), "pool": ("avg", "cls"),
+           "activations": ("Tanh", "Sigmoid", "ReLU", "GELU"), "final_activation": (None, "Tanh", "Sigmoid"),
            "class_identifier": ("regression_metric", "referenceless_regression_metric")}  # fmt: skip
 METRICX_LENGTH = 1536
 
@@ -39,8 +40,10 @@ class Neural(Metric):
     folder: Path
     device: str
     _weights: str
+    _model: Any
+    _tokenizer: Any
 
-    def segment_sums(self, hypothesis: str, *against: str) -> list[float]:  # type: ignore[override]
+    def segment_sums(self, hypothesis: str, *against: str) -> list[float]:
         """[score, 1]."""
         return self.all_sums([hypothesis], *([text] for text in against))[0].tolist()
 
@@ -69,11 +72,12 @@ class Comet(Neural):
         settings = _comet_settings(self.folder / "hparams.yaml")
         self._model, self._tokenizer = open_comet(self.folder, settings)
         self._model.to(device)
-        self._limit = self._model.encoder["model"].config.max_position_embeddings - 2  # XLM-R counts from its padding id
+        self._limit = self._model.encoder["model"].config.max_position_embeddings - 2  # XLM-R counts from 2
         self._weights = sha256(self.folder / "model.safetensors")[:12]
         self._settings = settings
-        self.needs = ("sources",) if settings["class_identifier"].startswith("referenceless") else ("sources", "references")
-        self.name = "COMET" if len(self.needs) == 2 else "COMET-QE"
+        without = settings["class_identifier"].startswith("referenceless")
+        self.needs = ("sources",) if without else ("sources", "references")
+        self.name = "COMET-QE" if without else "COMET"
 
     def all_sums(self, hypotheses: Sequence[str], *against: Sequence[str]) -> np.ndarray:
         """Sums_N2; each text is encoded once, however often it comes."""
@@ -161,7 +165,7 @@ def _comet_settings(path: Path) -> dict[str, Any]:
     odd = {key: settings.get(key) for key, allowed in ALLOWED.items() if settings.get(key) not in allowed}
     if odd:
         given = ", ".join(f"{key} {value}" for key, value in odd.items())
-        known = "; ".join(f"{key}: {' or '.join(ALLOWED[key])}" for key in odd)
+        known = "; ".join(f"{key}: {' or '.join(map(str, ALLOWED[key]))}" for key in odd)
         raise ModelError(f"{path} asks for {given}, which is not built here ({known})")
     return settings
 

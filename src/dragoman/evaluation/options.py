@@ -50,7 +50,7 @@ def option_bits(
     if empty := [n for n, item in enumerate(items) if not all(len(option) for option in item.options)]:
         raise DataError(f"items {some(empty)} have options without tokens; leave them out")
     if long := [n for n, item in enumerate(items) if len(item.prompt) + max(map(len, item.options)) > context]:
-        raise DataError(f"items {some(long)} are longer than the context of {context} tokens; shorten or leave them out")
+        raise DataError(f"items {some(long)} do not fit the context of {context} tokens; shorten or leave them out")
     rows = [[*item.prompt, *option] for item in items for option in item.options]
     given = [len(item.prompt) for item in items for _ in item.options]
     bits = text_bits(model, rows, start_id=start_id, context=context, batch_tokens=batch_tokens, given=given)
@@ -60,8 +60,8 @@ def option_bits(
 class OptionAccuracy(Metric):
     """Share of items whose right option is the most likely, in percent; higher is better.
 
-    normalise: `bytes` or `none`, see above. A hypothesis is [(bits, bytes) of each option], a reference the index of the
-    right option. Raises ConfigError for an unknown normalisation, DataError for likelihoods that are not finite.
+    normalise: `bytes` or `none`, see above. A hypothesis is [(bits, bytes) of each option], a reference the index of
+    the right option. Raises ConfigError for an unknown normalisation, DataError for likelihoods that are not finite.
     """
 
     higher_is_better = True

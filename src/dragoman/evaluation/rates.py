@@ -31,7 +31,7 @@ LEADS = (
     r"übersetzung|traduction|traducción|traducció|tradução|traduzione|vertaling|překlad|překlady|prevod|перевод|μετάφραση|"
     r"çeviri|翻译|翻訳|译文|訳)\b[^:：.!\n]{0,60}[:：!]"
 )
-TRAILS = r"[\n(\[]\s*(?:note|translator'?s note|explanation|n\.b\.|anmerkung|remarque|nota|примечание|注|备注)\b?\s*[:：]"
+TRAILS = r"[\n(\[]\s*(?:note|translator'?s note|explanation|n\.b\.|anmerkung|remarque|nota|примечание|注|备注)\s*[:：]"
 LOOP = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 LOOP_CHARACTERS = 8
 
@@ -53,7 +53,7 @@ def _label(tag: str) -> str:
     label = language(tag).langid or tag.split("-")[0]
     if label not in known:
         raise DataError(
-            f"py3langid {version('py3langid')} does not know {tag} ({language(tag).name}) among its {len(known)} languages; "
+            f"py3langid {version('py3langid')} knows {len(known)} languages, but not {tag} ({language(tag).name}); "
             "leave the off-target rate out for it"
         )
     return label
@@ -79,7 +79,7 @@ class OffTarget(Rate):
         self._wanted = _label(target)
         self._labels = tuple(sorted({self._wanted, *map(_label, among)})) if among else ()
         if len(self._labels) == 1:
-            raise ConfigError(f"among names no language but {target}, so nothing could be off target; add some, or none")
+            raise ConfigError(f"among names no language but {target}, so nothing is off target; add some, or none")
 
     def segment_sums(self, hypothesis: str) -> list[float]:
         """[off target, judged]."""
@@ -152,12 +152,12 @@ class OverGeneration(Rate):
         """[any, commentary, quotes, repetition, too long, too short, segments]."""
         length, expected = len(hypothesis.strip()), len(reference.strip())
         faults = [
-            _comments(hypothesis) and not _comments(source) or _lines(hypothesis) > max(1, _lines(source)),
+            (_comments(hypothesis) and not _comments(source)) or _lines(hypothesis) > max(1, _lines(source)),
             _quoted(hypothesis) and not _quoted(source),
             _loops(hypothesis) and not _loops(source),
             length > self.most * expected and length > expected + self.SLACK,
         ]
-        short = length == 0 < expected or length < self.least * expected and length < expected - self.SLACK
+        short = length == 0 < expected or (length < self.least * expected and length < expected - self.SLACK)
         return [any(faults), *faults, short, 1]
 
     def signature(self) -> str:

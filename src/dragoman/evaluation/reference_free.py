@@ -57,9 +57,10 @@ class EmbeddingQuality(Metric):
         texts = list(dict.fromkeys([*sources, *hypotheses]))
         row = {text: i for i, text in enumerate(texts)}
         embeddings_ND = np.asarray(self._encoder(texts), dtype=np.float64)
-        cosine_N = np.array([embeddings_ND[row[s]] @ embeddings_ND[row[h]] for s, h in zip(sources, hypotheses)])
+        pairs = list(zip(hypotheses, sources, strict=True))
+        cosine_N = np.array([embeddings_ND[row[h]] @ embeddings_ND[row[s]] for h, s in pairs])
         if self.copies == "zero":
-            cosine_N[[_copies(h, s) for s, h in zip(sources, hypotheses, strict=True)]] = 0
+            cosine_N[[_copies(h, s) for h, s in pairs]] = 0
         return np.stack([cosine_N, np.ones(len(cosine_N))], axis=1)
 
     def from_sums(self, sums: ArrayLike) -> np.ndarray:

@@ -8,7 +8,7 @@ Few units give narrow intervals and small p-values that should not be believed (
 therefore say how many units they rest on.
 """
 
-# Shape letters: N segments, U units (documents or segments), S sums of a metric, R resamples.
+# Shape letters: N segments, U units (documents or segments), S sums of a metric, R resamples, K runs of a system.
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from dragoman.errors import DataError
 
@@ -51,6 +52,34 @@ class Comparison:
     unit: str
     """What was resampled: `segment` or `document`."""
     units: int
+
+
+@dataclass(frozen=True)
+class SeedComparison(Comparison):
+    """A comparison of systems that were each trained several times."""
+
+    runs: tuple[int, int]
+    """Runs of a and of b."""
+    values: tuple[tuple[float, ...], tuple[float, ...]]
+    """The score of every run of a and of b."""
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """What a test set of a planned size can show."""
+
+    effect: float
+    """Smallest true difference, in units of the score, that a two-sided test at `alpha` finds with this `power`."""
+    standard_error: float
+    """Of the difference, at the planned size."""
+    planned: int
+    """Units of the planned test set."""
+    unit: str
+    """What the size counts: `segment` or `document`."""
+    pilot: int
+    """Units that the standard error was estimated from."""
+    alpha: float
+    power: float
 
 
 def interval(
@@ -136,6 +165,112 @@ def approximate_randomisation(
         swapped_RS = rng.integers(2, size=(block, len(gain_US))).astype(np.float64) @ gain_US
         differences.append(from_sums(total_a_S - swapped_RS) - from_sums(total_b_S + swapped_RS))
     return _p_value(np.concatenate(differences), difference)
+
+
+def hierarchical_bootstrap(
+    sums_a_KNS: Sequence[np.ndarray],
+    sums_b_KNS: Sequence[np.ndarray],
+    from_sums: FromSums,
+    *,
+    documents: Sequence[str] | None = None,
+    same_seeds: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> SeedComparison:
+    """Difference of two ways of training, each run several times, over what another seed and other text would give.
+
+        s_r = mean_k s_rk + sqrt(K / (K - 1)) * (mean over runs drawn with replacement - mean_k s_rk)
+
+    s_rk is the score of run k on resample r of the documents, which is the same for all runs; p as in
+    `paired_bootstrap`. Fewer than five runs of a system give too small p-values all the same.
+
+    sums_a_KNS, sums_b_KNS: sums of every run on the same segments. One of the two may be a single run (a base that
+        nobody trains again): it then has no part in the variation over seeds.
+    same_seeds: run k of a and run k of b belong together (same seed, same data order) and are drawn together.
+    documents: the document of each segment; without it, segments are resampled.
+
+    Raises DataError as `paired_bootstrap` does, where no system has two runs, where same_seeds pairs unequal numbers.
+
+    Source: Davison & Hinkley 1997, sec. 3.8, for resampling at two levels; Owen 2007 (arXiv:0705.1111), for factors
+        that are crossed (every run meets every document) as here.
+    Differs: the factor in front makes the variance over runs unbiased; plain resampling of K runs is short by 1 / K.
+    """
+    runs = len(sums_a_KNS), len(sums_b_KNS)
+    if max(runs) < 2 or not min(runs):
+        raise DataError(f"{runs[0]} and {runs[1]} runs show nothing of seeds; train more, or use paired_bootstrap")
+    if same_seeds and runs[0] != runs[1]:
+        raise DataError(f"{runs[0]} runs cannot be paired with {runs[1]} by seed; give as many of each")
+    units = _by_unit([*sums_a_KNS, *sums_b_KNS], documents)
+    scores_RK = np.stack([from_sums(_resample(sums_US, resamples, seed)) for sums_US in units], axis=1)
+    rng = np.random.default_rng([seed, 1])
+    drawn = [rng.integers(k, size=(resamples, k)) for k in runs]
+    if same_seeds:
+        drawn[1] = drawn[0]
+    a_R, b_R = (_over_runs(scores, d) for scores, d in zip(np.split(scores_RK, [runs[0]], axis=1), drawn, strict=True))
+    each = [_score(sums_US, from_sums) for sums_US in units]
+    values = tuple(each[: runs[0]]), tuple(each[runs[0] :])
+    difference = float(np.mean(values[0]) - np.mean(values[1]))
+    low, high = _limits(a_R - b_R, level)
+    p_value = _p_value(a_R - b_R - difference, difference)
+    return SeedComparison(
+        difference, low, high, p_value, resamples, _unit(documents), len(units[0]), runs=runs, values=values
+    )
+
+
+def _over_runs(scores_RK: np.ndarray, drawn_RK: np.ndarray) -> np.ndarray:
+    """Means [R] over the runs drawn for each resample, their spread about the mean of all runs made unbiased."""
+    runs = scores_RK.shape[1]
+    mean_R = scores_RK.mean(axis=1)
+    if runs == 1:
+        return mean_R
+    drawn_mean_R = np.take_along_axis(scores_RK, drawn_RK, axis=1).mean(axis=1)
+    return mean_R + np.sqrt(runs / (runs - 1)) * (drawn_mean_R - mean_R)
+
+
+def minimum_detectable_effect(
+    sums_a_NS: np.ndarray,
+    sums_b_NS: np.ndarray,
+    from_sums: FromSums,
+    *,
+    planned: int | None = None,
+    documents: Sequence[str] | None = None,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Detectable:
+    """The smallest difference that a test set of `planned` units (default: as many as given) is likely to show.
+
+        effect = (z_{1 - alpha/2} + z_power) * se * sqrt(U / planned)
+
+    se is the standard error of the difference between two systems on a pilot of U units, by paired bootstrap; systems
+    that resemble the planned ones give the right one. Planned units must resemble the pilot's (as long, as varied).
+
+    Raises DataError as `paired_bootstrap` does, and for a planned size below two.
+
+    Source: the usual formula for two-sided tests of a normal statistic (Cohen 1988, ch. 2); Card et al. 2020
+        (2020.emnlp-main.745) for power of comparisons in NLP.
+    """
+    sums_a_US, sums_b_US = _by_unit([sums_a_NS, sums_b_NS], documents)
+    pilot = len(sums_a_US)
+    size = pilot if planned is None else planned
+    if size < 2:
+        raise DataError(f"a test set of {size} {_unit(documents)}s shows nothing; plan two or more")
+    difference_R = from_sums(_resample(sums_a_US, resamples, seed)) - from_sums(_resample(sums_b_US, resamples, seed))
+    error = float(np.std(difference_R, ddof=1) * np.sqrt(pilot / size))
+    effect = float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * error)
+    return Detectable(effect, error, size, _unit(documents), pilot, alpha, power)
+
+
+def units_needed(detectable: Detectable, effect: float) -> int:
+    """Units that a test set needs to show a difference of `effect`, all else as in `detectable`.
+
+    The standard error falls with the root of the size. Raises DataError for an effect of zero.
+    """
+    if effect == 0:
+        raise DataError("no test set is large enough to show a difference of 0; give the one that would matter")
+    return int(np.ceil(detectable.planned * (detectable.effect / abs(effect)) ** 2))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -7,8 +7,8 @@
 
 Weights are read from folders, as safetensors only; docs/evaluation.md says how to convert a published checkpoint.
 
-Source: Rei et al. 2020 (arXiv:2009.09025) and 2022 (WMT22, COMET-22) with the layer mix of Peters et al. 2018; Juraska et
-    al. 2023 and 2024 (MetricX-23, MetricX-24).
+Source: Rei et al. 2020 (arXiv:2009.09025) and 2022 (WMT22, COMET-22) with the layer mix of Peters et al. 2018; Juraska
+    et al. 2023 and 2024 (MetricX-23, MetricX-24).
 Differs: sparsemax is our own (Martins & Astudillo 2016, alg. 1). Texts over the limit are refused, not cut. Models that
     read source and answer as one sequence (UniTE, COMETKiwi, XCOMET) are not of this kind and are refused.
 Agreement with the originals has not been checked: no published weights could be had where this was written.
@@ -18,6 +18,7 @@ Agreement with the originals has not been checked: no published weights could be
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ METRICX_TOKEN = 250089
 class CometEstimator(nn.Module):
     """Encoder, layer mix, pooling and MLP; parameter names are those of the published checkpoints."""
 
-    def __init__(self, encoder: nn.Module, settings: dict[str, Any]) -> None:
+    def __init__(self, encoder: Any, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
         self.encoder = nn.ModuleDict({"model": encoder})
@@ -45,7 +46,7 @@ class CometEstimator(nn.Module):
         width = encoder.config.hidden_size * COMET_CLASSES[settings["class_identifier"]]
         sizes = [width, *settings["hidden_sizes"], 1]
         steps: list[nn.Module] = []
-        for size, following in zip(sizes, sizes[1:], strict=False):
+        for size, following in pairwise(sizes):
             # dropout has no weights, but counts in the numbering of the checkpoints' layers
             steps += [nn.Linear(size, following), getattr(nn, settings["activations"])(), nn.Dropout(0.0)]
         steps = steps[:-2]
@@ -140,9 +141,10 @@ def open_comet(folder: Path, settings: dict[str, Any]) -> tuple[CometEstimator, 
 class MetricXEstimator(nn.Module):
     """mT5 as a regressor."""
 
-    def __init__(self, seq2seq: nn.Module, token: int = METRICX_TOKEN) -> None:
+    def __init__(self, seq2seq: Any, token: int = METRICX_TOKEN) -> None:
         super().__init__()
-        self.seq2seq, self.token = seq2seq, token
+        self.seq2seq: Any = seq2seq
+        self.token = token
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Scores [B], 0 (no errors) to 25, of token ids [B, S]."""
@@ -155,14 +157,15 @@ def open_metricx(folder: Path) -> tuple[MetricXEstimator, Any]:
     """Estimator and tokenizer from a folder of safetensors that transformers can open as mT5."""
     from transformers import AutoTokenizer, MT5ForConditionalGeneration
 
-    seq2seq, report = MT5ForConditionalGeneration.from_pretrained(
+    loaded: Any = MT5ForConditionalGeneration.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
+    seq2seq, report = loaded
     if odd := sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str):
         raise ModelError(f"{folder} lacks weights of mT5, first {', '.join(map(str, odd[:6]))}; convert it again")
     if seq2seq.config.vocab_size <= METRICX_TOKEN:
         raise ModelError(
-            f"{folder} has a vocabulary of {seq2seq.config.vocab_size}, but MetricX reads the logit of token {METRICX_TOKEN}; "
-            "take a model with the vocabulary of mT5"
+            f"{folder} has a vocabulary of {seq2seq.config.vocab_size}, but MetricX reads the logit of token "
+            f"{METRICX_TOKEN}; take a model with the vocabulary of mT5"
         )
     return MetricXEstimator(seq2seq).eval(), AutoTokenizer.from_pretrained(folder)
