@@ -74,7 +74,7 @@ def test_text_is_aligned():
     row = next(line for line in lines if line.startswith("en-de"))
     assert head.index("copy") == row.index("10.0 [")
     assert "Mind: 50 % & more." in lines
-    assert "left out: comet (needs folder)" in lines
+    assert "Left out: comet: needs folder." in lines
 
 
 def test_markdown_rows_have_one_width():

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -176,7 +175,8 @@ def _score_files(config: Config) -> Result:
         scored[file] = scoring.empty_sums()
         scoring.add_texts(scored[file], target, texts, table, metrics)
     absent = [n for n, m in metrics.items() if not any(n in by for by in scored.values())]
-    left_out |= dict.fromkeys(absent, "needs the sources: give --source FILE")
+    left_out |= dict.fromkeys(absent, "it needs the sources: give --source FILE")
+    left_out |= dict.fromkeys(scoring.OF_LIKELIHOODS, "it needs a model")
     scored |= reference_rates({target: table}, {target: metrics})
     checksums = {str(f): sha256(Path(f)) for f in (*config.hypotheses, config.references, *beside.values())}
     return scored, left_out, {"segments_scored": {target: len(references)}, "files": checksums}
@@ -228,6 +228,8 @@ def _score_models(config: Config, out: Path) -> Result:
     if directions:
         scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)
         scored |= reference_rates(pairs, metrics)
+    if not choices:
+        left_out["option_accuracy"] = "it needs items: give --choices"
     sizes = {label: len(table) for label, table in pairs.items()}
     return scored, left_out, {"corpus": corpus.about, "segments_scored": sizes, "models": _checksums(config)}
 
@@ -328,20 +330,16 @@ def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]
     """The first system against each other one in every label, Holm over all of these, with a verdict each."""
     first, *others = (s for s in scored if s != "references")
     pairs = [(first, b, g) for b in others for g in scored[first].get(name, {}) if g in scored[b].get(name, {})]
-    return [c | verdict(c, scoring.better(name)) for c in scoring.comparisons(scored, name, pairs, seed)]
+    found = scoring.comparisons(scored, name, pairs, seed)
+    shown = [{"detectable": scoring.detectable(scored, a, b, name, g, seed)} for a, b, g in pairs]
+    return [c | verdict(c, scoring.better(name)) | d for c, d in zip(found, shown, strict=True)]
 
 
 def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
-    """Is the difference beyond noise after Holm, in which direction, and how large a one would this text show?
-
-    detectable: what a two-sided test at 5 % finds in 4 of 5 cases, (z_0.975 + z_0.8) standard errors; the error is
-    read off the bootstrap interval.
-    """
-    z, z_power = (NormalDist().inv_cdf(p) for p in (1 - LEVEL / 2, 0.8))
+    """Is the difference beyond noise after Holm, and in which direction?"""
     beyond, up = bool(comparison["p_holm"] < LEVEL), comparison["difference"] > 0
     said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
-    detectable = (z + z_power) * (comparison["high"] - comparison["low"]) / (2 * z)
-    return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell", "detectable": detectable}
+    return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
 
 
 def _warnings(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:

@@ -97,7 +97,8 @@ def read_wmt_xml(path: Path) -> Read:
         rows += [(text, refs.get(key), name) for key, text in _segments(source).items()]
     _require_pair(path, rows, languages, missing)
     codes = [next(iter(languages[kind])) for kind in ("src", "ref")]
-    columns = dict(zip(tags_of(codes), ([r[0] for r in rows], [r[1] for r in rows]), strict=True))
+    source_tag, target_tag = tags_of(codes)
+    columns: Columns = {source_tag: [r[0] for r in rows], target_tag: [r[1] for r in rows]}
     return columns, [r[2] for r in rows], {"layout": "WMT XML", "reference": translators[:1], "references": translators}
 
 

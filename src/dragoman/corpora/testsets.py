@@ -44,7 +44,7 @@ def open_test_set(*paths: Path | str, languages: Sequence[str] = ()) -> NText:
     if len(where) == 2:
         if len(languages) != 2:
             raise DataError("two plain files need one direction, which names their languages, such as en-de")
-        return moses_pair(*where, *languages)
+        return moses_pair(where[0], where[1], languages[0], languages[1])
     if len(where) != 1:
         raise DataError(f"{len(where)} paths were given for a test set; give {LAYOUTS}")
     (path,) = where
@@ -73,8 +73,8 @@ def _held_out(
 def _require_aligned(columns: Table, files: dict[str, Path]) -> None:
     first, *others = columns
     for other in others:
-        texts = [[cell or "" for cell in columns[g]] for g in (first, other)]
-        require_same_length(*texts, str(files[first]), str(files[other]))
+        a, b = ([cell or "" for cell in columns[g]] for g in (first, other))
+        require_same_length(a, b, str(files[first]), str(files[other]))
 
 
 def _from_file(path: Path) -> NText:
@@ -137,16 +137,14 @@ def _from_wmt_jsonl(path: Path) -> NText:
             f'{path}: line {n} is no row of a WMT test set; each line is {{"lp": "en-cs_CZ", "source": "...", '
             '"target": "...", "document_id": "..."}'
         )
-    pairs = {_pair(row): n for n, row in reversed(good)}
+    pairs = {_pair(row) or (): n for n, row in reversed(good)}
     if len(pairs) > 1:
-        found = ", ".join(
-            f"{'-'.join(pair or ())} from line {n}" for pair, n in sorted(pairs.items(), key=lambda p: p[1])
-        )
+        found = ", ".join(f"{'-'.join(pair)} from line {n}" for pair, n in sorted(pairs.items(), key=lambda p: p[1]))
         raise DataError(f"{path} holds several directions ({found}); give one file for each")
     kept = [row for _, row in good if not row.get("is_bad_source")]
     if not kept:
         raise DataError(f"{path}: every row is marked as a bad source, so nothing is left to translate")
-    source, target = tags_of(next(iter(pairs)) or ())
+    source, target = tags_of(next(iter(pairs)))
     columns: Table = {source: [_named(r, _SOURCE) for r in kept], target: [_named(r, _TARGET) for r in kept]}
     documents = [_named(row, _DOCUMENT) for row in kept]
     about = {"bad_sources_left_out": len(good) - len(kept)}

@@ -47,7 +47,8 @@ def _number(value: float, name: str, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{DIGITS.get(name, 1)}f}"
 
 
-def _range(low: float, high: float, name: str, sign: bool = False) -> str:
+def _range(limits: Sequence[float], name: str, sign: bool = False) -> str:
+    low, high = limits
     return f"[{_number(low, name, sign)}, {_number(high, name, sign)}]"
 
 
@@ -59,7 +60,7 @@ def _values(record: Record, name: str, about: Record) -> Table:
     def cell(system: str, label: str) -> str:
         if label not in values[system]:
             return "–"
-        return f"{_number(values[system][label], name)} {_range(*intervals[system][label], name)}"
+        return f"{_number(values[system][label], name)} {_range(intervals[system][label], name)}"
 
     rows = [[label, *(cell(s, label) for s in systems)] for label in labels]
     if mean:
@@ -73,22 +74,18 @@ def _comparisons(record: Record, name: str, about: Record) -> Table:
         [
             c["language"],
             f"{c['a']} - {c['b']}",
-            f"{_number(c['difference'], name, True)} {_range(c['low'], c['high'], name, True)}",
+            f"{_number(c['difference'], name, True)} {_range([c['low'], c['high']], name, True)}",
             f"{c['p_value']:.4f}",
             f"{c['p_holm']:.4f}",
             c["verdict"],
-            _number(c["detectable"], name),
+            _number(c["detectable"], name) if c["detectable"] else "–",
             f"{c['units']} {c['unit']}s",
         ]
         for c in record["comparisons"]
         if c["metric"] == name
     ]
     head = ["", "systems", "difference", "p", "p (Holm)", "verdict", "would show", "units"]
-    note = (
-        f"paired bootstrap, Holm over the {len(rows)} comparisons of this table; would show: the difference that this "
-        "text shows in 4 of 5 cases"
-    )
-    return Table(f"{about['title']}: differences", head, rows, note)
+    return Table(f"{about['title']}: differences", head, rows)
 
 
 # Forms
@@ -101,13 +98,20 @@ def text(record: Record) -> str:
         lines = [table.head, *table.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
         body = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        parts.append("\n".join([table.title, *body, f"({table.note})"]))
-    return "\n\n".join([*parts, *_remarks(record)]) + "\n"
+        parts.append("\n".join([table.title, *body, *([f"({table.note})"] if table.note else [])]))
+    return "\n\n".join([*parts, "\n".join(_remarks(record))]) + "\n"
+
+
+EXPLAINED = (
+    "Differences: paired bootstrap with 95 % intervals; Holm over the comparisons of one table; `would show` is the "
+    "difference that this text shows in 4 of 5 cases (5 % two-sided, before Holm)."
+)
 
 
 def _remarks(record: Record) -> list[str]:
-    left_out = [f"left out: {name} ({reason})" for name, reason in record.get("left_out", {}).items()]
-    return [f"Mind: {warning}." for warning in record.get("warnings", [])] + left_out
+    told = [EXPLAINED] if record["comparisons"] else []
+    told += [f"Mind: {warning}." for warning in record.get("warnings", [])]
+    return told + [f"Left out: {name}: {reason}." for name, reason in record.get("left_out", {}).items()]
 
 
 def markdown(record: Record) -> str:
@@ -116,13 +120,17 @@ def markdown(record: Record) -> str:
     for table in tables_of(record):
         lines = [table.head, ["---"] * len(table.head), *table.rows]
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-        parts.append("\n".join([f"### {table.title}", "", *body, "", f"`{table.note}`"]))
+        parts.append("\n".join([f"### {table.title}", "", *body, *(["", f"`{table.note}`"] if table.note else [])]))
     return "\n\n".join([*parts, *_remarks(record)]) + "\n"
 
 
 _TEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
+
+
+def _caption(table: Table) -> str:
+    return f"{table.title} ({table.note})" if table.note else table.title
 
 
 def latex(record: Record) -> str:
@@ -137,7 +145,7 @@ def latex(record: Record) -> str:
             "\n".join(
                 [
                     r"\begin{table}\centering\small",
-                    rf"\caption{{{''.join(_TEX.get(c, c) for c in f'{table.title} ({table.note})')}}}",
+                    rf"\caption{{{''.join(_TEX.get(c, c) for c in _caption(table))}}}",
                     rf"\begin{{tabular}}{{{'l' * len(table.head)}}}",
                     r"\toprule",
                     line(table.head),
