@@ -90,7 +90,7 @@ class Config:
 
 
 def _require_one_kind(config: Config) -> None:
-    files = {"references": config.references, "source": config.source, "documents": config.documents}
+    files: dict[str, Any] = {"references": config.references, "source": config.source, "documents": config.documents}
     files |= {"target": config.target}
     if not config.model and not config.hypotheses:
         raise ConfigError("nothing to evaluate: give a model, or --hypotheses FILE --references FILE --target TAG")
@@ -99,7 +99,11 @@ def _require_one_kind(config: Config) -> None:
     if config.hypotheses:
         if missing := [f"--{k}" for k in ("references", "target") if not files[k]]:
             raise ConfigError(f"--hypotheses needs {' and '.join(missing)} too")
-        unused = {"against": config.against, "test-set": config.test_set, "directions": config.directions}
+        unused: dict[str, Any] = {
+            "against": config.against,
+            "test-set": config.test_set,
+            "directions": config.directions,
+        }
         unused |= {"languages": config.languages, "choices": config.choices, "corpus": config.corpus != "help"}
         unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
         if given := [f"--{k}" for k, v in unused.items() if v]:
@@ -178,7 +182,8 @@ def _score_files(config: Config) -> Result:
     left_out |= dict.fromkeys(absent, "it needs the sources: give --source FILE")
     left_out |= dict.fromkeys(scoring.OF_LIKELIHOODS, "it needs a model")
     scored |= reference_rates({target: table}, {target: metrics})
-    checksums = {str(f): sha256(Path(f)) for f in (*config.hypotheses, config.references, *beside.values())}
+    files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
+    checksums = {str(f): sha256(f) for f in files}
     return scored, left_out, {"segments_scored": {target: len(references)}, "files": checksums}
 
 
@@ -306,7 +311,7 @@ def _read_choices(config: Config) -> dict[str, Any]:
 
 def summary(scored: scoring.Scored, seed: int) -> dict[str, Any]:
     """Values, intervals, means, comparisons of the first system with the others, and what to mind."""
-    signatures = {name: s for by in reversed(scored.values()) for name, s in by["signatures"].items()}
+    signatures = {name: s for by in list(scored.values())[::-1] for name, s in by["signatures"].items()}
     names = [name for name in METRICS if name in signatures]
     result: dict[str, Any] = {"systems": list(scored), "signatures": {n: signatures[n] for n in names}}
     result["metrics"] = {n: {"title": scoring.title(n), "higher_is_better": scoring.better(n)} for n in names}
