@@ -6,11 +6,12 @@ import pytest
 import sacrebleu
 from sacrebleu.metrics import BLEU as SacreBLEU
 from sacrebleu.metrics import CHRF as SacreCHRF
+from sacrebleu.metrics import TER as SacreTER
 
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.metrics import METRICS, BitsPerByte, Score, score, sums_per_segment
 
-PAIRS = [("chrf", SacreCHRF()), ("chrf++", SacreCHRF(word_order=2)), ("bleu", SacreBLEU())]
+PAIRS = [("chrf", SacreCHRF()), ("chrf++", SacreCHRF(word_order=2)), ("bleu", SacreBLEU()), ("ter", SacreTER())]
 
 
 @pytest.fixture(params=PAIRS, ids=[name for name, _ in PAIRS])
@@ -72,6 +73,28 @@ def test_from_sums_drops_the_last_axis_only(pair, sentences):
     sums_NS = sums_per_segment(metric, sentences.careful, sentences.references)
     assert metric.from_sums(sums_NS[0]).shape == ()
     assert metric.from_sums(sums_NS.reshape(4, 10, -1)).shape == (4, 10)
+
+
+def test_ter_by_hand():
+    # "b a c" for "a b c d": one shift makes it "a b c", one insertion the rest: 2 edits on 4 words
+    metric = METRICS["ter"]()
+    assert metric.segment_sums("b a c", "a b c d") == [2, 4]
+    assert float(metric.from_sums([2, 4])) == 50
+    assert not metric.higher_is_better
+    asian = METRICS["ter"](asian=True)
+    assert asian.segment_sums("选择格", "选择单元格") == [2, 5]
+    assert "|norm:yes|" in asian.signature() and "|asian:yes|" in asian.signature()
+
+
+def test_every_metric_has_a_name_a_direction_and_a_signature():
+    given = {"bits_per_byte": {"context": 8}, "off_target": {"target": "de"}}
+    extras = {"unaligned_source", "unaligned_hypothesis", "embedding", "comet", "metricx"}
+    made = {name: make(**given.get(name, {})) for name, make in METRICS.items() if name not in extras}
+    assert len({metric.name for metric in made.values()}) == len(made)
+    for metric in made.values():
+        assert metric.higher_is_better in ((None,) if metric.name == "length ratio" else (True, False))
+        assert set(metric.needs) <= {"references", "sources", "terms"}
+        assert all(":" in part for part in metric.signature().split("|"))
 
 
 def test_identical_text_has_full_score_and_foreign_text_none():

@@ -15,7 +15,7 @@ import numpy as np
 
 from dragoman.errors import DataError
 
-MIN_GAIN = 1.0
+MIN_GAIN = 0.5
 """How much more alike (in segments that match fully) the best cut must make two columns, to be worth a word."""
 
 

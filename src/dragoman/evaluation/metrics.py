@@ -130,7 +130,7 @@ class TER(Metric):
     def from_sums(self, sums: ArrayLike) -> np.ndarray:
         sums = np.asarray(sums, dtype=np.float64)
         edits, words = sums[..., 0], sums[..., 1]
-        return np.where(words > 0, ratio(edits, words, scale=100), 100.0 * (edits > 0))
+        return 100 * np.where(words > 0, ratio(edits, words), edits > 0)
 
     def signature(self) -> str:
         return self._counter.get_signature().format()

@@ -32,7 +32,7 @@ LEADS = (
     r"çeviri|翻译|翻訳|译文|訳)\b[^:：.!\n]{0,60}[:：!]"
 )
 TRAILS = r"[\n(\[]\s*(?:note|translator'?s note|explanation|n\.b\.|anmerkung|remarque|nota|примечание|注|备注)\s*[:：]"
-LOOP = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
+LOOP = re.compile(r"(.{1,60}?)(?:\W{0,3}?\1){3,}", re.DOTALL)
 LOOP_CHARACTERS = 8
 
 
@@ -128,8 +128,8 @@ class OverGeneration(Rate):
         commentary   begins like "Here is the translation:" or a language name and a colon, ends in a note, or has more
                      lines than the source; not where the source does so too
         quotes       stands in quotation marks while the source does not
-        repetition   a piece of up to 60 characters with a letter, 4 or more times in a row, 8 characters in all, while
-                     the source has no such loop
+        repetition   a piece of up to 60 characters with a letter, 4 or more times in a row (up to 3 characters that are
+                     no letters between), 8 characters in all, while the source has no such loop
         too_long     more than `most` times as many characters as the reference, and 10 more
         too_short    less than `least` times as many and 10 fewer, or nothing at all
 
