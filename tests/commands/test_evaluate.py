@@ -89,11 +89,12 @@ def test_documents_are_resampled_where_they_are_known(files):
 
 
 def test_verdict_by_hand():
-    c = {"p_holm": 0.01, "difference": -1.0}
+    c = {"p_holm": 0.01, "difference": -1.0, "units": 6}
     assert verdict(c, True) == {"beyond_noise": True, "verdict": "worse"}
     assert verdict(c, False)["verdict"] == "better"
     assert verdict(c, None)["verdict"] == "differs"
     assert verdict(c | {"p_holm": 0.06}, True) == {"beyond_noise": False, "verdict": "cannot tell"}
+    assert verdict(c | {"units": 5}, True)["verdict"] == "cannot tell", "2 / 2^5 is above 5 %"
 
 
 def test_what_the_text_would_show_follows_from_the_interval(files):

@@ -294,7 +294,10 @@ def _metrics(
     for g, (_, left_out) in made.items():
         for name, reason in left_out.items():
             reasons.setdefault(name, {}).setdefault(reason, []).append(g)
-    told = {n: "; ".join(f"{r} ({', '.join(gs)})" for r, gs in by.items()) for n, by in reasons.items()}
+    told = {
+        name: "; ".join(r if len(gs) == len(targets) else f"{r} ({', '.join(gs)})" for r, gs in by.items())
+        for name, by in reasons.items()
+    }
     return {label: made[target][0] for label, (_, target) in directions.items()}, told
 
 
@@ -341,8 +344,13 @@ def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]
 
 
 def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
-    """Is the difference beyond noise after Holm, and in which direction?"""
-    beyond, up = bool(comparison["p_holm"] < LEVEL), comparison["difference"] > 0
+    """Is the difference beyond noise after Holm, and in which direction?
+
+    Never with so few units (under six) that even an exact test, which swaps the systems in every way, could not say so:
+    its smallest p is 2 / 2^units, where the bootstrap promises much less.
+    """
+    enough = 2.0 ** (1 - comparison["units"]) < LEVEL
+    beyond, up = bool(comparison["p_holm"] < LEVEL and enough), comparison["difference"] > 0
     said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
     return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
 
