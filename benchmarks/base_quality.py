@@ -1,6 +1,7 @@
 """How good a built-in base is: bits per byte beside general compressors and an n-gram model, chrF beside copying.
 
-    python benchmarks/base_quality.py --out benchmarks/base/quality.json
+    python benchmarks/base_quality.py run --out benchmarks/base/quality-2.json
+    python benchmarks/base_quality.py table benchmarks/base/quality-2.json
 
 The compressors and the n-gram model are given the train text of the built-in corpus in the same language. xz reads
 train and devtest text as one stream and is charged for what devtest adds; zstd takes the train text as its prefix; the
@@ -14,9 +15,10 @@ import subprocess
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from cyclopts import run
+from cyclopts import App
 from tqdm import tqdm
 
 from dragoman.commands import scoring
@@ -24,7 +26,9 @@ from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, load_pack
 from dragoman.errors import ConfigError
 from dragoman.modeling import model_checksum, open_model, open_tokenizer
-from dragoman.record import environment, write_json
+from dragoman.record import environment, read_json, write_json
+
+app = App()
 
 
 def xz_bytes(train: bytes, test: bytes) -> int:
@@ -80,6 +84,7 @@ def baselines(corpus: NText, language: str) -> dict[str, float]:
     }
 
 
+@app.command(name="run")
 def quality(out: Path, model: str = "mini-moe", pairs: int = 300) -> None:
     """Score a base on devtest of the built-in corpus and write the record."""
     if out.exists():
@@ -110,5 +115,29 @@ def quality(out: Path, model: str = "mini-moe", pairs: int = 300) -> None:
     write_json(out, record)
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """The record as the table of a model card: bits per byte, and chrF with that of copying in brackets."""
+    ours, chrf, back = record["bits_per_byte"]["model"], record["from_english"]["chrf"], record["into_english"]
+    limits = record["bits_per_byte_interval"]["model"]
+    names = list(next(iter(record["baselines"].values())))
+    lines = [
+        f"| | bits per byte [95 %] | {' | '.join(names)} | chrF from English (copy) | chrF into English (copy) |",
+        "| --- |" + " ---: |" * (len(names) + 3),
+    ]
+    for g, bits in ours.items():
+        low, high = limits[g]
+        others = " | ".join(f"{record['baselines'][g][name]:.2f}" for name in names)
+        there = {"model": chrf["model"].get(g), "copy": chrf["copy"].get(g)}
+        pairs = [f"{d['model']:.1f} ({d['copy']:.1f})" if d.get("model") else "" for d in (there, back.get(g, {}))]
+        lines.append(f"| {g} | {bits:.2f} [{low:.2f}, {high:.2f}] | {others} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
+
+
+@app.command
+def table(record: Path, /) -> None:
+    """Print a record as a Markdown table."""
+    print(markdown(read_json(record)))
+
+
 if __name__ == "__main__":
-    run(quality)
+    app()

@@ -27,7 +27,20 @@ LAYERS = (
     ("__init__", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-VERBS = {"tour", "inspect", "diagnose", "plan", "adapt", "evaluate", "translate", "export", "serve", "pretrain", "show"}
+VERBS = {
+    "tour",
+    "inspect",
+    "diagnose",
+    "compare",
+    "plan",
+    "adapt",
+    "evaluate",
+    "translate",
+    "export",
+    "serve",
+    "pretrain",
+    "show",
+}
 TORCH_FREE = (
     "dragoman.cli",
     "dragoman.corpora.packages",
@@ -36,6 +49,12 @@ TORCH_FREE = (
     "dragoman.corpora.choices",
     "dragoman.routing.trace",
     "dragoman.routing.stats",
+    "dragoman.routing.sharing",
+    "dragoman.routing.bands",
+    "dragoman.routing.contrast",
+    "dragoman.routing.coactivation",
+    "dragoman.routing.correlation",
+    "dragoman.routing.description",
     "dragoman.routing.planners",
     "dragoman.routing.figures",
     "dragoman.evaluation.metrics",

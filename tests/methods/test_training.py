@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import resource
 import shutil
 
 import numpy as np
@@ -126,19 +127,64 @@ def test_balance_loss_evens_the_load(tmp_path):
     assert worst(model) < 0.8 * before
 
 
-def test_a_resumed_run_repeats_the_losses_of_an_undisturbed_one(tmp_path, monkeypatch):
-    straight = train(tiny("olmoe"), ROWS, config(steps=8), folder=tmp_path / "a").losses
+@pytest.fixture
+def save_at(monkeypatch):
+    """Checkpoints after these steps."""
 
-    def save_at_five(self, args, state, control, **_):
-        on_step_end(self, args, state, control)
-        control.should_save = state.global_step == 5
+    def choose(*steps):
+        on_step_end = training._Watch.on_step_end
 
-    on_step_end = training._Watch.on_step_end
-    monkeypatch.setattr(training._Watch, "on_step_end", save_at_five)
-    train(tiny("olmoe"), ROWS, config(steps=8), folder=tmp_path / "b")
-    (checkpoint,) = (tmp_path / "b").glob("checkpoint-*")
-    resumed = train(tiny("olmoe", seed=9), ROWS, config(steps=8), folder=tmp_path / "b", resume=checkpoint).losses
-    assert resumed == straight[5:]
+        def then_save(self, args, state, control, **_):
+            on_step_end(self, args, state, control)
+            control.should_save = state.global_step in steps
+
+        monkeypatch.setattr(training._Watch, "on_step_end", then_save)
+
+    return choose
+
+
+def test_a_resumed_run_repeats_the_losses_of_an_undisturbed_one(tmp_path, save_at):
+    straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")
+    save_at(2, 4, 5)
+    train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")
+    kept = training.checkpoints(tmp_path / "b")
+    assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-5"], "the last two stay"
+    resumed = train(tiny("olmoe", seed=9), ROWS, config(), folder=tmp_path / "b", resume=kept[-1])
+    assert resumed.losses == straight.losses
+    assert (resumed.steps, resumed.tokens) == (straight.steps, straight.tokens)
+
+
+def test_a_run_can_be_made_longer_from_where_its_rate_began_to_decay(tmp_path, save_at):
+    longer = train(tiny("olmoe"), ROWS, config(steps=12), folder=tmp_path / "a")
+    save_at(2, 4, 6, 7, 8)
+    train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")  # decays from step 4
+    kept = training.checkpoints(tmp_path / "b")
+    assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-7", "checkpoint-8"]
+    log = train(tiny("olmoe"), ROWS, config(steps=12), folder=tmp_path / "b", resume=kept[0], extended=True)
+    assert log.losses == longer.losses
+    assert [path.name for path in training.checkpoints(tmp_path / "b")] == ["checkpoint-7", "checkpoint-8"]
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, monkeypatch):
+    save_at(2, 4)
+    straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")
+    files = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = training._Trainer._save_optimizer_and_scheduler
+
+    def on_a_full_disk(self, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if self.state.global_step == 4 else files[1], files[1]))
+        save(self, folder)
+
+    monkeypatch.setattr(training._Trainer, "_save_optimizer_and_scheduler", on_a_full_disk)
+    try:
+        with pytest.raises(ConfigError, match=r"checkpoint-4 could not be written .*is the disk full\?"):
+            train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, files)
+        monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoint-2"]
+    resumed = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b", resume=tmp_path / "b" / "checkpoint-2")
+    assert resumed.losses == straight.losses
 
 
 def test_time_limit_brings_the_decay_forward(tmp_path, monkeypatch):
@@ -154,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     rows = ROWS.copy()
     rows[rows == 5] = 6
     rows[13, 3] = 5  # in the fourth batch
-    with pytest.raises(ModelError, match=r"became nan at step 4;.*resume"):
+    with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*resume"):
         train(model, rows, config(), folder=tmp_path)
 
 

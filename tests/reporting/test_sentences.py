@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dragoman.reporting import findings
 from dragoman.reporting import sentences as say
 from dragoman.routing.planners import SsftConfig, ssft
 from dragoman.routing.trace import RoutingTrace
@@ -141,15 +142,15 @@ def test_routing_sentences_by_hand():
         "entropy": {"ca": [0.0, np.log(4)], "en": [0.0, 0.0]}, "specialisation": [0.5, 0.25],
     }  # fmt: skip
     record = {"target": "ca", "known": ["fr"], "routing": routing}
-    assert say.divergence(record) == (
+    assert findings.divergence(record) == (
         "ca is nearest in layer 0 (0.10) and farthest in layer 4 (0.50), above the noise floor in 1 of 2 layers; "
         "averaged over layers, fr is nearest (0.15) and ca is farthest (0.30)."
     )
-    assert "0.15 for the 1 other" in say.seen_and_unseen(record)
-    assert say.spread(record).startswith(
+    assert "0.15 for the 1 other" in findings.seen_and_unseen(record)
+    assert findings.spread(record).startswith(
         "ca spreads over 1.0 to 4.0 experts; averaged over layers, en uses the fewest (1.0)"
     )
-    assert "layer 0, where an expert tells 50%" in say.specialisation(record)
+    assert "layer 0, where an expert tells 50%" in findings.specialisation(record)
     said = say.experts(record, [0.5, 0.25, 0.25, 0.0], {"ssft": [0, 3]}, 4)
     assert "expert 0 of layer 4 is the busiest (50% of slots)" in said
     assert "SSFT plan 50% (even use would give its 2 experts 50%)" in said

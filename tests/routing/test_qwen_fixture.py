@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dragoman.routing import planners, stats
+from dragoman.routing import bands, planners, sharing, stats
 from dragoman.routing.trace import ARRAYS, RoutingTrace
 
 FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "qwen3-30b-a3b-mgsm-routing.json"
@@ -98,3 +98,52 @@ def test_the_parent_of_a_language_routed_as_swahili_is_swahili(trace, trace_with
     choice = planners.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
     assert choice.routing[0] == ("sw", 1)
     assert choice.routing[1][1] < 0.9
+
+
+def test_the_middle_band_agrees_with_those_of_the_papers(trace):
+    """8-35 (Routing Steering), 7-34 (SARA) and 10-39 (shared-expert steering), each chosen by hand."""
+    divergence_GL = np.array(list(stats.divergence_from(trace).values()))
+    band = bands.middle_band(divergence_GL, trace.layer_ids)
+    assert (band.first, band.last, band.valley) == (6, 38, True)
+    for first, last in ((8, 35), (7, 34), (10, 39)):
+        common = len(set(band.rows) & set(range(first, last + 1)))
+        assert common / len(set(band.rows) | set(range(first, last + 1))) > 0.8
+
+
+def test_no_single_language_decides_the_band(trace):
+    divergence = stats.divergence_from(trace)
+    for left_out in divergence:
+        rest_GL = np.array([d_L for g, d_L in divergence.items() if g != left_out])
+        band = bands.middle_band(rest_GL, trace.layer_ids)
+        assert abs(band.first - 6) <= 2 and abs(band.last - 38) <= 2, left_out
+
+
+def test_smoothing_matters_on_this_curve(trace):
+    """Without it the bumps at layers 11 to 17 end the band at once."""
+    divergence_GL = np.array(list(stats.divergence_from(trace).values()))
+    curve_L = divergence_GL.mean(axis=0)
+    threshold = curve_L.min() + bands.FRACTION * (curve_L[0] - curve_L.min())
+    assert (curve_L[8:36] > threshold).any()
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", 17 + 26), ("fr", 3)])
+def test_exclusive_experts_of_the_last_layers_by_the_gap(trace, language, expected):
+    counted = sharing.Counted(trace.chosen_GLE, np.array(trace.num_experts), np.array(trace.top_k))
+    found = sharing.find("gap", counted, sharing.GapConfig(alpha=0.01))
+    assert found.exclusive_GLE[trace.index(language), 46:].sum() == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [
+        ("gap", {"bn": 174, "en": 277, "fr": 14, "shared": 480}),
+        ("fraction", {"bn": 214, "en": 231, "fr": 53, "shared": 294}),
+        ("specificity", {"bn": 96, "en": 96, "fr": 96, "shared": 32}),
+        ("contrast", {"bn": 171, "en": 0, "fr": 56, "shared": 0}),
+    ],
+)
+def test_the_rules_select_what_the_documentation_says(trace, rule, numbers):
+    counted = sharing.Counted(trace.chosen_GLE, np.array(trace.num_experts), np.array(trace.top_k), trace.index("en"))
+    found = sharing.find(rule, counted)
+    selected = {g: int(found.exclusive_GLE[trace.index(g)].sum()) for g in ("bn", "en", "fr")}
+    assert selected | {"shared": int(found.shared_LE.sum())} == numbers

@@ -9,7 +9,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
 from dragoman.errors import ConfigError, DataError
-from dragoman.routing import stats
+from dragoman.routing import resampling, stats
 
 tables = arrays(np.int64, (3, 2, 5), elements=st.integers(0, 1000)).filter(lambda c: c.sum(axis=-1).all())
 quick = settings(max_examples=50, deadline=None)
@@ -220,7 +220,7 @@ def test_bootstrap_keeps_parallel_segments_together():
 def test_bootstrap_repeats_by_seed_and_does_not_depend_on_the_block(monkeypatch):
     a, b = drawn_segments(0, random_share(2, 6)), drawn_segments(1, random_share(2, 6))
     whole = stats.bootstrap_interval(pooled_divergence, a, b, seed=3, resamples=101)
-    monkeypatch.setattr(stats, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(resampling, "BLOCK_ELEMENTS", 300)
     parts = stats.bootstrap_interval(pooled_divergence, a, b, seed=3, resamples=101)
     assert parts.low == pytest.approx(whole.low) and parts.high == pytest.approx(whole.high)
     other = stats.bootstrap_interval(pooled_divergence, a, b, seed=4, resamples=101)

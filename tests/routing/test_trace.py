@@ -10,6 +10,10 @@ EN = [[4, 2, 0], [3, 3, 0]]
 ES = [[1, 1, 4], [6, 0, 0]]
 
 
+GENERATOR = np.random.default_rng(0)
+PAIRS = np.arange(36, dtype=np.int64).reshape(2, 2, 3, 3)
+
+
 def same(a, b):
     plain = all(getattr(a, n) == getattr(b, n) for n in ("languages", "layer_ids", "num_experts", "top_k", "about"))
     arrays = all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ARRAYS)
@@ -86,3 +90,89 @@ def test_what_is_no_trace_is_refused(tmp_path, make_trace, fault):
         np.savez(path, meta='{"format": "dragoman-trace/0"}', **arrays)
     with pytest.raises(DataError, match="dragoman diagnose"):
         RoutingTrace.load(path)
+
+
+def test_pairs_add_up_and_are_kept(tmp_path, make_trace):
+    trace = dataclasses.replace(make_trace({"en": EN, "es": ES}), pairs_GLEE=PAIRS)
+    both = trace + trace.select(["es"])
+    assert both.pairs_GLEE.tolist() == [PAIRS[0].tolist(), (2 * PAIRS[1]).tolist()]
+    assert (trace + make_trace({"en": EN})).pairs_GLEE is None, "pairs of a part of the text would mislead"
+    trace.save(tmp_path / "trace.npz")
+    loaded = RoutingTrace.load(tmp_path / "trace.npz")
+    np.testing.assert_array_equal(loaded.pairs_GLEE, PAIRS)
+    assert loaded.pairs_GLEE.dtype == np.int64
+
+
+def test_the_sum_names_both_texts(make_trace):
+    first, second, third = (make_trace({"en": EN}, about={"text_sha256": x}) for x in "abc")
+    assert ((first + second) + third).about == {"text_sha256": "a+b+c"} == (first + (second + third)).about
+
+
+# Selections of an inference server
+
+
+def requests(*lengths, num_layers=2, experts=6, top_k=2):
+    """Distinct expert ids [T, L, K] per request."""
+    return [GENERATOR.permuted(np.tile(np.arange(experts), (n, num_layers, 1)), axis=-1)[..., :top_k] for n in lengths]
+
+
+def test_selections_equal_a_naive_loop():
+    selections = {"en": requests(4, 9), "de": requests(5)[0].astype(np.int16)}
+    trace = RoutingTrace.from_selections(selections, 6, coactivation=True)
+    pairs = np.zeros((2, 2, 6, 6), int)
+    for g, arrays in enumerate((selections["en"], [selections["de"]])):
+        for n, chosen_TLK in enumerate(arrays):
+            counted = np.zeros((2, 6), int)
+            for token in chosen_TLK.tolist():
+                for layer, experts in enumerate(token):
+                    for a in experts:
+                        counted[layer, a] += 1
+                        for b in experts:
+                            pairs[g, layer, a, b] += 1
+            np.testing.assert_array_equal(trace.segment_chosen_NLE[("en", "de")[g]][n], counted)
+    np.testing.assert_array_equal(trace.chosen_GLE, [trace.segment_chosen_NLE[g].sum(0) for g in ("en", "de")])
+    np.testing.assert_array_equal(trace.pairs_GLEE, pairs)
+    assert trace.tokens_G.tolist() == [13, 5]
+    assert (trace.languages, trace.layer_ids, trace.top_k) == (("en", "de"), (0, 1), (2, 2))
+    assert np.isnan(trace.gate_mass_GLE).all() and np.isnan(trace.router_mass_GLE).all(), "weights are not known"
+
+
+def test_selections_of_captured_tokens_give_the_captured_trace():
+    torch = pytest.importorskip("torch")
+    from dragoman.modeling import moe_layers, tap_routers
+    from dragoman.routing.capture import capture
+    from tests.models import tiny
+
+    model, ids = tiny("deepseek_v3"), [5, 9, 3, 7]
+    with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:
+        model(torch.tensor([[1, *ids]]))
+    dense = torch.zeros_like(seen[0].indices_TK)
+    served = torch.stack([dense, *(r.indices_TK for r in seen)], dim=1)[1:].numpy()  # the first layer is dense
+    with pytest.raises(DataError, match=r"in layers \[0\] .*\(en 4 times\).*layer_ids=\[1, 2\]"):
+        RoutingTrace.from_selections({"en": [served]}, 8)
+    trace = RoutingTrace.from_selections({"en": [served]}, 8, layer_ids=[1, 2])
+    captured = capture(model, {"en": [ids]}, start_id=1)
+    np.testing.assert_array_equal(trace.chosen_GLE, captured.chosen_GLE)
+    assert (trace.layer_ids, trace.num_experts) == (captured.layer_ids, captured.num_experts)
+
+
+@pytest.mark.parametrize(
+    ("selections", "experts", "message"),
+    [
+        ({}, 6, "no selections for any language"),
+        ({"en": requests(3), "de": []}, 6, "no selections for de"),
+        ({"en": np.zeros((3, 2))}, 6, r"not en request 0 float64 \(3, 2\)"),
+        ({"en": requests(3, 4), "de": requests(2, top_k=3)}, 6, r"\(2, 2\), these differ: de request 0 \(2, 3\)"),
+        ({"en": requests(3), "de": [np.array([[[0, 6], [7, 1]], [[-1, 2], [1, 2]]])]}, 6, "de has 3, from -1 to 7"),
+        ({"en": [np.array([[[0, 1], [4, 5]]])]}, [6, 5], "en has 1, from 5 to 5"),
+        ({"en": requests(3)}, [6, 6, 6], "3 numbers for 2 layers"),
+    ],
+)
+def test_wrong_selections_are_refused(selections, experts, message):
+    with pytest.raises(DataError, match=message):
+        RoutingTrace.from_selections(selections, experts)
+
+
+def test_layers_that_are_not_there():
+    with pytest.raises(DataError, match=r"layer_ids \[2\] are not among the 2"):
+        RoutingTrace.from_selections({"en": requests(3)}, 6, layer_ids=[0, 2])

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags, require_sample
-from dragoman.corpora.ntext import NText
+from dragoman.commands import Numbers, Switch, Tags, require_sample
+from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import DataError
-from dragoman.record import claim_folder, environment, write_json
+from dragoman.corpora.reading import read_lines
+from dragoman.errors import ConfigError, DataError
+from dragoman.record import atomic_write, claim_folder, environment, sha256, write_json
 from dragoman.routing import stats
+from dragoman.routing.bands import given_band
+from dragoman.routing.contrast import FEWEST_TEXTS, contrast_with_interval
+from dragoman.routing.description import describe
+from dragoman.routing.sample import sample_of
+from dragoman.routing.tables import Rows, contrast_table, tables
 from dragoman.routing.trace import RoutingTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dragoman.modeling import TextCodec
+    from dragoman.modeling import MoELayer, TextCodec
 
 # Shape letters: G languages, L MoE layers, E experts, N segments.
 
 MIN_PARALLEL = 20
 """Complete rows from which on segments are compared pairwise; below, a language may use all the text it has."""
+TAU = 0.3
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,18 @@ class Config:
     """At most so many segments per language."""
     reference: str = "en"
     """Language that divergence is measured from."""
+    task: dict[str, Path] = field(default_factory=dict)
+    """A text set to contrast with the reference's text, one text a line: --task.maths FILE. Use the same language."""
+    tau: float | None = None
+    """Difference in share of tokens from which on an expert is a task's; default 0.3."""
+    middle: Numbers = ()
+    """First and last model layer of the middle band; default: by rule from the curve of divergence."""
+    resample: Literal["documents", "segments"] | None = None
+    """What the bootstrap draws; default: documents where every language has text of ten or more."""
+    parallel: Switch = False
+    """Refuse text that is not parallel, instead of leaving out what needs it."""
     out: Path = Path("diagnosis")
-    """New folder for trace.npz and record.json."""
+    """New folder for trace.npz, record.json and figures/ with the tables."""
     seed: int = 0
     """Of the bootstrap and the placebo."""
     quiet: Switch = False
@@ -56,6 +75,17 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sample(self.segments, self.seed)
+        faults = []
+        if self.middle and len(self.middle) != 2:
+            faults.append(f"middle takes two layers, the first and the last of the band, not {len(self.middle)}")
+        if odd := [name for name in self.task if not re.fullmatch(r"[\w-]+", name)]:
+            faults.append(f"a task's name is letters, digits, - and _, not {', '.join(odd)}")
+        if self.tau is not None and not self.task:
+            faults.append("tau has no effect without a task; give one (--task.NAME FILE) or leave it out")
+        if self.tau is not None and not 0 < self.tau <= 1:
+            faults.append(f"tau is a share of tokens, above 0 up to 1, not {self.tau}")
+        if faults:
+            raise ConfigError("; ".join(faults))
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -63,52 +93,128 @@ def run(config: Config) -> dict[str, Any]:
     from dragoman.modeling import model_checksum, moe_layers, open_both
 
     corpus = open_corpus(config.corpus)
-    languages = config.languages or corpus.languages
-    corpus.require([*languages, config.reference])
+    languages = tuple(dict.fromkeys([config.reference, *(config.languages or corpus.languages)]))
+    corpus.require(languages)
+    tasks = {name: read_task(name, path) for name, path in config.task.items()}
     model, codec = open_both(config.model)
-    moe_layers(model)  # a dense model is refused before anything is written
+    layers = moe_layers(model)  # a dense model is refused before anything is written
+    text, parallel = aligned(corpus, languages, config.split, config.segments, config.parallel)
+    documents = documents_of(corpus, languages, config.split, config.segments, parallel)
+    _require_sound(config, layers, codec, text | tasks, documents)
     out = claim_folder(config.out)
-    languages = tuple(dict.fromkeys([config.reference, *languages]))
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    text, parallel = aligned(corpus, languages, config.split, config.segments)
-    trace = trace_of(model, codec, text, about=about | {"parallel": parallel}, quiet=config.quiet)
-    trace.save(out / "trace.npz")
+    whole = about | {"parallel": parallel, "documents": documents}
+    trace = trace_of(model, codec, text, about=whole, quiet=config.quiet)
+    of_tasks = trace_of(model, codec, tasks, about=about, quiet=config.quiet) if tasks else None
+    middle = (config.middle[0], config.middle[1]) if config.middle else None
+    routing = describe(trace, config.reference, config.seed, unit=config.resample, middle=middle)
     record = environment() | {
         "command": "diagnose",
         "config": asdict(config),
         "corpus": corpus.about,
-        "routing": describe(trace, config.reference, config.seed),
+        "routing": routing,
+        "tasks": contrasts(trace, of_tasks, config, routing["middle_band"]) if of_tasks else {},
     }
+    record |= {"task_sha256": {name: sha256("\n".join(t)) for name, t in tasks.items()}}
+    trace.save(out / "trace.npz")
+    if of_tasks:
+        of_tasks.save(out / "tasks.npz")
+    write_tables(record, trace, out / "figures")
     write_json(out / "record.json", record)
     return record
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print the divergence of every language, by thirds of the depth."""
+    """Print the divergence of every language, by thirds of the depth, the middle band and what tasks use."""
     routing = record["routing"]
     print(f"divergence from {record['config']['reference']} (D_H-JS, 0 to 1), mean over early, middle, late layers")
     for language, curve in routing["divergence"].items():
         thirds = [float(np.mean(part)) for part in np.array_split(curve, 3)]
         print(f"  {language:8}" + "".join(f"{x:8.3f}" for x in thirds))
     print(f"  {'placebo':8}" + "".join(f"{float(np.mean(p)):8.3f}" for p in np.array_split(routing["placebo"], 3)))
-    print(f"trace and record are in {record['config']['out']}")
+    if band := routing.get("middle_band"):
+        shape = "" if band["valley"] else " (the curve has no valley: there is no middle to speak of)"
+        print(f"middle band: layers {band['first']} to {band['last']}{shape}")
+    for name, task in record.get("tasks", {}).items():
+        print(f"task {name}: {len(task['experts'])} experts with Delta above {task['threshold']}")
+    print(f"trace, record and tables are in {record['config']['out']}")
 
 
-def aligned(corpus: NText, languages: Sequence[str], split: str, segments: int) -> tuple[dict[str, list[str]], bool]:
+# ---- the text ------------------------------------------------------------------------------------------------------
+
+
+def aligned(
+    corpus: NText, languages: Sequence[str], split: str, segments: int, must: bool = False
+) -> tuple[dict[str, list[str]], bool]:
     """Texts by language, and whether they are the same rows in all: so where `MIN_PARALLEL` rows are complete.
 
     Otherwise each language has its own first segments, and statistics that pair segments are left out. Raises
-    DataError for languages that have no text in the split.
+    DataError for languages that have no text in the split, and where the text `must` be parallel and is not.
     """
-    complete = corpus.select(languages, split, complete=True)
-    if len(complete) >= min(MIN_PARALLEL, segments):
+    complete, needed = corpus.select(languages, split, complete=True), min(MIN_PARALLEL, segments)
+    if len(complete) >= needed:
         return {g: complete.texts(g, split)[:segments] for g in languages}, True
+    if must:
+        raise DataError(
+            f"the text is not parallel: {len(complete)} rows of split {split} are complete in {', '.join(languages)}, "
+            f"{needed} are needed; name fewer languages, or drop --parallel to compare pooled text"
+        )
     texts = {g: corpus.texts(g, split)[:segments] for g in languages}
     if empty := [g for g, t in texts.items() if len(t) < 2]:
         raise DataError(
             f"fewer than two segments of {', '.join(empty)} in split {split}; give more rows, or a column `split`"
         )
     return texts, False
+
+
+def documents_of(
+    corpus: NText, languages: Sequence[str], split: str, segments: int, parallel: bool
+) -> dict[str, list[int]]:
+    """The document of each segment that `aligned` takes, as a number, by language."""
+    part = corpus.select(languages, split, complete=parallel)
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(part.documents))}
+    rows = {g: [i for i, cell in enumerate(part.columns[g]) if cell is not None][:segments] for g in languages}
+    return {g: [number_of[part.documents[i]] for i in rows[g]] for g in languages}
+
+
+def read_task(name: str, path: Path) -> list[str]:
+    """Texts of a task, one a line; blank lines are left out.
+
+    Raises DataError where the file cannot be read or has fewer texts than a contrast needs.
+    """
+    texts = [text for line in read_lines(path) if (text := normalise(line))]
+    if len(texts) < FEWEST_TEXTS:
+        raise DataError(
+            f"task {name}: {path} has {len(texts)} texts, one a line; a contrast needs {FEWEST_TEXTS} or more"
+        )
+    return texts
+
+
+def _require_sound(
+    config: Config,
+    layers: Sequence[MoELayer],
+    codec: TextCodec,
+    texts: Mapping[str, Sequence[str]],
+    documents: Mapping[str, Sequence[int]],
+) -> None:
+    """What would only fail after the capture, checked before it."""
+    tokens = {name: sum(map(len, codec.encode(t))) for name, t in texts.items()}
+    stats.require_tokens(tokens, [layer.num_experts for layer in layers], [layer.top_k for layer in layers])
+    if config.middle:
+        given_band(config.middle[0], config.middle[1], [layer.layer_id for layer in layers])
+    if config.resample == "documents" and (few := [g for g, d in documents.items() if len(set(d)) < 2]):
+        raise DataError(
+            f"the text of {', '.join(few)} is one document, so documents cannot be resampled; read more segments or "
+            "take --resample segments"
+        )
+    if config.task and len(texts[config.reference]) < FEWEST_TEXTS:
+        raise DataError(
+            f"a contrast needs {FEWEST_TEXTS} segments or more of {config.reference}, the general corpus, and there "
+            f"are {len(texts[config.reference])}; raise --segments or give more rows"
+        )
+
+
+# ---- what is measured ----------------------------------------------------------------------------------------------
 
 
 def trace_of(
@@ -124,67 +230,69 @@ def trace_of(
 
     ids = {g: codec.encode(t) for g, t in texts.items()}
     total = sum(len(i) for segments in ids.values() for i in segments)
-    about = about | {"overlap": overlap(ids)}
+    about = about | {"overlap": overlap(ids), "overlap_weighted": overlap(ids, weighted=True)}
     with tqdm(total=total, unit=" tokens", desc="capture", disable=quiet, delay=2) as bar:
         return capture(model, ids, start_id=codec.start_id, about=about, progress=bar.update)
 
 
-def overlap(ids: dict[str, list[list[int]]]) -> dict[str, dict[str, float]]:
-    """Vocabulary overlap of every two languages, by token types."""
+def overlap(ids: dict[str, list[list[int]]], weighted: bool = False) -> dict[str, dict[str, float]]:
+    """Vocabulary overlap of every two languages, by token types or by relative frequency."""
     counts: dict[str, Counter[Hashable]] = {g: Counter(t for s in segments for t in s) for g, segments in ids.items()}
-    return {a: {b: round(stats.vocabulary_overlap(counts[a], counts[b]), 6) for b in counts if b != a} for a in counts}
-
-
-def describe(trace: RoutingTrace, reference: str, seed: int) -> dict[str, Any]:
-    """Statistics of a trace as they stand in a record: divergence, entropy, specialisation, noise floor, intervals."""
-    num_experts_L = np.array(trace.num_experts)
-    shares_GLE = stats.slot_share(trace.chosen_GLE, trace.languages, trace.layer_ids)
-    divergence = stats.divergence_from(trace, reference)
-    segments = trace.segment_chosen_NLE
-    english_NLE = segments[reference]
-    paired = {g: n for g, n in segments.items() if g != reference} if trace.about.get("parallel") else {}
-    intervals = {g: _divergence_interval(n, english_NLE, num_experts_L, seed) for g, n in paired.items()}
-    specialisation = (
-        stats.bootstrap_interval(
-            lambda *count_RLE: _specialisation(np.stack(count_RLE, axis=-3)),
-            *segments.values(),
-            seed=seed,
-            resamples=200,
-        )
-        if paired
-        else None
-    )
-    balance = stats.load_balance(trace.chosen_GLE.sum(axis=0), num_experts_L)
     return {
-        "reference": reference,
-        "layer_ids": trace.layer_ids,
-        "divergence": {g: d for g, d in divergence.items() if g != reference},
-        "divergence_interval": intervals,
-        "placebo": stats.split_half_placebo(english_NLE, seed, num_experts_L).mean(axis=0),
-        "entropy": dict(zip(trace.languages, stats.entropy(shares_GLE), strict=True)),
-        "specialisation": stats.language_specialisation(trace.chosen_GLE, trace.languages, trace.layer_ids),
-        "specialisation_interval": [specialisation.low, specialisation.high] if specialisation else None,
-        "load_variation": balance.variation_XL,
-        "dead_experts": balance.dead_XL,
-        "tokens": dict(zip(trace.languages, trace.tokens_G.tolist(), strict=True)),
+        a: {b: round(stats.vocabulary_overlap(counts[a], counts[b], weighted), 6) for b in counts if b != a}
+        for a in counts
     }
 
 
-def _divergence_interval(
-    count_NLE: np.ndarray, english_NLE: np.ndarray, num_experts_L: np.ndarray, seed: int
-) -> list[np.ndarray]:
-    found = stats.bootstrap_interval(
-        lambda a_RLE, b_RLE: stats.normalised_divergence(
-            stats.slot_share(a_RLE), stats.slot_share(b_RLE), num_experts_L
-        ),
-        count_NLE,
-        english_NLE,
-        seed=seed,
-        resamples=200,
-    )
-    return [found.low, found.high]
+def contrasts(
+    trace: RoutingTrace, of_tasks: RoutingTrace, config: Config, band: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Task -> Delta of every expert against the reference's text, [L, E], with intervals, and the experts above tau.
+
+    `placebo` is the largest size of Delta in each layer between two halves of the reference's text, mean over splits.
+    """
+    sample = sample_of(trace, config.reference, config.seed, config.resample)
+    general_NLE, tau = trace.segment_chosen_NLE[config.reference], TAU if config.tau is None else config.tau
+    found = {}
+    for name in of_tasks.languages:
+        made = contrast_with_interval(
+            of_tasks.segment_chosen_NLE[name],
+            general_NLE,
+            trace.top_k,
+            seed=config.seed,
+            general_documents=sample.documents.get(config.reference),
+        )
+        delta_LE, low_LE, high_LE = (np.round(x, 6) for x in (made.delta.value, made.delta.low, made.delta.high))
+        experts = [
+            {
+                "layer": trace.layer_ids[i],
+                "expert": e,
+                "delta": delta_LE[i, e],
+                "interval": [low_LE[i, e], high_LE[i, e]],
+                "in_middle_band": bool(band and i in band["rows"]),
+            }
+            for i, e in np.argwhere(made.specialised(tau)).tolist()
+        ]
+        found[name] = {
+            "threshold": tau,
+            "delta": delta_LE,
+            "interval": [low_LE, high_LE],
+            "placebo": np.abs(made.placebo_SLE).max(axis=-1).mean(axis=0),
+            "experts": sorted(experts, key=lambda expert: -expert["delta"]),
+            "texts": len(of_tasks.segment_chosen_NLE[name]),
+            "signature": made.delta.signature,
+        }
+    return found
 
 
-def _specialisation(count_RGLE: np.ndarray) -> np.ndarray:
-    flat = count_RGLE.reshape(-1, *count_RGLE.shape[-3:])
-    return np.array([stats.language_specialisation(c_GLE) for c_GLE in flat]).reshape(*count_RGLE.shape[:-3], -1)
+def write_tables(record: Mapping[str, Any], trace: RoutingTrace, folder: Path) -> None:
+    """One CSV file a table."""
+    overlaps: dict[str, Any] = {key: trace.about[key] for key in ("overlap", "overlap_weighted") if key in trace.about}
+    found: dict[str, Rows] = tables(record["routing"], overlaps)
+    for name, task in record["tasks"].items():
+        found[f"contrast-{name}-intervals"] = contrast_table(task, trace.layer_ids, trace.num_experts)
+    for name, (head, rows) in found.items():
+        with atomic_write(folder / f"{name}.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as f:
+            writer = csv.writer(f, lineterminator="\n")
+            writer.writerow(head)
+            writer.writerows([[f"{x:.6g}" if isinstance(x, float) else x for x in row] for row in rows])

@@ -5,6 +5,8 @@ The built-in bases were made by this command from the recipes in `benchmarks/bas
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from dragoman.errors import ConfigError
 from dragoman.methods import training
 from dragoman.record import environment, read_json, write_json
 
+LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes"))
+"""What may change when a run is resumed: the text up to there and the rate stay the same."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 
@@ -66,7 +70,8 @@ class Config:
     dtype: str = "bfloat16"
     """Of the saved weights."""
     resume: bool = False
-    """Go on from the last checkpoint in `out`."""
+    """Go on from the last checkpoint in `out`. With more steps (or another decay or time limit) than before, go on from
+    the last one whose rate had not begun to decay."""
     quiet: bool = False
     """No progress bars."""
 
@@ -82,12 +87,19 @@ def run(config: Config) -> dict[str, Any]:
         mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
     codec = _codec(config, tables)
     model = open_model(config.start) if config.start else _new(config, codec)
-    resume = _resumable(config)
+    resume, extended = _resumable(config)
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if config.training.balance or config.training.z_loss else ()
     folder = config.out / "checkpoints"
     log = training.train(
-        model, rows_NS, config.training, layers=layers, folder=folder, resume=resume, quiet=config.quiet
+        model,
+        rows_NS,
+        config.training,
+        layers=layers,
+        folder=folder,
+        resume=resume,
+        extended=extended,
+        quiet=config.quiet,
     )
     save_model(model, codec, config.out / "model", dtype=config.dtype)
     record = environment() | {
@@ -96,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
         "test_opened": "for the leak check alone" if config.held_out else None,
         "tables": {t.about.get("name", "?"): t.checksum() for t in tables},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training": asdict(log),
+        "training": asdict(log) | {"losses": [round(loss, 4) for loss in log.losses]},
         "tokens_per_second": round(log.tokens / log.seconds, 1),
     }
     write_json(config.out / "record.json", record)
@@ -173,8 +185,27 @@ def _new(config: Config, codec: Any) -> Any:
     return new_model(config.architecture, config.shape | ids, config.training.seed)
 
 
+def _remembering(codec: Any) -> Any:
+    """The codec with a memory: a stream reads most texts several times, and the tokenizer is the slow part."""
+    from dragoman.modeling import TextCodec
+
+    known: dict[str, array] = {}
+
+    class Remembering(TextCodec):
+        def encode(self, texts: Sequence[str]) -> list:
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            known.update(zip(new, (array("i", ids) for ids in super().encode(new)), strict=True))
+            return [list(known[text]) for text in texts]
+
+    return Remembering(codec.tokenizer)
+
+
 def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
     names = {tag: row[0] for tag, row in TABLE.items()}
+    codec = _remembering(codec)
+    for language in config.mix.languages:
+        for table in tables:
+            codec.encode(table.texts(language, "train") if language in table.languages else ())
 
     def encode(texts: Any) -> list[list[int]]:
         return [[codec.start_id, *ids, codec.end_id] for ids in codec.encode(texts)]
@@ -186,22 +217,37 @@ def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
     return mixing.pack(samples, config.training.steps * config.training.batch, config.block)
 
 
-def _resumable(config: Config) -> Path | None:
-    """The last checkpoint, if asked for; what changed since is an error, because losses would not be the same."""
+def _resumable(config: Config) -> tuple[Path | None, bool]:
+    """The checkpoint to go on from, if asked for, and whether the run is now of another length.
+
+    Any other change is an error, because the losses would not be the same.
+    """
     stamp, now = config.out / "config.json", _comparable(config)
-    checkpoints = sorted((config.out / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     if not config.resume:
         if config.out.exists() and any(config.out.iterdir()):
             raise ConfigError(f"{config.out} is not empty; choose another folder, or go on there with --resume")
         write_json(stamp, now)
-        return None
-    if not checkpoints:
+        return None, False
+    found = training.checkpoints(config.out / "checkpoints")
+    if not found:
         raise ConfigError(f"there is no checkpoint in {config.out / 'checkpoints'}; start without --resume")
-    before = read_json(stamp)
-    changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
+    before = _flat(read_json(stamp))
+    changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in _flat(now).items() if before.get(k) != v}
+    if fixed := [line for key, line in changed.items() if key not in LENGTH]:
+        raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
     if changed:
-        raise ConfigError(f"the run in {config.out} had another config ({'; '.join(changed)}); resume with the old one")
-    return checkpoints[-1]
+        found = [path for path in found if training.log_of(path).stable]
+        if not found:
+            raise ConfigError(f"every checkpoint in {config.out} is from the decay; resume with the old length")
+        write_json(stamp, now)
+    return found[-1], bool(changed)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _comparable(config: Config) -> dict[str, Any]:

@@ -36,7 +36,13 @@ def show(file: Path) -> None:
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("dragoman-plan"):
         print(ExpertPlan.load(file).text())
-    elif kind.startswith("dragoman-record") and content["command"] in ("tour", "diagnose", "adapt", "evaluate"):
+    elif kind.startswith("dragoman-record") and content["command"] in (
+        "tour",
+        "diagnose",
+        "compare",
+        "adapt",
+        "evaluate",
+    ):
         importlib.import_module(f"dragoman.commands.{content['command']}").show(content)
     else:
         raise DataError(f"{file} is neither a plan nor a record that dragoman wrote; its format is {kind or 'missing'}")

@@ -1,4 +1,4 @@
-"""Packages without root: fetched into a cache folder by apt-get and npm, read in place without unpacking.
+"""Packages without root: fetched into a cache folder by apt-get, npm and pip, read in place without unpacking.
 
 What lies in the cache is not fetched again, so a machine without the package manager or without a network can be
 given the files by hand: the errors say which files and where.
@@ -7,11 +7,13 @@ given the files by hand: the errors say which files and where.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -34,11 +36,6 @@ APT::Sandbox::User "root";
 Dir::State::Lists "{folder}/lists";
 Dir::Cache "{folder}/cache";
 """
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/dragoman`, by default `~/.cache/dragoman`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dragoman"
 
 
 class Apt:
@@ -127,6 +124,25 @@ def npm_pack(name: str, folder: Path, quiet: bool = True) -> Path:
             for path in Path(fresh).glob("*.tgz"):
                 path.replace(folder / path.name)
     return max(folder.glob(f"{name}-*.tgz"), key=lambda path: path.stat().st_mtime)
+
+
+def wheel(name: str, version: str, folder: Path, quiet: bool = True) -> Path:
+    """The wheel of a Python package in `folder`, fetched by `pip download` if it is not there; nothing is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not list(folder.glob(pattern)):
+        if importlib.util.find_spec("pip") is None:
+            raise ConfigError(
+                f"the package {name} {version} is fetched with pip, which this Python ({sys.executable}) lacks; "
+                f"install pip (python -m ensurepip), or put {pattern} into {folder}"
+            )
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            wanted = ["--only-binary", ":all:", "--dest", fresh, f"{name}=={version}"]
+            run([*command, *wanted], Path(fresh), f"the package {name}", quiet)
+            for path in Path(fresh).glob("*.whl"):
+                path.replace(folder / path.name)
+    return next(folder.glob(pattern))
 
 
 def run(command: Sequence[str], folder: Path, what: str, quiet: bool = True) -> str:

@@ -23,6 +23,7 @@ from dragoman.corpora.clean import DEFAULT_RULES, Rules, clean
 from dragoman.corpora.languages import TABLE, is_tag, nearest, normalise_tags
 from dragoman.corpora.ntext import NText, from_columns, split_of
 from dragoman.errors import ConfigError, DataError
+from dragoman.record import cache_folder
 
 # The translations that a Debian archive has been seen to carry with more than a handful of texts: tag -> locale.
 DESCRIPTION_LOCALES = {
@@ -78,7 +79,7 @@ def fetch(
     if source not in SOURCES:
         raise ConfigError(f"there is no source {source!r}; sources are {', '.join(SOURCES)}")
     wanted = None if languages is None else list(dict.fromkeys(["en", *normalise_tags(languages)]))
-    folder = Path(cache) if cache else archives.cache_folder()
+    folder = Path(cache) if cache else cache_folder()
     fetched = SOURCES[source].read(wanted, folder, quiet)
     return build_table(source, fetched, wanted, quiet=quiet).save(Path(out_dir) / f"{source}.tsv.gz")
 

@@ -6,15 +6,19 @@ Shape letters: N blocks, S tokens per block, T tokens, E experts, L MoE layers.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch.utils import deterministic
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -23,9 +27,11 @@ from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling import MoELayer, Routed, router_probabilities, sorted_experts, tap_routers
+from dragoman.record import read_json, write_json
 
-ExtraLoss = Callable[[Sequence[Routed], torch.Tensor], torch.Tensor]
-"""(what the routers did, mask of real tokens [T]) -> a term added to the cross-entropy."""
+LOG_FILE = "log.json"
+"""What a checkpoint keeps of the Log."""
+KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,13 @@ class Log:
     """Tokens that entered the model, filler included."""
     seconds: float = 0.0
     steps: int = 0
+    decay_from: int = 0
+    """Update after which the rate decays."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether the rate had not begun to decay: from here training can go on for longer than was planned."""
+        return self.steps <= self.decay_from
 
 
 class WarmupStableDecay:
@@ -165,6 +178,8 @@ class _Trainer(Trainer):
     def __init__(self, *args: Any, config: Config, routed: list[Routed], log: Log, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.ours, self.routed, self.log_ = config, routed, log
+        self.staging: Path | None = None
+        self.extended = False
         self.cross_entropy = torch.compile(_cross_entropy) if config.compile else _cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
@@ -176,6 +191,33 @@ class _Trainer(Trainer):
         self.shape = WarmupStableDecay(self.ours.warmup, self.ours.decay, self.ours.steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.shape)  # type: ignore
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.extended:  # the checkpoint brought the old run's schedule
+            self.shape.decay, self.shape.decay_from = self.ours.decay, self.ours.steps - self.ours.decay
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Into a folder of its own, then moved: a full disk or a kill leaves the former checkpoints as they were."""
+        folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
+        self.staging = folder / ".unfinished"
+        try:
+            super()._save_checkpoint(model, trial)
+            write_json(self.staging / name / LOG_FILE, asdict(self.log_))
+            os.replace(self.staging / name, folder / name)
+        except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors say so of a full disk
+            raise ConfigError(
+                f"checkpoint {folder / name} could not be written ({str(e).splitlines()[0]}); is the disk full? "
+                "The checkpoint before is whole: make room and go on with --resume"
+            ) from None
+        finally:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging = None
+        for old in superfluous(checkpoints(folder)):
+            shutil.rmtree(old)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         # Trainer loads the saved tensors by name and skips what does not fit: experts are one tensor each on disk and
@@ -190,9 +232,11 @@ class _Trainer(Trainer):
         loss = self.cross_entropy(model, inputs, labels)
         self.pending.append(float(loss.detach()))
         if not math.isfinite(self.pending[-1]):
+            first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * self.ours.micro_batch
             raise ModelError(
-                f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}; the last checkpoint is "
-                "good: lower the learning rate or clip, and resume from it"
+                f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, rows {first} to "
+                f"{first + self.ours.micro_batch - 1} of the stream; the last checkpoint is good: lower the learning "
+                "rate or clip, and resume from it"
             )
         return loss + self._router_losses(inputs, labels)
 
@@ -211,9 +255,10 @@ class _Trainer(Trainer):
 class _Watch(TrainerCallback):
     """Keeps the log and the progress bar, brings the decay forward when time is up, asks for checkpoints."""
 
-    def __init__(self, trainer: _Trainer, config: Config, quiet: bool):
-        self.trainer, self.config = trainer, config
+    def __init__(self, trainer: _Trainer, config: Config, width: int, quiet: bool):
+        self.trainer, self.config, self.tokens_per_step = trainer, config, config.batch * width
         self.started = self.saved = time.monotonic()
+        self.before = trainer.log_.seconds
         self.bar = tqdm(total=config.steps, desc="train", unit=" steps", disable=quiet, delay=2)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -225,15 +270,19 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log, pending = self.trainer.log_, self.trainer.pending
         log.losses.append(sum(pending) / len(pending))
+        log.steps, log.tokens = len(log.losses), log.tokens + self.tokens_per_step
         pending.clear()
         self.bar.update()
         self.bar.set_postfix(loss=f"{log.losses[-1]:.3f}", refresh=False)
         now, shape = time.monotonic(), self.trainer.shape
+        log.seconds = self.before + now - self.started
         if self.config.minutes and now - self.started > 60 * self.config.minutes:
             shape.decay_from = min(shape.decay_from, state.global_step)
+        log.decay_from = shape.decay_from
         if state.global_step >= shape.decay_from + shape.decay:
             control.should_training_stop = True
-        if self.config.checkpoint_minutes and now - self.saved > 60 * self.config.checkpoint_minutes:
+        due = now - self.saved > 60 * self.config.checkpoint_minutes or state.global_step == shape.decay_from
+        if self.config.checkpoint_minutes and due:
             self.saved, control.should_save = now, True
 
 
@@ -247,15 +296,21 @@ def train(
     pad_id: int | None = None,
     folder: Path,
     resume: Path | None = None,
+    extended: bool = False,
     quiet: bool = True,
 ) -> Log:
     """Train the parameters of `model` that require gradients on rows of tokens, in their order, in place.
 
     tokens_NS: int32 rows; without labels_NS every token is a label. Rows are repeated from the start if `steps` need
         more than there are. Router losses apply to `layers`; leave it empty for none.
-    Raises ModelError when the loss is not finite.
+    The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
+    another number of steps: the schedule is that of `config`, later checkpoints go.
+    Raises ModelError when the loss is not finite, ConfigError when a checkpoint cannot be written.
     """
-    log = Log()
+    log = log_of(resume)
+    before = log.seconds
+    for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
+        shutil.rmtree(later)
     needed = config.steps * config.batch
     order = np.arange(needed) % len(tokens_NS)
     rows = _Rows(tokens_NS[order], None if labels_NS is None else labels_NS[order], pad_id)
@@ -270,28 +325,45 @@ def train(
         )
         for theirs in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(theirs)
-        trainer.add_callback(_Watch(trainer, config, quiet))
+        trainer.extended = extended
+        trainer.add_callback(_Watch(trainer, config, tokens_NS.shape[1], quiet))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
-    log.seconds, log.steps = time.monotonic() - started, len(log.losses)
-    log.tokens = log.steps * config.batch * tokens_NS.shape[1]
+    log.seconds = before + time.monotonic() - started
     return log
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def superfluous(checkpoints: list[Path]) -> list[Path]:
+    """All but the last ones and the last stable one."""
+    stable = [path for path in checkpoints if log_of(path).stable][-1:]
+    return [path for path in checkpoints[:-KEPT_CHECKPOINTS] if path not in stable]
+
+
+def log_of(checkpoint: Path | None) -> Log:
+    """What had been logged at a checkpoint."""
+    return Log(**read_json(checkpoint / LOG_FILE)) if checkpoint else Log()
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """The same sums in the same order: on several CPU threads gradients of gathered rows are else added by chance."""
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is written twice
+    # else every new tensor is written twice
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def _arguments(config: Config, folder: Path) -> TrainingArguments:
@@ -309,7 +381,6 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         data_seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
-        save_total_limit=2,
         logging_strategy="no",
         disable_tqdm=True,
         report_to=[],

@@ -1,7 +1,7 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -22,6 +22,15 @@ from dragoman.modeling.opening import (
     state_checksum,
     stored_bytes,
 )
+from dragoman.modeling.packaged import (
+    FETCHED,
+    PACKAGED,
+    Packaged,
+    convert,
+    fetched_record,
+    packaged_folder,
+    require_gguf,
+)
 from dragoman.modeling.probing import (
     MoELayer,
     expert_weights,
@@ -30,21 +39,29 @@ from dragoman.modeling.probing import (
     why_not_tunable,
 )
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
+from dragoman.modeling.upcycling import logit_difference, upcycle
 
 __all__ = [
     "BUILT_IN",
+    "FETCHED",
+    "PACKAGED",
     "PLAIN_PROMPT",
+    "SCORES",
     "MoELayer",
+    "Packaged",
     "Routed",
     "TextCodec",
     "active_parameters",
     "context_length",
+    "convert",
     "copy_tag",
     "default_device",
     "expert_weights",
+    "fetched_record",
     "find_routers",
     "hidden_states",
     "keep_freed_memory",
+    "logit_difference",
     "model_checksum",
     "model_path",
     "moe_layers",
@@ -53,7 +70,9 @@ __all__ = [
     "open_model",
     "open_tokenizer",
     "outline",
+    "packaged_folder",
     "parameter_counts",
+    "require_gguf",
     "router_kind",
     "router_probabilities",
     "save_model",
@@ -61,5 +80,6 @@ __all__ = [
     "state_checksum",
     "stored_bytes",
     "tap_routers",
+    "upcycle",
     "why_not_tunable",
 ]

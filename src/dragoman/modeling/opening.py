@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ModelError
+from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
 from dragoman.record import atomic_write, sha256
 
 BUILT_IN = {"mini-moe": "mini-moe"}
@@ -35,9 +36,11 @@ BUILT_IN = {"mini-moe": "mini-moe"}
 
 
 def model_path(name: str) -> str:
-    """The folder of a built-in model, or the name itself: a folder, or an id on the Hub."""
+    """The folder of a built-in or a packaged model, or the name itself: a folder, or an id on the Hub."""
     if name in BUILT_IN and not Path(name).exists():
         return str(resources.files("dragoman") / "assets" / BUILT_IN[name])
+    if name in PACKAGED and not Path(name).exists():
+        return str(packaged_folder(name))
     return name
 
 
@@ -128,9 +131,12 @@ def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]
 
 
 def _existing(name: str) -> str:
-    path = model_path(name)
-    if near := difflib.get_close_matches(name, [b for b in BUILT_IN if b != name], n=1, cutoff=0.7):
+    path, known = model_path(name), {*BUILT_IN, *PACKAGED}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) if name not in known and "/" not in name else []
+    if near:
         raise ModelError(f"there is no built-in model {name!r}; did you mean {near[0]}? (a folder: ./{name})")
+    if name in PACKAGED and path != name and not (Path(path) / FETCHED).is_file():
+        raise ModelError(f"the model {name} is not on this machine yet; run `dragoman models fetch {name}`")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
         raise ModelError(
@@ -213,6 +219,36 @@ class TextCodec:
         ids = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [list(i) for i in ids]
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of all special tokens, language tags included."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    def chat(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[bool]]]:
+        """Each text, stripped, as what a user says in the model's chat template, thinking off; token by token whether
+        it is of the text. No start token is added: the template has its own.
+
+        A token that is of text and template both counts as text. Raises ModelError without a template.
+        """
+        if not self.tokenizer.chat_template or not self.tokenizer.is_fast:
+            raise ModelError(
+                "the chat form needs a chat template and a fast tokenizer; leave chat out, or open a tokenizer that "
+                "has both"
+            )
+        texts = [text.strip() for text in texts]
+        start = self._in_chat(CHAT_MARK).index(CHAT_MARK)
+        lines = [self._in_chat(text) for text in texts]
+        if changed := [t for t, line in zip(texts, lines, strict=True) if not line.startswith(t, start)]:
+            raise ModelError(f"the chat template changes {len(changed)} of {len(texts)} texts, as {changed[0][:60]!r}")
+        read = self.tokenizer(lines, add_special_tokens=False, return_offsets_mapping=True)
+        found = zip(read["offset_mapping"], texts, strict=True)
+        flags = [[a < start + len(t) and b > start for a, b in spans] for spans, t in found]
+        return [list(i) for i in read["input_ids"]], flags
+
+    def _in_chat(self, text: str) -> str:
+        said = [{"role": "user", "content": text}]
+        return self.tokenizer.apply_chat_template(said, tokenize=False, enable_thinking=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -242,6 +278,9 @@ class TextCodec:
 
 PLAIN_PROMPT = "{}: {}\n{}:"
 """Source language's name, source text, target language's name; the translation follows on the same line."""
+
+CHAT_MARK = "text-goes-here"
+"""Stands for the text where the length of what a chat template puts before it is measured."""
 
 
 # The rest

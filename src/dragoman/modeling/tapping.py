@@ -9,7 +9,7 @@ Shape letters: T tokens, E experts, K chosen per token, D model width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,12 @@ class Routed:
 
 
 @contextlib.contextmanager
-def tap_routers(model: nn.Module, layers: Sequence[MoELayer]) -> Iterator[list[Routed]]:
+def tap_routers(
+    model: nn.Module, layers: Sequence[MoELayer], each: Callable[[Routed], None] | None = None
+) -> Iterator[list[Routed]]:
     """Within the block, every forward pass appends one Routed per MoE layer to the list, in order of depth.
 
+    With `each`, that is called instead as soon as a layer has chosen, and nothing is kept: memory of one layer.
     The indices are the router's own selection, not a top-k re-applied to logits: sigmoid routers choose with a
     correction bias that the recorded logits do not hold. Where a router returns none, they are what its experts
     received. Clear the list between passes. ModelError, at the end, for a selection that could not be read.
@@ -46,7 +49,7 @@ def tap_routers(model: nn.Module, layers: Sequence[MoELayer]) -> Iterator[list[R
         if len(seen) == len(layers):  # the order of running need not be that of `layers`
             seen.sort(key=lambda r: r.row)
 
-    taps = [_Tap(layer, row, keep) for row, layer in enumerate(layers)]
+    taps = [_Tap(layer, row, each or keep) for row, layer in enumerate(layers)]
     handles = [h for tap in taps for h in tap.handles()]
     try:
         yield seen
@@ -187,9 +190,10 @@ def _unreadable(layer: MoELayer, output: Any) -> str:
 def router_probabilities(logits_TE: torch.Tensor) -> torch.Tensor:
     """Softmax over experts in float32. Rows that are probabilities already stay as they are.
 
-    Some versions of transformers record logits and some probabilities; the rows themselves tell.
+    Some versions of transformers record logits and some probabilities; the first rows tell. Nothing here waits for a
+    device.
     """
     rows = logits_TE.float()
-    sums = rows.sum(-1)
-    already = bool((rows >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-    return rows if already else rows.softmax(-1)
+    some = rows[:64]
+    already = (some >= 0).all() & ((some.sum(-1) - 1).abs() < 1e-3).all()
+    return torch.where(already, rows, rows.softmax(-1))

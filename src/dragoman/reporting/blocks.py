@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
+from jinja2 import Environment
 from markupsafe import Markup
 
 from dragoman.reporting import sentences as say
@@ -24,13 +29,37 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Table:
+    """The numbers of a figure."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def csv(self) -> str:
+        """As a CSV file; numbers to six significant digits."""
+        page = io.StringIO()
+        rows = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in self.rows]
+        csv.writer(page, lineterminator="\n").writerows([self.head, *rows])
+        return page.getvalue()
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A figure with its two sentences: what it shows, and what it says here."""
+    """A figure with its two sentences: what it shows, and what it says here; and its numbers under a name."""
 
     title: str
     svg: Markup
     shows: str
     says: str
+    name: str = ""
+    table: Table | None = None
+
+    @property
+    def href(self) -> str:
+        """The numbers inside the address, so that the page needs no second file."""
+        text = self.table.csv if self.table else ""
+        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,14 @@ class Section:
 
     title: str
     blocks: list[Block]
+
+
+def render(title: str, about: str, headline: str, sections: Sequence[Section]) -> str:
+    """One self-contained HTML page of the sections that have content."""
+    filled = [Section(s.title, blocks) for s in sections if (blocks := [b for b in s.blocks if b.content])]
+    template = (resources.files("dragoman") / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(title=title, about=about, headline=headline, sections=filled)
 
 
 def table_rows(rows: Iterable[Iterable[Any]]) -> list[list[Cell]]:

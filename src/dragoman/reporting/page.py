@@ -5,20 +5,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 from markupsafe import Markup
 
 from dragoman.record import atomic_write
+from dragoman.reporting import charts
 from dragoman.reporting import sentences as say
-from dragoman.reporting.blocks import MISSING, Block, Cell, Chart, Section, duration, measured, systems, table_rows
+from dragoman.reporting.blocks import (
+    MISSING,
+    Block,
+    Cell,
+    Chart,
+    Section,
+    duration,
+    measured,
+    render,
+    systems,
+    table_rows,
+)
 from dragoman.reporting.making import making
 from dragoman.reporting.sentences import Record, limits, name, number, percent, system_name
 from dragoman.routing import figures
+from dragoman.routing.drawing import Cast
 from dragoman.routing.stats import slot_share
 from dragoman.routing.trace import RoutingTrace
 
@@ -38,10 +50,7 @@ def report_html(record: Record, trace: RoutingTrace) -> str:
     """
     sections = [_routing(record, trace), _choice(record, trace)]
     sections += [_gains(record), _costs(record), _examples(record), making(record)]
-    filled = [Section(s.title, blocks) for s in sections if (blocks := [b for b in s.blocks if b.content])]
-    template = (resources.files("dragoman") / "assets" / "report.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    return page.render(title=_title(record), about=_about(record), headline=say.headline(record), sections=filled)
+    return render(_title(record), _about(record), say.headline(record), sections)
 
 
 def _title(record: Record) -> str:
@@ -59,70 +68,32 @@ def _about(record: Record) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _chart(title: str, svg: str, shows: str, says: str) -> Chart:
-    return Chart(title, Markup(svg), shows, says)
-
-
-def _cast(record: Record, trace: RoutingTrace) -> figures.Cast:
+def _cast(record: Record, trace: RoutingTrace) -> Cast:
     names = {g: name(record, g) for g in trace.languages}
-    return figures.Cast(record.get("known", ()), record.get("target"), record.get("parent", {}).get("chosen"), names)
+    return Cast(record.get("known", ()), record.get("target"), record.get("parent", {}).get("chosen"), names)
 
 
 # ---- 1 and 2: routing and the choice of experts --------------------------------------------------------------------
 
-KEY = "Thick: the target (orange) and its parent (green); blue: trained on; grey, dashed: not trained on."
+KEY = "Thick: the target (orange) and its parent (green, dash-dotted); blue: trained on; grey, dashed: not trained on."
 
 
 def _routing(record: Record, trace: RoutingTrace) -> Section:
-    routing, cast = record.get("routing", {}), _cast(record, trace)
-    charts = []
-    if routing.get("divergence"):
-        charts += _divergence_charts(record, cast)
-    if routing.get("entropy"):
-        svg = figures.entropy_curves(routing["entropy"], routing["layer_ids"], cast)
-        shows = f"The number of equally busy experts that would have the same entropy, exp(H), by layer. {KEY}"
-        charts.append(_chart("How many experts a language uses", svg, shows, say.spread(record)))
-    if routing.get("specialisation") is not None:
-        interval = routing.get("specialisation_interval")
-        svg = figures.specialisation_curve(routing["specialisation"], routing["layer_ids"], interval)
-        shows = (
-            "How much of the language the expert of one slot tells, I(L;E)/H(L): 0 nothing, 1 all; band: 95% interval."
-        )
-        charts.append(_chart("What an expert tells of the language", svg, shows, say.specialisation(record)))
-    charts += _expert_map(record, trace, cast)
-    return Section("How the model routes languages", [Block("charts", charts)])
+    cast = _cast(record, trace)
+    found = charts.divergence(record, cast, KEY) + charts.entropy(record, cast, KEY) + charts.specialisation(record)
+    return Section("How the model routes languages", [Block("charts", [*found, _expert_map(record, trace, cast)])])
 
 
-def _divergence_charts(record: Record, cast: figures.Cast) -> list[Chart]:
-    routing = record["routing"]
-    reference = name(record, routing.get("reference", "en"))
-    interval, placebo_L = routing.get("divergence_interval"), routing.get("placebo")
-    curves = figures.divergence_curves(routing["divergence"], routing["layer_ids"], cast, interval, placebo_L)
-    heat = figures.divergence_map(routing["divergence"], routing["layer_ids"], cast)
-    floor = f" The grey band at the foot is noise: two halves of the {reference} text." if placebo_L is not None else ""
-    shows = (
-        f"Distance of each language's use of experts from {reference}: 0 the same, 1 nothing in common. {KEY}{floor}"
-    )
-    map_shows = "The same numbers as a map, languages from near to far; italic: not trained on."
-    return [
-        _chart(f"Distance from {reference} by depth", curves, shows, say.divergence(record)),
-        _chart(f"Distance from {reference}, all languages", heat, map_shows, say.seen_and_unseen(record)),
-    ]
-
-
-def _expert_map(record: Record, trace: RoutingTrace, cast: figures.Cast) -> list[Chart]:
+def _expert_map(record: Record, trace: RoutingTrace, cast: Cast) -> Chart:
     """The last MoE layer: its plans are those that name some of its experts, not all."""
     layer, num_experts = trace.layer_ids[-1], trace.num_experts[-1]
-    share_GE = slot_share(trace.chosen_GLE[:, -1:, :num_experts], trace.languages, [layer])[:, 0]
     by_system = {s: _layers(plan).get(layer, []) for s, plan in record.get("plans", {}).items()}
     planned = {s: ids for s, ids in by_system.items() if 0 < len(ids) < num_experts}
-    svg = figures.expert_map(share_GE, trace.languages, cast, {system_name(s): ids for s, ids in planned.items()})
-    marks = " Marks above: the experts that a plan changes." if planned else ""
-    shows = f"How often each language chooses each expert of layer {layer}; similar ones stand together.{marks}"
+    chart = charts.experts(trace, -1, cast, {system_name(s): ids for s, ids in planned.items()})
     if record.get("target") not in trace.languages:
-        return [_chart(f"Who uses which expert (layer {layer})", svg, shows, "")]
-    says = say.experts(record, share_GE[trace.index(record["target"])].tolist(), planned, layer)
-    return [_chart(f"Who uses which expert (layer {layer})", svg, shows, says)]
+        return chart
+    share_E = slot_share(trace.chosen_GLE[trace.index(record["target"]), -1, :num_experts])
+    return replace(chart, says=say.experts(record, share_E.tolist(), planned, layer))
 
 
 def _layers(plan: Mapping[str, Any]) -> dict[int, list[int]]:
@@ -174,7 +145,7 @@ def _gains(record: Record) -> Section:
 
 
 def _quality_charts(record: Record, target: str) -> list[Chart]:
-    charts = []
+    found = []
     directions = {"bits_per_byte": "fewer are better", "chrf": "more is better"}
     for metric, (label, digits, _) in say.METRICS.items():
         tag, by_system = record.get("target"), record.get(metric, {})
@@ -187,8 +158,8 @@ def _quality_charts(record: Record, target: str) -> list[Chart]:
         svg = figures.quality_dots(values, intervals, f"{label}, {directions[metric]}", names, digits)
         first = names[next(iter(values))]
         shows = f"One dot a system with its 95% interval, its value at the right; the dotted line is {first}."
-        charts.append(_chart(f"{target}: {label}", svg, shows, say.quality(record, metric)))
-    return charts
+        found.append(Chart(f"{target}: {label}", Markup(svg), shows, say.quality(record, metric)))
+    return found
 
 
 def _comparisons(record: Record, metric: str) -> Block:
@@ -247,7 +218,7 @@ def _frontier(record: Record, changes: Mapping[str, Any]) -> list[Chart]:
     shows = (
         f"{target} against the mean change on known languages. Upright bars: 95% interval; level: range of languages."
     )
-    return [_chart("Gain against cost", svg, shows, say.trade({**record, "forgetting": changes}))]
+    return [Chart("Gain against cost", Markup(svg), shows, say.trade({**record, "forgetting": changes}))]
 
 
 # ---- 5: examples ----------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.{1 if 0 < share < 0.0995 else 0}f}%"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """With a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -186,7 +187,7 @@ def best(record: Record) -> str:
     sure = comparison is None or differs(comparison)
     doubt = "" if sure else f", though not beyond noise below {system_name(second)}"
     value = number(_values(record, "bits_per_byte")[first])
-    return f"{_capital(system_name(first))} reaches the lowest value, {value}{doubt}{about}."
+    return f"{capital(system_name(first))} reaches the lowest value, {value}{doubt}{about}."
 
 
 def against_copy(record: Record) -> str:
@@ -219,69 +220,6 @@ def no_language_expert(record: Record) -> str:
 
 
 # ---- routing -------------------------------------------------------------------------------------------------------
-
-
-def divergence(record: Record) -> str:
-    """Where the target is nearest to and farthest from the reference, and among the other languages."""
-    curves = record["routing"]["divergence"]
-    mean = {g: float(np.mean(d_L)) for g, d_L in curves.items()}
-    near, far = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
-    nearest, farthest = (
-        f"{name(record, g)} is {word} ({number(mean[g], 2)})" for g, word in ((near, "nearest"), (far, "farthest"))
-    )
-    ranks = f"averaged over layers, {nearest} and {farthest}"
-    target = record.get("target", "")
-    if target not in curves:
-        return _capital(ranks) + "."
-    place = _extremes(record, curves[target])
-    return f"{name(record, target)} {place}{_above_floor(record, curves[target])}; {ranks}."
-
-
-def _extremes(record: Record, curve_L: Sequence[float]) -> str:
-    layers, low, high = record["routing"]["layer_ids"], int(np.argmin(curve_L)), int(np.argmax(curve_L))
-    near = f"nearest in layer {layers[low]} ({number(curve_L[low], 2)})"
-    return f"is {near} and farthest in layer {layers[high]} ({number(curve_L[high], 2)})"
-
-
-def _above_floor(record: Record, curve_L: Sequence[float]) -> str:
-    placebo_L = record["routing"].get("placebo")
-    if placebo_L is None:
-        return ""
-    above = int((np.asarray(curve_L) > np.asarray(placebo_L)).sum())
-    return f", above the noise floor in {above} of {len(curve_L)} layers"
-
-
-def seen_and_unseen(record: Record) -> str:
-    """Mean divergence of the languages that the model was and was not trained on."""
-    mean = {g: float(np.mean(d_L)) for g, d_L in record["routing"]["divergence"].items()}
-    known = [v for g, v in mean.items() if g in record.get("known", ())]
-    unseen = [v for g, v in mean.items() if g not in record.get("known", ())]
-    if not known or not unseen:
-        return f"The mean over all languages and layers is {number(float(np.mean(list(mean.values()))), 2)}."
-    (seen, of_seen), (new, of_new) = ((number(float(np.mean(v)), 2), len(v)) for v in (known, unseen))
-    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} unseen."
-
-
-def spread(record: Record) -> str:
-    """Over how many experts languages spread."""
-    effective = {g: np.exp(h_L) for g, h_L in record["routing"]["entropy"].items()}
-    mean = {g: float(e_L.mean()) for g, e_L in effective.items()}
-    few, many = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
-    fewest = f"{name(record, few)} uses the fewest ({number(mean[few], 1)})"
-    most = f"{name(record, many)} the most ({number(mean[many], 1)})"
-    rest = f"averaged over layers, {fewest} and {most}"
-    if (target := record.get("target", "")) not in effective:
-        return _capital(rest) + "."
-    e_L = effective[target]
-    return f"{name(record, target)} spreads over {number(e_L.min(), 1)} to {number(e_L.max(), 1)} experts; {rest}."
-
-
-def specialisation(record: Record) -> str:
-    """Where experts tell most and least of the language."""
-    s_L, layers = np.asarray(record["routing"]["specialisation"]), record["routing"]["layer_ids"]
-    high, low = int(s_L.argmax()), int(s_L.argmin())
-    most = f"largest in layer {layers[high]}, where an expert tells {percent(s_L[high])} of what there is to tell"
-    return f"It is {most}, and smallest in layer {layers[low]} ({percent(s_L[low])})."
 
 
 def experts(record: Record, share_E: Sequence[float], planned: Mapping[str, Sequence[int]], layer: int) -> str:
@@ -359,7 +297,7 @@ def quality(record: Record, metric: str) -> str:
     label, digits, sign = METRICS[metric]
     first, values = order[0], _values(record, metric)
     most = "highest" if sign > 0 else "lowest"
-    words = f"{_capital(system_name(first))} has the {most} {label} ({number(values[first], digits)})"
+    words = f"{capital(system_name(first))} has the {most} {label} ({number(values[first], digits)})"
     pairs = {s: c for s in order[1:] if (c := compared(record, metric, first, s))}
     beaten = [system_name(s) for s, c in pairs.items() if better(c) == first]
     even = [system_name(s) for s, c in pairs.items() if better(c) is None]

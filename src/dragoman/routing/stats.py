@@ -1,28 +1,30 @@
 """Statistics of routing: how a language spreads over experts, how far languages are apart, and how sure that is.
 
-Shape letters: G languages, L MoE layers, E experts (the largest number over layers), N segments, R resamples; `X` is
-any leading axes. Entropies and divergences are in nats. Counts are slots: a token that chooses K experts fills K.
+Shape letters: G languages, L MoE layers, E experts (the largest number over layers), N segments; `X` is any leading
+axes. Entropies and divergences are in nats. Counts are slots: a token that chooses K experts fills K.
 Layers with fewer than E experts have columns of padding, which are zero and never count: where the number of experts
 matters it is given as `num_experts_L`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import entr
 
 from dragoman.errors import ConfigError, DataError
+from dragoman.routing.resampling import Interval as Interval  # known by this place too
+from dragoman.routing.resampling import bootstrap_interval as bootstrap_interval
+from dragoman.routing.resampling import half_placebo
 from dragoman.routing.trace import RoutingTrace
 
 SMALLEST_DENOMINATOR = 1e-6
 """Clamp of D_H-JS where both distributions are uniform."""
-BLOCK_ELEMENTS = 1 << 22
-"""Numbers that one block of resampled counts may hold: 32 MB."""
+SLOTS_PER_EXPERT = 10
+"""Slots that a language must fill per expert of a layer; see `tokens_needed`."""
 
 
 # ---- shares of one language ----------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def token_share(
     arXiv:2604.03592), activation a.
     Differs: pooled over the text; the steering paper takes the mean over sequences (feed single segments for that).
     """
-    return slot_share(count_XLE, rows, layer_ids) * np.asarray(top_k_L)[:, None]
+    return slot_share(count_XLE, rows, layer_ids) * np.asarray(top_k_L)[..., None]
 
 
 def entropy(share_XE: np.ndarray) -> np.ndarray:
@@ -166,21 +168,34 @@ def sequence_divergence(count_NLE: np.ndarray, reference_NLE: np.ndarray, num_ex
     return normalised_divergence(slot_share(count_NLE, names), slot_share(reference_NLE, names), num_experts_L)
 
 
+def sequence_divergence_from(trace: RoutingTrace, reference: str = "en") -> dict[str, np.ndarray]:
+    """`sequence_divergence` of every other language from `reference`: {language: [N, L]}.
+
+    Raises DataError where the trace's text is not parallel, or it lacks the reference.
+    """
+    trace.index(reference)
+    require_parallel(trace, "divergence per sequence")
+    segments = trace.segment_chosen_NLE
+    others = [g for g in trace.languages if g != reference]
+    return {g: sequence_divergence(segments[g], segments[reference], trace.num_experts) for g in others}
+
+
 def language_specialisation(
-    count_GLE: np.ndarray, rows: Sequence[str] | None = None, layer_ids: Sequence[int] | None = None
+    count_XGLE: np.ndarray, rows: Sequence[str] | None = None, layer_ids: Sequence[int] | None = None
 ) -> np.ndarray:
-    """I(L;E) / H(L) of each layer: how much of the language a slot's expert tells; [L] in [0, 1], no unit.
+    """I(L;E) / H(L) of each layer: how much of the language a slot's expert tells; [..., L] in [0, 1], no unit.
 
     With rows normalised first, p(language) = 1/G and I = H(mean_g p_g) - mean_g H(p_g), H(L) = ln G.
     Raises DataError for fewer than two languages, or one without a token in a layer.
     Source: SSFT (arXiv:2605.29714), language specialisation.
     Differs: every language weighs the same; the released code takes raw counts, which unequal token counts bias.
     """
-    if len(count_GLE) < 2:
-        raise DataError(f"language specialisation needs two languages or more, {len(count_GLE)} given; capture another")
-    share_GLE = slot_share(count_GLE, rows, layer_ids)
-    information_L = entropy(share_GLE.mean(axis=0)) - entropy(share_GLE).mean(axis=0)
-    return np.clip(information_L / np.log(len(count_GLE)), 0, 1)
+    languages = count_XGLE.shape[-3]
+    if languages < 2:
+        raise DataError(f"language specialisation needs two languages or more, {languages} given; capture another")
+    share_XGLE = slot_share(count_XGLE, rows, layer_ids)
+    information_XL = entropy(share_XGLE.mean(axis=-3)) - entropy(share_XGLE).mean(axis=-2)
+    return np.clip(information_XL / np.log(languages), 0, 1)
 
 
 def layer_rows(trace: RoutingTrace, layers: Sequence[int]) -> list[int]:
@@ -231,68 +246,7 @@ def vocabulary_overlap(a: Mapping[Hashable, int], b: Mapping[Hashable, int], wei
     return len(types_a & types_b) / len(types_a | types_b)
 
 
-# ---- how sure ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A statistic with its bootstrap interval; arrays of the statistic's shape."""
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    signature: str
-    """Everything that must match before two intervals may be compared."""
-
-
-def bootstrap_interval(
-    statistic: Callable[..., np.ndarray],
-    *segment_counts_NLE: np.ndarray,
-    seed: int,
-    resamples: int = 1000,
-    level: float = 0.95,
-    kind: Literal["basic", "percentile"] = "basic",
-) -> Interval:
-    """Interval of a pooled statistic over resampled segments.
-
-    statistic: takes one array of summed counts [R, L, E] per array given here, returns [R, ...].
-    segment_counts_NLE: counts per segment, one array a language; all are resampled with the same draws, so n-way
-        parallel segments stay paired. Memory: a float64 copy of each, and 32 MB for resamples.
-    kind: `basic` reflects the quantiles about the value, [2v - q_high, 2v - q_low]; `percentile` takes them unchanged.
-        Divergences of samples lie above those of the populations, and those of resamples above again: the basic
-        interval takes that bias off, the percentile interval doubles it. Where noise makes up most of a value, the
-        basic interval lies below the value, and its lower bound may fall below 0.
-    Raises DataError where the numbers of segments differ or are below two.
-    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, basic and percentile intervals.
-    """
-    num_segments = _same_length(segment_counts_NLE)
-    flat = [counts.reshape(num_segments, -1).astype(np.float64) for counts in segment_counts_NLE]
-    shape = segment_counts_NLE[0].shape[1:]
-
-    def pooled(weight_RN: np.ndarray) -> np.ndarray:
-        return statistic(*[(weight_RN @ counts).reshape(-1, *shape) for counts in flat])
-
-    rng = np.random.default_rng(seed)
-    block = max(1, BLOCK_ELEMENTS // max(num_segments, flat[0].shape[1] * len(flat)))
-    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    chance_N = np.full(num_segments, 1 / num_segments)
-    drawn = np.concatenate([pooled(rng.multinomial(num_segments, chance_N, size=r).astype(np.float64)) for r in sizes])
-    value = pooled(np.ones((1, num_segments)))[0]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    if kind == "basic":
-        low, high = 2 * value - high, 2 * value - low
-    signature = f"bootstrap:{kind}|level:{level}|resamples:{resamples}|segments:{num_segments}|seed:{seed}"
-    return Interval(value, low, high, signature)
-
-
-def _same_length(segment_counts_NLE: Sequence[np.ndarray]) -> int:
-    lengths = [len(counts) for counts in segment_counts_NLE]
-    if len(set(lengths)) != 1 or lengths[0] < 2:
-        raise DataError(
-            f"segments given: {', '.join(map(str, lengths))}; resampling needs the same segments for all, two or "
-            "more; capture only the segments that all languages have"
-        )
-    return lengths[0]
+# ---- the noise floor, and how much text is enough -------------------------------------------------------------------
 
 
 def split_half_placebo(
@@ -300,18 +254,45 @@ def split_half_placebo(
 ) -> np.ndarray:
     """D_H-JS between two random halves of one language's segments: what sampling noise alone looks like; [splits, L].
 
-    Each half holds N/2 segments (one is left out where N is odd), so this is the noise of a comparison on half as
-    much text: a cautious floor, which shrinks about as 1/N.
-    Raises DataError for fewer than two segments, or a half without a token in a layer.
+    As `half_placebo`; the noise shrinks about as 1/N. Raises DataError for fewer than two segments, or a half without
+    a token in a layer.
     Source: none; the placebo that our figures carry.
     """
-    half = len(segment_counts_NLE) // 2
-    if half < 1:
-        raise DataError(f"two halves need at least 2 segments, {len(segment_counts_NLE)} given; capture more text")
-    rng = np.random.default_rng(seed)
-    halves = []
-    for _ in range(splits):
-        order_N = rng.permutation(len(segment_counts_NLE))
-        halves.append([segment_counts_NLE[order_N[i * half : (i + 1) * half]].sum(axis=0) for i in (0, 1)])
-    share_R2LE = slot_share(np.array(halves))
-    return normalised_divergence(share_R2LE[:, 0], share_R2LE[:, 1], num_experts_L)
+
+    def between(a_SLE: np.ndarray, b_SLE: np.ndarray) -> np.ndarray:
+        return normalised_divergence(slot_share(a_SLE), slot_share(b_SLE), num_experts_L)
+
+    return half_placebo(between, segment_counts_NLE, seed=seed, splits=splits)
+
+
+def tokens_needed(num_experts_L: ArrayLike, top_k_L: ArrayLike) -> int:
+    """Tokens that a language needs for statistics of its counts: 10 slots per expert in every layer.
+
+        tokens = max over layers of 10 E / K
+
+    By then sampling alone makes the JSD of two texts of one distribution about (E - 1) / 4n <= 0.025 nats for n slots
+    each, and usage entropy at most (E - 1) / 2n <= 0.05 nats too low. Tokens of running text are not independent: this
+    is the least, not enough, which is why every figure carries a placebo.
+    Source: Miller 1955 (bias of plug-in entropy); the number 10 is ours.
+    """
+    return int(np.ceil(SLOTS_PER_EXPERT * np.asarray(num_experts_L) / np.asarray(top_k_L)).max())
+
+
+def require_tokens(tokens: Mapping[str, int], num_experts_L: ArrayLike, top_k_L: ArrayLike) -> None:
+    """DataError that names every text with fewer tokens than `tokens_needed`, and how many it has."""
+    needed = tokens_needed(num_experts_L, top_k_L)
+    if short := [f"{name} {n}" for name, n in tokens.items() if n < needed]:
+        raise DataError(
+            f"too few tokens: {', '.join(short)}; statistics of this model's routing need {needed} of each "
+            f"({SLOTS_PER_EXPERT} slots per expert); give more text or leave them out"
+        )
+
+
+def require_parallel(trace: RoutingTrace, statistic: str) -> None:
+    """DataError where the trace does not say that its segments are the same texts in all languages."""
+    if not trace.about.get("parallel"):
+        numbers = ", ".join(f"{g} {len(n)}" for g, n in trace.segment_chosen_NLE.items()) or "none kept"
+        raise DataError(
+            f"{statistic} compares segment i of one language with segment i of another, but the text of this trace is "
+            f"not parallel (segments: {numbers}); give rows complete in all languages, or pool"
+        )

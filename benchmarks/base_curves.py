@@ -1,0 +1,42 @@
+"""Loss curves of the built-in bases' trainings, from their records.
+
+    python benchmarks/base_curves.py benchmarks/base/mini-moe-en.json benchmarks/base/mini-moe.json \\
+        --out benchmarks/base/curves.svg
+
+One line a record, smoothed over 50 updates, against millions of tokens; records whose text differs in its shares of
+languages cannot be compared in nats per token, only each with itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from cyclopts import run
+from matplotlib.figure import Figure
+
+from dragoman.record import atomic_write, read_json
+
+WINDOW = 50
+
+
+def curves(*records: Path, out: Path) -> None:
+    """Draw the curves into one SVG file."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for path in records:
+        log = read_json(path)["training"]
+        losses = np.convolve(log["losses"], np.full(WINDOW, 1 / WINDOW), mode="valid")
+        per_step = log["tokens"] / log["steps"] / 1e6
+        speed = log["tokens"] / log["seconds"]
+        label = f"{path.stem}: {log['tokens'] / 1e6:.1f} M tokens, {speed:,.0f} a second"
+        axes.plot(per_step * np.arange(WINDOW, WINDOW + len(losses)), losses, label=label, lw=1)
+    axes.set(xlabel="million tokens of the run", ylabel="nats per token", ylim=(None, 6))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_write(out) as partial:
+        figure.savefig(partial, format="svg")
+
+
+if __name__ == "__main__":
+    run(curves)

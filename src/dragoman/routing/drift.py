@@ -1,0 +1,111 @@
+"""Drift: how far routing moved between two traces of one layout, per language and layer.
+
+Shape letters: G languages, L MoE layers, E experts, N segments of one language, R resamples, S splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dragoman.errors import DataError
+from dragoman.routing.stats import bootstrap_interval, jensen_shannon, slot_share
+from dragoman.routing.trace import RoutingTrace
+
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What `drift` found; divergences are JSD in nats, from 0 to ln 2."""
+
+    layer_ids: tuple[int, ...]
+    divergence: dict[str, np.ndarray]
+    """Language -> [L], pooled over its text."""
+    interval: dict[str, list[np.ndarray]]
+    """Language -> [low [L], high [L]], 95%; only where both traces keep the segments of one text."""
+    placebo: dict[str, np.ndarray]
+    """Language -> [L], mean over splits: the first trace against itself, two halves of the text; as `interval`."""
+    left_out: tuple[str, ...]
+    """Languages that only one of the traces has."""
+    other_text: tuple[str, ...]
+    """Languages whose text is not the same in both, by its numbers of slots: their drift is that of the text too."""
+
+
+def half_distance(segment_counts_NLE: np.ndarray, seed: int, splits: int = 20) -> np.ndarray:
+    """JSD in nats between two random halves of one language's segments: what sampling noise looks like; [S, L].
+
+    Each half holds N/2 segments (one is left out where N is odd): the noise of half as much text, a cautious floor.
+    Raises DataError for fewer than two segments, or a half without a token in a layer.
+    Source: none; the placebo that our figures carry.
+    """
+    half = len(segment_counts_NLE) // 2
+    if half < 1:
+        raise DataError(f"two halves need at least 2 segments, {len(segment_counts_NLE)} given; capture more text")
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(segment_counts_NLE)) for _ in range(splits)]
+    first_SLE, second_SLE = (
+        np.stack([segment_counts_NLE[order_N[i * half : (i + 1) * half]].sum(axis=0) for order_N in orders])
+        for i in (0, 1)
+    )
+    return jensen_shannon(slot_share(first_SLE), slot_share(second_SLE))
+
+
+def noise_distance(trace: RoutingTrace, seed: int) -> float | None:
+    """JSD / ln 2 between halves of one language, mean over layers, splits and languages; None without segments.
+
+    In the unit of 1 - `routing_similarity`: languages that are nearer than that are not told apart.
+    """
+    segments = [n for n in trace.segment_chosen_NLE.values() if len(n) > 1]
+    return float(np.mean([half_distance(n, seed).mean() for n in segments]) / np.log(2)) if segments else None
+
+
+def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
+    """Divergence of each language's use of experts after from that before, layer by layer.
+
+    Of the same text both sides share the sampling noise: an unchanged model has a drift of exactly 0. The placebo says
+    what a change of text alone would make. Raises DataError where layers or experts differ, or no language is in both.
+    Source: jensen_shannon of `dragoman.routing.stats`; that it is measured per language and layer is ours.
+    """
+    _require_same_layout(before, after)
+    languages = [g for g in before.languages if g in after.languages]
+    if not languages:
+        raise DataError(
+            f"the traces have no language in common: {', '.join(before.languages)} and {', '.join(after.languages)}; "
+            "capture both on the same corpus"
+        )
+    shares_GLE = [slot_share(t.select(languages).chosen_GLE, languages, t.layer_ids) for t in (before, after)]
+    moved_GL = jensen_shannon(*shares_GLE)
+    slots = {g: [t.chosen_GLE[t.index(g)].sum(axis=-1).tolist() for t in (before, after)] for g in languages}
+    pairs = {g: [t.segment_chosen_NLE.get(g, np.zeros(0)) for t in (before, after)] for g in languages}
+    same = {g: n for g, n in pairs.items() if slots[g][0] == slots[g][1] and len(n[0]) == len(n[1]) > 1}
+    return Drift(
+        layer_ids=before.layer_ids,
+        divergence=dict(zip(languages, moved_GL, strict=True)),
+        interval={g: _interval(n[0], n[1], seed) for g, n in same.items()},
+        placebo={g: half_distance(n[0], seed).mean(axis=0) for g, n in pairs.items() if len(n[0]) > 1},
+        left_out=tuple(sorted(set(before.languages) ^ set(after.languages))),
+        other_text=tuple(g for g, (a, b) in slots.items() if a != b),
+    )
+
+
+def _interval(before_NLE: np.ndarray, after_NLE: np.ndarray, seed: int) -> list[np.ndarray]:
+    found = bootstrap_interval(
+        lambda a_RLE, b_RLE: jensen_shannon(slot_share(a_RLE), slot_share(b_RLE)),
+        before_NLE,
+        after_NLE,
+        seed=seed,
+        resamples=RESAMPLES,
+    )
+    return [found.low, found.high]
+
+
+def _require_same_layout(before: RoutingTrace, after: RoutingTrace) -> None:
+    names = {"layer_ids": "MoE layers", "num_experts": "experts", "top_k": "chosen per token"}
+    pairs = {words: (getattr(before, name), getattr(after, name)) for name, words in names.items()}
+    if wrong := [f"{words} {list(a)} and {list(b)}" for words, (a, b) in pairs.items() if a != b]:
+        raise DataError(
+            f"drift needs two traces of one layout, these differ in {'; '.join(wrong)}; compare a model with what it "
+            "was trained from"
+        )
