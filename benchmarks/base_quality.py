@@ -21,7 +21,7 @@ import numpy as np
 from cyclopts import App
 from tqdm import tqdm
 
-from dragoman.commands import evaluate
+from dragoman.commands import scoring
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, load_pack
 from dragoman.errors import ConfigError
@@ -90,29 +90,28 @@ def quality(out: Path, model: str = "mini-moe", pairs: int = 300) -> None:
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
     corpus, codec, opened = load_pack(), open_tokenizer(model), open_model(model)
-    config = evaluate.Config(model, segments=pairs)
-    into = evaluate.score_model(opened, codec, corpus, corpus.languages, KNOWN[1:], config)
-    scored = {"model": into, "copy": evaluate.score_copy(corpus, KNOWN[1:], config)}
-    back = {}
-    for g in KNOWN[1:]:
-        other = evaluate.Config(model, source=g, segments=pairs)
-        sums = evaluate.score_model(opened, codec, corpus, (), ("en",), other)
-        copied = evaluate.score_copy(corpus, ("en",), other)
-        back[g] = {
-            name: float(evaluate.METRICS["chrf"].from_sums(np.sum(s["chrf"]["en"], axis=0)))
-            for name, s in (("model", sums), ("copy", copied))
-        }
+    into = scoring.score_model(
+        opened, codec, corpus, corpus.languages, {g: ("en", g) for g in KNOWN[1:]}, segments=pairs
+    )
+    scored = {"model": into, "copy": scoring.score_copy(corpus, {g: ("en", g) for g in KNOWN[1:]}, segments=pairs)}
+    out_of = {g: (g, "en") for g in KNOWN[1:]}
+    systems = (
+        ("model", scoring.score_model(opened, codec, corpus, (), out_of, segments=pairs)),
+        ("copy", scoring.score_copy(corpus, out_of, segments=pairs)),
+    )
+    chrf = scoring.formula("chrf")
+    back = {g: {name: float(chrf(np.sum(s["chrf"][g], axis=0))) for name, s in systems} for g in out_of}
     record = environment() | {
         "command": "base_quality",
         "model": model,
         "model_sha256": model_checksum(model),
         "corpus_sha256": corpus.checksum(),
         "signatures": into["signatures"],
-        "from_english": evaluate.values(scored, "chrf", 0),
+        "from_english": scoring.values(scored, "chrf", 0),
         "into_english": back,
         "baselines": {g: baselines(corpus, g) for g in tqdm(corpus.languages, desc="baselines")},
     }
-    record |= evaluate.values({"model": into}, "bits_per_byte", 0)
+    record |= scoring.values({"model": into}, "bits_per_byte", 0)
     write_json(out, record)
 
 

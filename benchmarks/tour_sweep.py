@@ -16,7 +16,7 @@ import numpy as np
 from cyclopts import run
 from tqdm import tqdm
 
-from dragoman.commands import adapt, evaluate, tour
+from dragoman.commands import adapt, scoring, tour
 from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError
 from dragoman.modeling import TextCodec, copy_tag, model_checksum, open_model, open_tokenizer
@@ -34,9 +34,10 @@ def dev_bits(
     settings = adapt.Config(config.model, target=config.target, learning_rate=rate, seed=config.seed, quiet=True)
     rows = adapt.training_rows(codec, corpus, config.target, config.text, config.seed)
     adapt.train_arm(model, tour.ARMS[arm], plan, rows, settings, codec.pad_id)
-    scoring = evaluate.Config(config.model, split="dev", segments=config.segments, quiet=True)
-    sums = evaluate.score_model(model, codec, corpus, (config.target,), (), scoring)["bits_per_byte"][config.target]
-    return float(evaluate.METRICS["bits_per_byte"].from_sums(np.sum(sums, axis=0)))
+    sums = scoring.score_model(
+        model, codec, corpus, (config.target,), {}, split="dev", segments=config.segments, quiet=True
+    )["bits_per_byte"][config.target]
+    return float(scoring.formula("bits_per_byte")(np.sum(sums, axis=0)))
 
 
 def sweep(

@@ -45,6 +45,8 @@ TORCH_FREE = (
     "dragoman.cli",
     "dragoman.corpora.packages",
     "dragoman.corpora.mix",
+    "dragoman.corpora.testsets",
+    "dragoman.corpora.choices",
     "dragoman.routing.trace",
     "dragoman.routing.stats",
     "dragoman.routing.sharing",
@@ -58,6 +60,8 @@ TORCH_FREE = (
     "dragoman.evaluation.metrics",
     "dragoman.evaluation.significance",
     "dragoman.reporting",
+    "dragoman.reporting.tables",
+    "dragoman.commands.evaluate",
 )
 MAX_BODY, MAX_FILE = 40, 400
 

@@ -111,14 +111,16 @@ def test_the_saved_model_is_the_adapted_one(finished, place):
         str(folder / "model-ssft"),
         corpus=str(place / "text.tsv.gz"),
         languages=("ca", "en"),
-        translate=("ca",),
+        directions=("en-ca",),
+        metrics=("chrf",),
         segments=12,
         out=place / "again",
         quiet=True,
     )
     for g in ("ca", "en"):
         assert again["bits_per_byte"][str(folder / "model-ssft")][g] == record["bits_per_byte"]["ssft"][g]
-    assert again["chrf"]["copy"] == record["chrf"]["copy"]
+    assert again["chrf"]["copy"]["en-ca"] == record["chrf"]["copy"]["ca"]
+    assert again["chrf"][str(folder / "model-ssft")]["en-ca"] == record["chrf"]["ssft"]["ca"]
 
 
 def test_same_seed_same_numbers_and_another_seed_others(finished, place):

@@ -49,7 +49,7 @@ def test_rows_of_json_may_lack_a_language(tmp_path):
 
 
 FAULTS = {
-    "empty": ("x.tsv", b"", "is empty; a corpus is a .tsv or .jsonl file"),
+    "empty": ("x.tsv", b"", "is empty; give a file with text"),
     "blank": ("x.tsv", b" \n\n", "is empty"),
     "no rows": ("x.tsv", b"en\tde\n", "has a header but no rows"),
     "utf-8": ("x.tsv", b"en\tde\na\tb\nc\t\xff\nd\te\nf\xfe\tg\n", "not valid UTF-8 in lines 3, 5; convert it"),

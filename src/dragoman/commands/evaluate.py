@@ -1,59 +1,78 @@
-"""`dragoman evaluate`: bits per byte and translation quality of models, with intervals and paired comparisons."""
+"""`dragoman evaluate`: models, or files that any system wrote, on held-out text: values, intervals, paired comparisons.
+
+The record holds, for each metric, `{metric: {system: {label: value}}}` and `{metric}_interval`; a label is a language
+or a direction such as `en-de`. `comparisons` lists paired tests, `means` what the tables show beside the labels,
+`left_out` metrics that could not be had and why, `warnings` what to mind. The sums of every segment, from which
+`segments.json` beside the record gives all of it again, are too many to read: `{"documents": {metric: {label: [N]}},
+"sums": {system: {metric: {label: [N][S]}}}, "outputs": {system: {label: [N]}}}`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags, require_sample
-from dragoman.corpora.languages import language
+from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError
-from dragoman.evaluation import significance
-from dragoman.evaluation.metrics import CHRF, BitsPerByte, Metric, sums_per_segment
-from dragoman.record import claim_folder, environment, write_json
+from dragoman.corpora.parting import refuse_untranslated, require_same_length
+from dragoman.corpora.reading import read_lines
+from dragoman.corpora.testsets import open_test_set
+from dragoman.errors import ConfigError
+from dragoman.evaluation.metrics import METRICS, Metric
+from dragoman.record import atomic_write, claim_folder, environment, sha256, write_json
+from dragoman.reporting.tables import FORMS, render, write_table
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from dragoman.modeling import TextCodec
-
-METRICS: dict[str, Metric] = {"bits_per_byte": BitsPerByte(context=0), "chrf": CHRF()}
-"""How segment sums become values; the context that the bits were measured with stands in the signatures."""
-BATCH_TOKENS = 4096
-"""Tokens of a batch when scoring likelihood; logits are the largest array there is."""
+FEW_UNITS = 30
+"""Documents (or segments) under which intervals and p-values promise too much."""
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Config:
-    """Evaluate a model, beside others."""
+    """Evaluate a model beside others, or files of translations."""
 
-    model: str
+    model: str = ""
     """Model folder, Hub id or built-in name (mini-moe)."""
     _: KW_ONLY
     against: Tags = ()
-    """Other models, compared on the same segments."""
+    """Other models, compared with the first on the same segments."""
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
+    test_set: Tags = ()
+    """Instead of a corpus, a test set, all of it held out: FLORES, NTREX, WMT, TMX, a table, or two plain files."""
     languages: Tags = ()
-    """Languages for bits per byte; default: every language of the corpus."""
-    translate: Tags = ()
-    """Languages to translate into, scored by chrF beside copying the source."""
-    source: str = "en"
-    """Language translated from."""
+    """Languages for bits per byte; default: those of the directions, or every language of the corpus."""
+    directions: Tags = ()
+    """Directions to translate, such as en-de de-en; all stands for every language: en-all, all-en, all-all."""
+    choices: Path | None = None
+    """Multiple choice (Belebele, MultiBLiMP), scored by likelihood: a file or a folder of them."""
+    metrics: Tags = ()
+    """Metrics of translations; default: all that apply."""
     split: str = "devtest"
     """Which split to read; test stays sealed."""
     segments: int = 300
-    """At most so many segments per language."""
-    out: Path = Path("evaluation")
-    """New folder for record.json."""
+    """At most so many segments per language or direction."""
+    hypotheses: Tags = ()
+    """Without a model: files of translations, one a line; the first is compared with the others."""
+    references: Path | None = None
+    """Reference translations of the hypotheses, one a line."""
+    source: Path | None = None
+    """What was translated, one a line; some metrics need it."""
+    documents: Path | None = None
+    """The document of each hypothesis, one name a line; without it segments are resampled."""
+    target: str = ""
+    """Language of the hypotheses."""
+    table: Tags = ()
+    """Files for the tables; .md, .tex, .csv, .html or .txt says in which form."""
+    out: Path | None = None
+    """New folder for the record; default: evaluation for models, none for hypotheses."""
     seed: int = 0
     """Of the bootstrap."""
     quiet: Switch = False
@@ -61,189 +80,293 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sample(self.segments, self.seed)
+        _require_one_kind(self)
+        if self.split == "test":
+            raise ConfigError("the test split is sealed: it opens for experiments only; use --split dev or devtest")
+        if strange := [file for file in self.table if Path(file).suffix.removeprefix(".") not in FORMS]:
+            raise ConfigError(f"no table can be written as {', '.join(strange)}; end in .{', .'.join(FORMS)}")
+        if unknown := [name for name in self.metrics if name not in METRICS]:
+            raise ConfigError(f"unknown metrics {', '.join(unknown)}; metrics are {', '.join(METRICS)}")
+
+
+def _require_one_kind(config: Config) -> None:
+    files: dict[str, Any] = {"references": config.references, "source": config.source, "documents": config.documents}
+    files |= {"target": config.target}
+    if not config.model and not config.hypotheses:
+        raise ConfigError("nothing to evaluate: give a model, or --hypotheses FILE --references FILE --target TAG")
+    if config.model and (given := [f"--{k}" for k, v in {"hypotheses": config.hypotheses, **files}.items() if v]):
+        raise ConfigError(f"{', '.join(given)} score files without a model; leave the model {config.model} out")
+    if config.hypotheses:
+        if missing := [f"--{k}" for k in ("references", "target") if not files[k]]:
+            raise ConfigError(f"--hypotheses needs {' and '.join(missing)} too")
+        unused: dict[str, Any] = {
+            "against": config.against,
+            "test-set": config.test_set,
+            "directions": config.directions,
+        }
+        unused |= {"languages": config.languages, "choices": config.choices, "corpus": config.corpus != "help"}
+        unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
+        if given := [f"--{k}" for k, v in unused.items() if v]:
+            raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
+    elif config.metrics and not config.directions:
+        raise ConfigError("--metrics are of translations; give --directions too")
+    elif config.test_set and config.corpus != "help":
+        raise ConfigError("both --corpus and --test-set were given; give one")
+    systems = [config.model, *config.against] if config.model else list(config.hypotheses)
+    if len(set(systems)) < len(systems):
+        raise ConfigError(f"a system is named twice in {', '.join(systems)}; compare different ones")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Score models on the same held-out segments: a table with intervals and paired comparisons, and a record."""
-    from dragoman.modeling import open_both
-
-    names = (config.model, *config.against)
-    if len(set(names)) < len(names):
-        raise ConfigError(f"a model is named twice in {', '.join(names)}; compare different ones")
-    if config.source in config.translate:
-        raise ConfigError(f"{config.source} is both source and target; give another --source or --translate")
-    corpus = open_corpus(config.corpus)
-    languages = config.languages or corpus.languages
-    corpus.require([*languages, config.source, *config.translate])
-    for target in config.translate:
-        parallel(corpus, target, config)  # too few pairs are told before an hour of work
-    opened = open_both(config.model)
-    out = claim_folder(config.out)
-    scored = {}
-    for name in names:
-        model, codec = opened if name == config.model else open_both(name)
-        scored[name] = score_model(model, codec, corpus, languages, config.translate, config)
-    if config.translate:
-        scored["copy"] = score_copy(corpus, config.translate, config)
-    record = environment() | {"command": "evaluate", "config": asdict(config), "corpus": corpus.about}
-    record |= tables(scored, config.seed)
-    write_json(out / "record.json", record)
+    """Score systems on the same held-out segments: tables with intervals and paired comparisons, and a record."""
+    out = Path(config.out or "evaluation") if config.model or config.out else None
+    if config.hypotheses:
+        scored, left_out, about = _score_files(config)
+        out = out and claim_folder(out)
+    else:
+        assert out
+        scored, left_out, about = _score_models(config, out)
+    record = environment() | {"command": "evaluate", "config": asdict(config)} | about
+    record |= summary(scored, config.seed) | {"left_out": left_out}
+    if out:
+        record["segments"] = _write_segments(out / "segments.json", scored)
+        write_json(out / "record.json", record)
+    for file in config.table:
+        write_table(record, Path(file))
     return record
 
 
 def show(record: dict[str, Any]) -> None:
     """Print the tables."""
-    for metric in ("bits_per_byte", "chrf"):
-        for system, row in record[metric].items():
-            cells = " ".join(f"{g} {v:.3f}" if metric == "bits_per_byte" else f"{g} {v:.1f}" for g, v in row.items())
-            if cells:
-                print(f"{metric:14} {system:20} {cells}")
-    for c in record["comparisons"]:
-        print(
-            f"{c['metric']} {c['language']}: {c['a']} - {c['b']} = {c['difference']:+.3f} "
-            f"[{c['low']:+.3f}, {c['high']:+.3f}] p {c['p_value']:.4f} (Holm {c['p_holm']:.4f})"
-        )
+    print(render(record, "txt"), end="")
 
 
-def held_out(corpus: NText, split: str, segments: int) -> dict[str, NText]:
-    """The rows that each language is scored on: the first ones that it has."""
-    tables = {g: corpus.select([g], split, complete=True) for g in corpus.languages}
-    return {g: t.take(range(min(segments, len(t)))) for g, t in tables.items()}
-
-
-def score_model(
-    model: PreTrainedModel,
-    codec: TextCodec,
-    corpus: NText,
-    languages: Sequence[str],
-    translate: Sequence[str],
-    config: Any,
-) -> dict[str, Any]:
-    """Segment sums of a model: bits and bytes by language, chrF counts and outputs by language translated into.
-
-    config: has source, split, segments and quiet. Plain lists, so that a run can keep them as JSON and go on later.
-    """
-    from dragoman.evaluation.likelihood import text_bits
-    from dragoman.modeling import context_length
-
-    rows = held_out(corpus, config.split, config.segments)
-    if empty := [g for g in languages if len(rows[g]) < 2]:
-        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {config.split}; use another split")
-    metric = BitsPerByte(context_length(model))
-    sums = _empty_sums()
-    sums["signatures"] = {"bits_per_byte": metric.signature(), "chrf": CHRF().signature()}
-    for g in tqdm(languages, desc="bits per byte", unit=" languages", disable=config.quiet, delay=2):
-        texts = [t for t in rows[g].columns[g] if t is not None]
-        bits = text_bits(
-            model,
-            codec.encode(texts),
-            start_id=codec.start_id,
-            context=context_length(model),
-            batch_tokens=BATCH_TOKENS,
-        )
-        sums["bits_per_byte"][g] = sums_per_segment(metric, bits.tolist(), texts).tolist()
-        sums["documents"]["bits_per_byte"][g] = list(rows[g].documents)
-    for g in translate:
-        outputs = translations(model, codec, parallel(corpus, g, config), g, config)
-        _add_chrf(sums, g, outputs, parallel(corpus, g, config))
-    return sums
-
-
-def _empty_sums() -> dict[str, Any]:
-    return {"bits_per_byte": {}, "chrf": {}, "outputs": {}, "documents": {"bits_per_byte": {}, "chrf": {}}}
-
-
-def _add_chrf(sums: dict[str, Any], target: str, outputs: list[str], table: NText) -> None:
-    sums["outputs"][target] = outputs
-    sums["chrf"][target] = sums_per_segment(CHRF(), outputs, cells(table, target)).tolist()
-    sums["documents"]["chrf"][target] = list(table.documents)
-
-
-def cells(table: NText, tag: str) -> list[str]:
-    """The texts of a column that has no gap."""
-    return [t for t in table.columns[tag] if t is not None]
-
-
-def parallel(corpus: NText, target: str, config: Any) -> NText:
-    """The rows of a direction: those that have source and reference."""
-    table = corpus.select([config.source, target], config.split, complete=True)
-    table = table.take(range(min(config.segments, len(table))))
-    if len(table) < 2:
-        raise DataError(f"fewer than two pairs {config.source} -> {target} in split {config.split}; use another split")
-    return table
-
-
-def translations(model: PreTrainedModel, codec: TextCodec, table: NText, target: str, config: Any) -> list[str]:
-    """Greedy translations of the held-out sources, one line each."""
-    from dragoman.translation.engines import translate_greedy
-
-    names = {g: language(g).name for g in (config.source, target)}
-    prompts = codec.prompts(cells(table, config.source), config.source, target, names)
-    with tqdm(total=len(prompts), desc=f"into {target}", unit=" segments", disable=config.quiet, delay=2) as bar:
-        new = translate_greedy(model, prompts, end_id=codec.end_id, pad_id=codec.pad_id, progress=bar.update)
-    return [" ".join(codec.decode(ids).split("\n")[0].split()) for ids in new]
-
-
-def score_copy(corpus: NText, translate: Sequence[str], config: Any) -> dict[str, Any]:
-    """The system that returns its source: what a translation must beat."""
-    sums = _empty_sums()
-    for g in translate:
-        table = parallel(corpus, g, config)
-        _add_chrf(sums, g, cells(table, config.source), table)
-    return sums
-
-
-def tables(scored: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Values, intervals and comparisons of every two systems from segment sums, resampled by document."""
-    first = next(iter(scored.values()))
-    result: dict[str, Any] = {"signatures": first["signatures"], "comparisons": []}
-    for name, metric in METRICS.items():
-        result |= values(scored, name, seed)
-        result["comparisons"] += comparisons(scored, name, metric, seed)
-    return result
-
-
-def values(scored: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
-    """Values and intervals of one metric: {name: {system: {language: value}}, name_interval: ...}."""
-    metric = METRICS[name]
-    found = {s: {g: _interval(by, name, g, metric, seed) for g in by[name]} for s, by in scored.items()}
-    found = {s: by for s, by in found.items() if by}
-    return {
-        name: {s: {g: i.value for g, i in by.items()} for s, by in found.items()},
-        f"{name}_interval": {s: {g: [i.low, i.high] for g, i in by.items()} for s, by in found.items()},
+def _write_segments(path: Path, scored: scoring.Scored) -> dict[str, str]:
+    kept = ("outputs", "documents", "signatures")
+    content = {
+        "documents": {name: by for s in scored.values() for name, by in s["documents"].items()},
+        "sums": {s: {name: v for name, v in by.items() if name not in kept} for s, by in scored.items()},
+        "outputs": {s: by["outputs"] for s, by in scored.items()},
     }
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return {"file": path.name, "sha256": sha256(path)}
 
 
-def comparisons(scored: Mapping[str, Mapping[str, Any]], name: str, metric: Metric, seed: int) -> list[dict[str, Any]]:
-    """Paired bootstrap of every two systems in every language both have; Holm over the pairs of one language."""
-    languages = dict.fromkeys(g for by in scored.values() for g in by[name])
-    result = []
-    for g in languages:
-        there = [s for s, by in scored.items() if g in by[name]]
-        pairs = [
-            {"metric": name, "language": g, **compare(scored, a, b, name, g, metric, seed)}
-            for a, b in combinations(there, 2)
-        ]
-        adjusted = significance.holm([pair["p_value"] for pair in pairs])
-        result += [pair | {"p_holm": float(p)} for pair, p in zip(pairs, adjusted, strict=True)]
-    return result
+# Files of translations
+
+Result = tuple[dict[str, Any], dict[str, str], dict[str, Any]]
+"""What the systems scored, metrics left out, what the record says of the text."""
 
 
-def compare(
-    scored: Mapping[str, Mapping[str, Any]], a: str, b: str, name: str, language: str, metric: Metric, seed: int
-) -> dict[str, Any]:
-    """System a minus system b in one metric and language, paired bootstrap by document."""
-    sums_a_NS, sums_b_NS = (np.array(scored[s][name][language]) for s in (a, b))
-    units = _units(scored[a]["documents"][name][language])
-    found = significance.paired_bootstrap(sums_a_NS, sums_b_NS, metric.from_sums, documents=units, seed=seed)
-    return {"a": a, "b": b, **asdict(found)}
+def _score_files(config: Config) -> Result:
+    assert config.references
+    target = normalise_tag(config.target)
+    lines = {file: read_lines(Path(file)) for file in config.hypotheses}
+    references = read_lines(Path(config.references))
+    for file, texts in lines.items():
+        require_same_length(texts, references, file, str(config.references))
+    given = {"source": config.source, "documents": config.documents}
+    beside = {name: Path(file) for name, file in given.items() if file}
+    read = {name: read_lines(file) for name, file in beside.items()}
+    for name, texts in read.items():
+        require_same_length(texts, references, str(beside[name]), str(config.references))
+    refuse_untranslated(read.get("source", []), references, str(config.references))
+    table = _table_of(target, references, read)
+    metrics, left_out = scoring.metrics_for(target, config.metrics)
+    scored: dict[str, Any] = {}
+    for file, texts in lines.items():
+        scored[file] = scoring.empty_sums()
+        scoring.add_texts(scored[file], target, texts, table, metrics)
+    absent = [n for n, m in metrics.items() if not any(n in by for by in scored.values())]
+    left_out |= dict.fromkeys(absent, "it needs the sources: give --source FILE")
+    left_out |= dict.fromkeys(scoring.OF_LIKELIHOODS, "it needs a model")
+    scored |= reference_rates({target: table}, {target: metrics})
+    files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
+    checksums = {str(f): sha256(f) for f in files}
+    return scored, left_out, {"segments_scored": {target: len(references)}, "files": checksums}
 
 
-def _interval(by: Mapping[str, Any], name: str, language: str, metric: Metric, seed: int) -> significance.Interval:
-    units = _units(by["documents"][name][language])
-    return significance.interval(np.array(by[name][language]), metric.from_sums, documents=units, seed=seed)
+def _table_of(target: str, references: list[str], read: Mapping[str, list[str]]) -> NText:
+    """The lines as they are; the column `source` stands for whatever language it is in."""
+    columns: dict[str, list[str | None]] = {"source": list(read["source"])} if "source" in read else {}
+    columns[target] = list(references)
+    rows = len(references)
+    documents = tuple(read.get("documents", ["text"] * rows))
+    return NText(tuple(columns), tuple(map(str, range(rows))), documents, ("devtest",) * rows, columns)
 
 
-def _units(documents: list[str]) -> list[str] | None:
-    """Documents to resample by; None (segments are resampled) where all is one document."""
-    return documents if len(set(documents)) > 1 else None
+def reference_rates(
+    tables: Mapping[str, NText], metrics: Mapping[str, Mapping[str, Metric]]
+) -> dict[str, dict[str, Any]]:
+    """The references as a system, in metrics that need none: what a rate is where nothing is wrong."""
+    sums = scoring.empty_sums()
+    for label, table in tables.items():
+        free = {name: metric for name, metric in metrics[label].items() if "references" not in metric.needs}
+        scoring.add_texts(sums, label, scoring.cells(table, table.languages[-1]), table, free)
+    return {"references": sums} if sums["documents"] else {}
+
+
+# Models
+
+
+def _score_models(config: Config, out: Path) -> Result:
+    from dragoman.modeling import open_both
+
+    corpus, directions = _text(config)
+    spoken = dict.fromkeys(g for pair in directions.values() for g in pair)
+    languages = config.languages or (() if config.choices and not spoken else tuple(spoken) or corpus.languages)
+    corpus.require([*languages, *spoken])
+    settings: dict[str, Any] = {"split": config.split, "segments": config.segments}
+    pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
+    metrics, left_out = _metrics(directions, config)
+    choices = _read_choices(config)
+    opened = open_both(config.model)
+    claim_folder(out)  # nothing is written where a model cannot be opened
+    scored: dict[str, Any] = {}
+    for name in (config.model, *config.against):
+        model, codec = opened if name == config.model else open_both(name)
+        scored[name] = scoring.score_model(
+            model, codec, corpus, languages, directions, metrics=metrics, quiet=config.quiet, **settings
+        )
+        scoring.add_choices(scored[name], model, codec, choices, config.quiet)
+    if directions:
+        scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)
+        scored |= reference_rates(pairs, metrics)
+    if not choices:
+        left_out["option_accuracy"] = "it needs items: give --choices"
+    sizes = {label: len(table) for label, table in pairs.items()}
+    return scored, left_out, {"corpus": corpus.about, "segments_scored": sizes, "models": _checksums(config)}
+
+
+def _checksums(config: Config) -> dict[str, str | None]:
+    from dragoman.modeling import model_checksum
+
+    return {name: model_checksum(name) for name in (config.model, *config.against)}
+
+
+def _text(config: Config) -> tuple[NText, dict[str, tuple[str, str]]]:
+    words = [word for given in config.directions for word in given.split(",") if word]
+    if len(config.test_set) == 2:
+        pair = words[0].split("-") if len(words) == 1 else []
+        corpus = open_test_set(*config.test_set, languages=[normalise_tag(g) for g in pair])
+    else:
+        corpus = open_test_set(*config.test_set) if config.test_set else open_corpus(config.corpus)
+    return corpus, parse_directions(words, config.languages or corpus.languages, corpus.languages)
+
+
+def parse_directions(words: list[str], every: tuple[str, ...], columns: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """`en-de` -> {"en-de": ("en", "de")}; `all` stands for every language but the other one, where there is text.
+
+    Raises ConfigError that names all words which are no direction.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    wrong = []
+    for word in words:
+        parts = word.split("-")
+        cuts = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
+        sides = [(_side(a, every, columns), _side(b, every, columns)) for a, b in cuts]
+        pairs = [(s, t) for sources, targets in sides for s in sources for t in targets if s != t]
+        found |= {f"{s}-{t}": (s, t) for s, t in pairs}
+        if not pairs:
+            wrong.append(word)
+    if wrong:
+        raise ConfigError(
+            f"no directions are {', '.join(wrong)}; give source and target, such as en-de, en-all or all-en, from the "
+            f"languages of the text: {', '.join(columns)}"
+        )
+    return found
+
+
+def _side(tag: str, every: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
+    if tag == "all":
+        return every
+    return tuple(g for g in columns if g.lower() == tag.lower().replace("_", "-"))
+
+
+def _metrics(
+    directions: Mapping[str, tuple[str, str]], config: Config
+) -> tuple[dict[str, dict[str, Metric]], dict[str, str]]:
+    """Metrics by direction; a metric that one language lacks (no identifier, say) is left out there alone."""
+    targets = dict.fromkeys(target for _, target in directions.values())
+    made = {g: scoring.metrics_for(g, config.metrics) for g in targets}
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for g, (_, left_out) in made.items():
+        for name, reason in left_out.items():
+            reasons.setdefault(name, {}).setdefault(reason, []).append(g)
+    told = {
+        name: "; ".join(r if len(gs) == len(targets) else f"{r} ({', '.join(gs)})" for r, gs in by.items())
+        for name, by in reasons.items()
+    }
+    return {label: made[target][0] for label, (_, target) in directions.items()}, told
+
+
+def _read_choices(config: Config) -> dict[str, Any]:
+    from dragoman.corpora.choices import read_choices
+
+    if config.choices is None:
+        return {}
+    return {g: items[: config.segments] for g, items in read_choices(Path(config.choices)).items()}
+
+
+# What the record says
+
+
+def summary(scored: scoring.Scored, seed: int) -> dict[str, Any]:
+    """Values, intervals, means, comparisons of the first system with the others, and what to mind."""
+    signatures = {name: s for by in list(scored.values())[::-1] for name, s in by["signatures"].items()}
+    names = [name for name in METRICS if name in signatures]
+    result: dict[str, Any] = {"systems": list(scored), "signatures": {n: signatures[n] for n in names}}
+    result["metrics"] = {n: {"title": scoring.title(n), "higher_is_better": scoring.better(n)} for n in names}
+    result |= {"comparisons": [], "means": {}}
+    for name in names:
+        result |= scoring.values(scored, name, seed)
+        result["means"][name] = _means(result[name])
+        result["comparisons"] += _judged(scored, name, seed)
+    return result | {"warnings": _warnings(scored, result["comparisons"])}
+
+
+def _means(by_system: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Means over the labels that every system has, where there are several; only ever shown beside the labels."""
+    common = [g for g in next(iter(by_system.values()), {}) if all(g in by for by in by_system.values())]
+    if len(common) < 2:
+        return {}
+    return {"over": common, "of": {s: float(np.mean([by[g] for g in common])) for s, by in by_system.items()}}
+
+
+def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]]:
+    """The first system against each other one in every label, Holm over all of these, with a verdict each."""
+    first, *others = (s for s in scored if s != "references")
+    pairs = [(first, b, g) for b in others for g in scored[first].get(name, {}) if g in scored[b].get(name, {})]
+    found = scoring.comparisons(scored, name, pairs, seed)
+    shown = [{"detectable": scoring.detectable(scored, a, b, name, g, seed)} for a, b, g in pairs]
+    return [c | verdict(c, scoring.better(name)) | d for c, d in zip(found, shown, strict=True)]
+
+
+def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
+    """Is the difference beyond noise after Holm, and in which direction?
+
+    Never with so few units (under six) that even an exact test, which swaps the systems in every way, could not say so:
+    its smallest p is 2 / 2^units, where the bootstrap promises much less.
+    """
+    enough = 2.0 ** (1 - comparison["units"]) < LEVEL
+    beyond, up = bool(comparison["p_holm"] < LEVEL and enough), comparison["difference"] > 0
+    said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
+    return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
+
+
+def _warnings(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:
+    documents = [labels for by in scored.values() for labels in by["documents"].values()]
+    units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
+    told = []
+    if few := [f"{g} ({n})" for g, n in units.items() if n < FEW_UNITS]:
+        told.append(
+            f"fewer than {FEW_UNITS} documents or segments to resample in {', '.join(few)}: the intervals there are "
+            "too narrow; take more text"
+        )
+    if unclear := [c for c in comparisons if not c["beyond_noise"]]:
+        told.append(
+            f"{len(unclear)} of {len(comparisons)} differences are within noise. That is not equality: the text is too "
+            "small to show differences under those in the column `would show`"
+        )
+    return told

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dragoman.commands import Switch, Tags, adapt, diagnose, evaluate, require_sample
+from dragoman.commands import Switch, Tags, adapt, diagnose, require_sample, scoring
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, open_corpus
 from dragoman.errors import ConfigError, DataError
-from dragoman.evaluation.metrics import BitsPerByte
 from dragoman.record import claim_folder, environment, peak_memory_mb, read_json, write_json
 from dragoman.routing.parents import choose_parent
 from dragoman.routing.plan import ExpertPlan
@@ -104,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
     for arm in ARMS:
         done = stages(arm, partial(_arm, config, arm, plan_by_arm.get(arm), parent, codec, corpus))
         arms[arm], scored[arm] = done["training"], done["scored"]
-    scored["copy"] = evaluate.score_copy(corpus, (config.target,), _settings(config))
+    scored["copy"] = scoring.score_copy(corpus, _direction(config), segments=config.segments)
     record = _record(config, stages, model, trace, corpus)
     record |= {"routing": routing, "parent": plans["ssft"]["choice"], "plans": plans} | _results(config, scored, arms)
     seconds = stages.total + time.monotonic() - started - stages.made
@@ -207,10 +206,8 @@ def _require_rows(config: Config, corpus: NText) -> None:
         )
 
 
-def _settings(config: Config) -> evaluate.Config:
-    return evaluate.Config(
-        config.model, source=config.text.source, segments=config.segments, seed=config.seed, quiet=config.quiet
-    )
+def _direction(config: Config) -> scoring.Directions:
+    return {config.target: (config.text.source, config.target)}
 
 
 def _diagnose(config: Config, stages: Stages, model: PreTrainedModel, codec: TextCodec, corpus: NText) -> RoutingTrace:
@@ -263,7 +260,9 @@ def _score(
     config: Config, model: PreTrainedModel, codec: TextCodec, corpus: NText, others: Sequence[str] = ()
 ) -> dict[str, Any]:
     languages = tuple(dict.fromkeys([*config.known, config.target, *others]))
-    return evaluate.score_model(model, codec, corpus, languages, (config.target,), _settings(config))
+    return scoring.score_model(
+        model, codec, corpus, languages, _direction(config), segments=config.segments, quiet=config.quiet
+    )
 
 
 def _arm(
@@ -352,11 +351,11 @@ def _flags(given: Any, default: Any, prefix: str) -> list[str]:
 
 
 def _results(config: Config, scored: dict[str, Any], arms: dict[str, Any]) -> dict[str, Any]:
-    result = evaluate.tables({s: _only(by, (config.target,)) for s, by in scored.items()}, config.seed)
-    everything = evaluate.values(scored, "bits_per_byte", config.seed)
+    result = scoring.tables({s: _only(by, (config.target,)) for s, by in scored.items()}, config.seed)
+    everything = scoring.values(scored, "bits_per_byte", config.seed)
     outputs = {s: by["outputs"][config.target] for s, by in scored.items()}
-    table = evaluate.parallel(_corpus(config), config.target, _settings(config))
-    sources, references = (evaluate.cells(table, g) for g in (config.text.source, config.target))
+    table = scoring.parallel(_corpus(config), config.text.source, config.target, "devtest", config.segments)
+    sources, references = (scoring.cells(table, g) for g in (config.text.source, config.target))
     return (
         result
         | everything
@@ -392,6 +391,6 @@ def _forgetting(config: Config, scored: dict[str, Any], arm: str) -> dict[str, A
     """Change in bits per byte on every known language, after minus before."""
     found = {}
     for g in config.known:
-        c = evaluate.compare(scored, arm, "base", "bits_per_byte", g, BitsPerByte(0), config.seed)
+        c = scoring.compare(scored, arm, "base", "bits_per_byte", g, config.seed)
         found[g] = {key: c[key] for key in ("difference", "low", "high", "p_value")}
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.corpora.languages import TABLE, normalise_tags
+from dragoman.corpora.parting import where_they_part
 from dragoman.errors import DataError
 
 META = ("key", "document", "split")
@@ -43,7 +44,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"cannot read {path}: {e}; get the file again or check its permissions") from None
     if not data.strip():
-        raise DataError(f"{path} is empty; a corpus is {FORMATS}")
+        raise DataError(f"{path} is empty; give a file with text, one segment a line")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -144,7 +145,10 @@ def _from_moses(path: Path, sisters: Sequence[Path]) -> Columns:
     names = [sister.name.removeprefix(path.name + ".").removesuffix(".gz") for sister in sisters]
     tags = _tags(names, path)
     columns = [read_lines(sister) for sister in sisters]
-    if len({len(column) for column in columns}) > 1:
+    if other := next((i for i, column in enumerate(columns) if len(column) != len(columns[0])), None):
         found = ", ".join(f"{s.name} {len(column)}" for s, column in zip(sisters, columns, strict=True))
-        raise DataError(f"the Moses files of {path} differ in length ({found} lines); line n must match line n")
+        place = where_they_part(columns[0], columns[other], sisters[0].name, sisters[other].name)
+        raise DataError(
+            f"the Moses files of {path} differ in length ({found} lines); line n must match line n; {place}"
+        )
     return tags, {}, {tag: list(column) for tag, column in zip(tags, columns, strict=True)}

@@ -1,0 +1,107 @@
+"""Multiple choice: items of Belebele and MultiBLiMP, in which a model should find the right text likelier.
+
+    Belebele     eng_Latn.jsonl: {"link": "...", "question_number": 1, "flores_passage": "...", "question": "...",
+                 "mc_answer1": "...", ..., "mc_answer4": "...", "correct_answer_num": "1"}
+    MultiBLiMP   cat/data.tsv, cat.tsv (or .csv): columns sen (right), wrong_sen, phenomenon
+
+A path is one file or a folder of them; the language is the name of the file, or of the folder it lies in.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dragoman.corpora.codes import tags_of
+from dragoman.corpora.reading import read_lines
+from dragoman.errors import DataError
+
+LAYOUTS = "Belebele (eng_Latn.jsonl) or MultiBLiMP (cat/data.tsv), a file or a folder of them"
+_ANSWERS = tuple(f"mc_answer{n}" for n in range(1, 5))
+_BELEBELE = ("flores_passage", "question", *_ANSWERS, "correct_answer_num")
+_BLIMP = ("sen", "wrong_sen")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One item: which of the options goes on from the context?"""
+
+    key: str
+    document: str
+    """What its items share: the page of a passage, the phenomenon of a pair."""
+    context: str
+    """Text before the options; empty where whole sentences are compared."""
+    options: tuple[str, ...]
+    answer: int
+    """Number of the right option, from 0."""
+
+
+def read_choices(path: Path) -> dict[str, list[Choice]]:
+    """Items by language tag. Raises DataError that names file and line."""
+    files = sorted(_files(path))
+    if not files:
+        raise DataError(f"there are no multiple-choice items at {path}; give {LAYOUTS}")
+    names = [_code(file) for file in files]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} has several files of {', '.join(repeated)}; keep one of each")
+    return {tag: list(_items(file)) for tag, file in zip(tags_of(names), files, strict=True)}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from (f for pattern in ("*", "*/data.*") for f in path.glob(pattern) if f.suffix in READERS)
+
+
+def _code(file: Path) -> str:
+    stem = file.name.split(".")[0]
+    return file.parent.name if stem == "data" else stem
+
+
+def _items(file: Path) -> Iterator[Choice]:
+    if file.suffix not in READERS:
+        raise DataError(f"cannot tell the layout of {file}; multiple choice is {LAYOUTS}")
+    return READERS[file.suffix](file)
+
+
+def _belebele(file: Path) -> Iterator[Choice]:
+    for n, line in enumerate(read_lines(file), 1):
+        row = _object(line)
+        _require(file, n, row, _BELEBELE)
+        answer = str(row["correct_answer_num"]).removesuffix(".0")
+        if answer not in ("1", "2", "3", "4"):
+            raise DataError(f"{file}: line {n} has the answer {answer!r}; it is a number from 1 to 4")
+        page = str(row.get("link") or "text")
+        key = f"{page}#{row.get('question_number', n)}#{n}"
+        context = f"{row['flores_passage']}\n{row['question']}\n"
+        yield Choice(key, page, context, tuple(str(row[a]) for a in _ANSWERS), int(answer) - 1)
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _multiblimp(file: Path) -> Iterator[Choice]:
+    rows = csv.DictReader(read_lines(file), delimiter="\t" if file.suffix == ".tsv" else ",")
+    for n, row in enumerate(rows, 2):
+        _require(file, n, row, _BLIMP)
+        if row["sen"] == row["wrong_sen"]:
+            raise DataError(f"{file}: line {n} has the same sentence as right and wrong; drop it")
+        yield Choice(f"{file.stem}#{n}", row.get("phenomenon") or "text", "", (row["sen"], row["wrong_sen"]), 0)
+
+
+def _require(file: Path, line: int, row: dict[str, Any], names: Sequence[str]) -> None:
+    if absent := [name for name in names if not row.get(name)]:
+        raise DataError(f"{file}: line {line} has no {', '.join(absent)}; multiple choice is {LAYOUTS}")
+
+
+READERS = {".jsonl": _belebele, ".tsv": _multiblimp, ".csv": _multiblimp}
