@@ -17,9 +17,7 @@ def require_segments(columns: Mapping[str, Sequence[Any]]) -> None:
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) > 1 or not min(sizes.values()):
         counted = " and ".join(f"{n} {name}" for name, n in sizes.items())
-        raise DataError(
-            f"{counted} were given, but every segment needs one of each; {_place(columns)}"
-        )
+        raise DataError(f"{counted} were given, but every segment needs one of each; {_place(columns)}")
     texts = {name: column for name, column in columns.items() if _is_text(column)}
     if blank := [name for name, column in texts.items() if not any(text.strip() for text in column)]:
         raise DataError(f"all {sizes[blank[0]]} {' and '.join(blank)} are empty; look at how the file was written")
