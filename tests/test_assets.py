@@ -8,9 +8,11 @@ import pytest
 from safetensors import safe_open
 
 import dragoman
+from benchmarks import base_quality
 from dragoman.corpora.pack import KNOWN, UNSEEN, load_pack
 from dragoman.evaluation.likelihood import text_bits
-from dragoman.modeling import model_path
+from dragoman.modeling import model_checksum, model_path
+from dragoman.record import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(model_path("mini-moe"))
@@ -61,6 +63,16 @@ def test_it_has_learnt_its_languages(base):
         rate[g] = bits.sum() / sum(len(t.encode()) for t in texts)
     assert max(rate.values()) < 2.5, rate
     assert np.mean(list(rate.values())) < 2.0, rate
+
+
+def test_the_model_card_has_the_numbers_of_the_records():
+    card = (FOLDER / "README.md").read_text()
+    folder = ROOT / "benchmarks" / "base"
+    quality = read_json(folder / "quality.json")
+    assert base_quality.markdown(quality) in card
+    assert quality["model_sha256"] == model_checksum("mini-moe"), "the record is of other weights"
+    for name in ("mini-moe-en", "mini-moe"):
+        assert f"{read_json(folder / f'{name}.json')['training']['tokens'] / 1e6:.1f} M tokens" in card
 
 
 def test_the_repository_stays_small():

@@ -79,8 +79,9 @@ def test_descriptions_from_lists(made, offline, tmp_path):
     (lists / "mirror_dists_stable_main_i18n_Translation-en").write_text(made.ENGLISH)
     (lists / "mirror_dists_stable_main_i18n_Translation-zh%5fCN").write_text(made.CHINESE)
     text = load(fetch("descriptions", tmp_path / "out", ["zh"], offline, quiet=True), open_test=True)
-    assert set(text.documents) == {"game-source"}
-    assert text.columns["zh"] == ["策略游戏", "一款关于古代战争的 game。", "最后一段。"]
+    assert text.documents == ("game-source",) * 3 + ("other",)
+    assert text.columns["zh"] == ["策略游戏", "一款关于古代战争的 game。", "最后一段。", None]
+    assert text.columns["en"][3] == "only a summary", "English without a translation stays, to be trained on"
     assert text.about["packages"] == {"stable": "Sat, 01 Jan 2022"}
     assert text.about["blocks_with_other_paragraphs"] == 1
     with pytest.raises(DataError, match=r"descriptions has no text in tr .*leave it out"):

@@ -281,6 +281,7 @@ def capture_on_a_rank(rank, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_two_ranks_make_the_trace_of_one(tmp_path):
     multiprocessing.spawn(capture_on_a_rank, (tmp_path,), nprocs=2)
     alone = capture(tiny("olmoe"), SEQUENCES, start_id=1, batch_tokens=64, coactivation=True)

@@ -50,10 +50,10 @@ class RoutingTrace:
     """int64: tokens seen of each language, padding and special tokens excluded."""
     segment_chosen_NLE: dict[str, np.ndarray] = field(default_factory=dict)
     """int32 by language: choices of each segment alone, in corpus order; empty where it was not asked for."""
-    pairs_GLEE: np.ndarray | None = None
-    """int64: tokens that chose both experts; on the diagonal, tokens that chose the one. None where not asked for."""
     about: dict[str, Any] = field(default_factory=dict)
     """Checksums of model and text, dragoman's version, what was excluded."""
+    pairs_GLEE: np.ndarray | None = None
+    """int64: tokens that chose both experts; on the diagonal, tokens that chose the one. None where not asked for."""
 
     def __add__(self, other: RoutingTrace) -> RoutingTrace:
         """The trace of both texts together; languages are joined, the model must be the same."""
