@@ -222,6 +222,12 @@ def test_models_in_two_directions(place):
     assert min(holm) == pytest.approx(min(1, 4 * p[0])), "Holm is over all four comparisons of the metric"
     again = json.loads((place / "run" / "segments.json").read_text())
     assert len(again["outputs"][a]["en-ca"]) == 12
+    texts = record["texts"]
+    assert set(texts["likelihoods"]) == {"en", "ca"} and set(texts["references"]) == {"en-ca", "ca-en"}
+    assert texts["sources"]["en-ca"] == texts["references"]["ca-en"] != texts["references"]["en-ca"]
+    compared = dragoman.compare(place / "run", place / "run", out=place / "compared")
+    assert all(n["comparable"] for n in compared["numbers"]) and not compared["untested"]
+    assert {c["metric"] for c in compared["comparisons"]} == {"bits_per_byte", "chrf", "copies", "length_ratio"}
 
 
 def test_a_test_set_of_two_files_and_one_of_a_folder(place, tmp_path):
@@ -256,6 +262,7 @@ def test_multiple_choice(place, tmp_path):
     rate = (bits / [len(t.encode()) for t in flat]).reshape(-1, 2)
     assert record["option_accuracy"][str(place / "m0")]["en"] == pytest.approx(100 * (rate[:, 0] < rate[:, 1]).mean())
     assert "bits_per_byte" not in record["metrics"]
+    assert list(record["texts"]["choices"]) == ["en"]
 
 
 def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_path):

@@ -38,6 +38,20 @@ def test_by_hand():
     assert first_parting(["same"] * 40, ["same"] * 39) is None
 
 
+WORDS = ["alphabet", "bravado", "charlatan", "deltoid", "echoing", "foxtrot", "golfing", "hotels", "indigo", "juniper"]
+LINES = [f"the {word} has text" for word in WORDS]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 4, 8])
+def test_a_line_lost_from_a_short_text_is_found(lost):
+    shorter = LINES[:lost] + LINES[lost + 1 :]
+    assert first_parting(shorter, LINES) == first_parting(LINES, shorter) == lost + 1
+
+
+def test_two_lines_put_into_a_short_text_are_found():
+    assert first_parting([*LINES[:5], "something", "else", *LINES[5:]], LINES) == 6
+
+
 def test_messages():
     text = [f"line {i} about {i * i}" for i in range(40)]
     with pytest.raises(DataError, match=r"a has 40 lines and b 30.*match up to line 30, where b ends"):

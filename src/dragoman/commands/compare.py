@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dragoman.commands import records
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.routing.drift import drift
@@ -19,15 +20,15 @@ from dragoman.routing.trace import RoutingTrace
 
 @dataclass(frozen=True)
 class Config:
-    """Compare two traces."""
+    """Compare two traces or two evaluations."""
 
     before: Path
-    """Trace (.npz) that `dragoman diagnose` wrote."""
+    """Trace (.npz) that `dragoman diagnose` wrote, or folder (or record.json) of `dragoman evaluate`."""
     after: Path
-    """Trace of the changed model, of the same text."""
+    """The same of the changed model, on the same text."""
     _: KW_ONLY
     out: Path = Path("comparison")
-    """New folder for record.json, report.html and figures."""
+    """New folder for record.json and a report (of traces with figures)."""
     seed: int = 0
     """Of the bootstrap and the placebo."""
 
@@ -47,10 +48,14 @@ class Kind(NamedTuple):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Compare two files of one kind: two traces give the drift of routing per language and layer, with a placebo."""
+    """Compare two files of one kind.
+
+    Two traces give the drift of routing per language and layer, with a placebo. Two evaluations give what differs
+    between them, which numbers may be compared, and a paired test of those.
+    """
     kind = _same_kind(config)
     found = KINDS[kind].measure(config)
-    out = claim_folder(config.out)
+    out = claim_folder(Path(config.out))
     files = {side: {"path": path, "sha256": sha256(path)} for side, path in _sides(config).items()}
     record = environment() | {"command": "compare", "kind": kind, "config": asdict(config), "files": files} | found
     KINDS[kind].write(record, out)
@@ -65,7 +70,8 @@ def show(record: dict[str, Any]) -> None:
 
 
 def _sides(config: Config) -> dict[str, Path]:
-    return {"before": config.before, "after": config.after}
+    given = {"before": Path(config.before), "after": Path(config.after)}
+    return {side: path / "record.json" if path.is_dir() else path for side, path in given.items()}
 
 
 def _same_kind(config: Config) -> str:
@@ -80,7 +86,7 @@ def _same_kind(config: Config) -> str:
 def _kind(path: Path) -> str:
     """By what the file holds: `a trace`, or a record with its command."""
     if not path.is_file():
-        raise DataError(f"{path} is not a file; give a trace that `dragoman diagnose` wrote")
+        raise DataError(f"{path} is not a file; give a trace of `dragoman diagnose` or a folder of `dragoman evaluate`")
     if path.suffix != ".json":
         return "a trace"  # RoutingTrace.load says what is wrong with anything else
     content = read_json(path)
@@ -123,5 +129,16 @@ def _thirds(values_L: Any) -> str:
     return "".join(f"{float(np.mean(p)):9.4f}" if len(p) else f"{'':9}" for p in parts)
 
 
-KINDS = {"a trace": Kind(_drift, _write_drift, _show_drift)}
-"""What can be compared; evaluation records would be a second line."""
+# ---- two evaluations -----------------------------------------------------------------------------------------------
+
+
+def _evaluations(config: Config) -> dict[str, Any]:
+    before, after = _sides(config).values()
+    return records.measure(before, after, config.seed)
+
+
+KINDS = {
+    "a trace": Kind(_drift, _write_drift, _show_drift),
+    "a record of evaluate": Kind(_evaluations, records.write, records.show),
+}
+"""What can be compared."""

@@ -2,7 +2,8 @@
 
 The record holds, for each metric, `{metric: {system: {label: value}}}` and `{metric}_interval`; a label is a language
 or a direction such as `en-de`. `comparisons` lists paired tests, `means` what the tables show beside the labels,
-`left_out` metrics that could not be had and why, `warnings` what to mind. The sums of every segment, from which
+`left_out` metrics that could not be had and why, `warnings` what to mind, `texts` checksums of what was scored
+(`{"references" | "sources" | "likelihoods" | "choices": {label: sha256}}`). The sums of every segment, from which
 `segments.json` beside the record gives all of it again, are too many to read: `{"documents": {metric: {label: [N]}},
 "sums": {system: {metric: {label: [N][S]}}}, "outputs": {system: {label: [N]}}}`.
 """
@@ -183,8 +184,8 @@ def _score_files(config: Config) -> Result:
     left_out |= dict.fromkeys(scoring.OF_LIKELIHOODS, "it needs a model")
     scored |= reference_rates({target: table}, {target: metrics})
     files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
-    checksums = {str(f): sha256(f) for f in files}
-    return scored, left_out, {"segments_scored": {target: len(references)}, "files": checksums}
+    about = {"segments_scored": {target: len(references)}, "files": {str(f): sha256(f) for f in files}}
+    return scored, left_out, about | {"texts": scoring.text_checksums({target: table}, {}, {})}
 
 
 def _table_of(target: str, references: list[str], read: Mapping[str, list[str]]) -> NText:
@@ -235,8 +236,11 @@ def _score_models(config: Config, out: Path) -> Result:
         scored |= reference_rates(pairs, metrics)
     if not choices:
         left_out["option_accuracy"] = "it needs items: give --choices"
-    sizes = {label: len(table) for label, table in pairs.items()}
-    return scored, left_out, {"corpus": corpus.about, "segments_scored": sizes, "models": _checksums(config)}
+    held_out = scoring.held_out(corpus, **settings)
+    about = {"corpus": corpus.about, "models": _checksums(config)}
+    about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
+    about |= {"texts": scoring.text_checksums(pairs, {g: held_out[g] for g in languages}, choices)}
+    return scored, left_out, about
 
 
 def _checksums(config: Config) -> dict[str, str | None]:
@@ -323,7 +327,7 @@ def summary(scored: scoring.Scored, seed: int) -> dict[str, Any]:
         result |= scoring.values(scored, name, seed)
         result["means"][name] = _means(result[name])
         result["comparisons"] += _judged(scored, name, seed)
-    return result | {"warnings": _warnings(scored, result["comparisons"])}
+    return result | {"warnings": warnings_of(scored, result["comparisons"])}
 
 
 def _means(by_system: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -355,7 +359,8 @@ def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dic
     return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
 
 
-def _warnings(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:
+def warnings_of(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:
+    """What to mind: few units to resample, differences within noise."""
     documents = [labels for by in scored.values() for labels in by["documents"].values()]
     units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
     told = []

@@ -13,6 +13,7 @@ A label names what a value is about: a language for likelihoods, a direction suc
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -29,6 +30,7 @@ from dragoman.corpora.parting import refuse_untranslated
 from dragoman.errors import DataError, UserError
 from dragoman.evaluation import significance
 from dragoman.evaluation.metrics import CHRF, METRICS, BitsPerByte, Metric
+from dragoman.record import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,6 +139,22 @@ def parallel(corpus: NText, source: str, target: str, split: str, segments: int)
     name = corpus.about.get("name", "the corpus")
     refuse_untranslated(cells(table, source), cells(table, target), f"{source} -> {target} in {name}")
     return table
+
+
+def text_checksums(
+    pairs: Mapping[str, NText], rows: Mapping[str, NText], choices: Mapping[str, Sequence[Choice]]
+) -> dict[str, dict[str, str]]:
+    """What was scored, as checksums of texts in order, so that two records can tell whether theirs is the same.
+
+    pairs: label -> columns source and target, or the target alone; rows: language -> rows of likelihoods.
+    """
+    columns: dict[str, dict[str, Sequence[Any]]] = {
+        "references": {label: cells(table, table.languages[-1]) for label, table in pairs.items()},
+        "sources": {label: cells(t, t.languages[0]) for label, t in pairs.items() if len(t.languages) > 1},
+        "likelihoods": {g: cells(table, g) for g, table in rows.items()},
+        "choices": {g: [asdict(item) for item in items] for g, items in choices.items()},
+    }
+    return {kind: {label: sha256(json.dumps(column)) for label, column in by.items()} for kind, by in columns.items()}
 
 
 # Systems

@@ -37,19 +37,18 @@ def tables_of(record: Record) -> list[Table]:
     """All tables of a record, values before comparisons."""
     found = []
     for name, about in record["metrics"].items():
-        found.append(_values(record, name, about))
-        if any(c["metric"] == name for c in record["comparisons"]):
-            found.append(_comparisons(record, name, about))
+        found += [_values(record, name, about), *comparisons_of(record, name, about)]
     return found
 
 
-def _number(value: float, name: str, sign: bool = False) -> str:
+def number(value: float, name: str, sign: bool = False) -> str:
+    """A value of a metric with its decimals."""
     return f"{value:{'+' if sign else ''}.{DIGITS.get(name, 1)}f}"
 
 
 def _range(limits: Sequence[float], name: str, sign: bool = False) -> str:
     low, high = limits
-    return f"[{_number(low, name, sign)}, {_number(high, name, sign)}]"
+    return f"[{number(low, name, sign)}, {number(high, name, sign)}]"
 
 
 def _values(record: Record, name: str, about: Record) -> Table:
@@ -60,32 +59,33 @@ def _values(record: Record, name: str, about: Record) -> Table:
     def cell(system: str, label: str) -> str:
         if label not in values[system]:
             return "–"
-        return f"{_number(values[system][label], name)} {_range(intervals[system][label], name)}"
+        return f"{number(values[system][label], name)} {_range(intervals[system][label], name)}"
 
     rows = [[label, *(cell(s, label) for s in systems)] for label in labels]
     if mean:
-        rows.append([f"mean of {len(mean['over'])}", *(_number(mean["of"][s], name) for s in systems)])
+        rows.append([f"mean of {len(mean['over'])}", *(number(mean["of"][s], name) for s in systems)])
     note = f"95 % intervals; {record['signatures'][name]}"
     return Table(f"{about['title']}{ARROWS[about['higher_is_better']]}", ["", *systems], rows, note)
 
 
-def _comparisons(record: Record, name: str, about: Record) -> Table:
+def comparisons_of(record: Record, name: str, about: Record) -> list[Table]:
+    """The table of a metric's comparisons, where there are any."""
     rows = [
         [
             c["language"],
             f"{c['a']} - {c['b']}",
-            f"{_number(c['difference'], name, True)} {_range([c['low'], c['high']], name, True)}",
+            f"{number(c['difference'], name, True)} {_range([c['low'], c['high']], name, True)}",
             f"{c['p_value']:.4f}",
             f"{c['p_holm']:.4f}",
             c["verdict"],
-            _number(c["detectable"], name) if c["detectable"] else "–",
+            number(c["detectable"], name) if c["detectable"] else "–",
             f"{c['units']} {c['unit']}s",
         ]
         for c in record["comparisons"]
         if c["metric"] == name
     ]
     head = ["", "systems", "difference", "p", "p (Holm)", "verdict", "would show", "units"]
-    return Table(f"{about['title']}: differences", head, rows)
+    return [Table(f"{about['title']}: differences", head, rows)] if rows else []
 
 
 # Forms
@@ -93,13 +93,15 @@ def _comparisons(record: Record, name: str, about: Record) -> Table:
 
 def text(record: Record) -> str:
     """Plain tables in columns."""
-    parts = []
-    for table in tables_of(record):
-        lines = [table.head, *table.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-        body = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        parts.append("\n".join([table.title, *body, *([f"({table.note})"] if table.note else [])]))
-    return "\n\n".join([*parts, "\n".join(_remarks(record))]) + "\n"
+    return "\n\n".join([*map(in_columns, tables_of(record)), "\n".join(_remarks(record))]) + "\n"
+
+
+def in_columns(table: Table) -> str:
+    """One table as plain text."""
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    body = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([table.title, *body, *([f"({table.note})"] if table.note else [])])
 
 
 EXPLAINED = (
