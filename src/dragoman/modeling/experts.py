@@ -21,20 +21,27 @@ def sorted_experts(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, stacked experts gather their slots by a permutation, whose gradient is a gather too.
 
     The usual gradient of a gather adds rows in an order of chance, and takes a fifth of a training step on a CPU.
-    Results differ from the `grouped_mm` of transformers by rounding. Experts that are no gated stack, and models whose
-    implementation was chosen by hand, stay as they are.
+    Results differ from the `grouped_mm` of transformers by rounding. Experts that are no gated stack, models whose
+    implementation was chosen by hand, and versions of transformers that know no registered ones stay as they are.
     """
     config = model.config.get_text_config()
     before = getattr(config, "_experts_implementation", None)
-    if before != "grouped_mm":
+    if before != "grouped_mm" or not _taken(model):
         yield
         return
-    moe.ALL_EXPERTS_FUNCTIONS.register(SORTED, _forward)
-    model.set_experts_implementation(SORTED)
     try:
         yield
     finally:
         model.set_experts_implementation(before)
+
+
+def _taken(model: PreTrainedModel) -> bool:
+    moe.ALL_EXPERTS_FUNCTIONS.register(SORTED, _forward)
+    try:
+        model.set_experts_implementation(SORTED)
+    except ValueError:  # transformers 5.0 has a fixed list
+        return False
+    return True
 
 
 class _Permuted(torch.autograd.Function):
