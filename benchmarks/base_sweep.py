@@ -1,7 +1,9 @@
 """What recipe, shape and shares a built-in base should have, by short trainings compared on dev text.
 
-    python benchmarks/base_sweep.py --config benchmarks/base/mini-moe.yaml --arms benchmarks/base/sweep-recipe.yaml \\
-        --out benchmarks/base/sweep-recipe.json
+    python benchmarks/base_sweep.py --config benchmarks/base/mini-moe-en.yaml \\
+        --arms benchmarks/base/sweep-recipe.yaml --out benchmarks/base/sweep-recipe.json  # from random weights
+    python benchmarks/base_sweep.py --config benchmarks/base/mini-moe.yaml \\
+        --arms benchmarks/base/sweep-shares.yaml --out benchmarks/base/sweep-shares.json  # from mini-moe-en
 
 Every arm is the training of `--config` with the flags that the arms' file names for it, on the same tables, one after
 the other; a second file can hold arms for another question. Scored on dev rows of the first table: bits per byte of

@@ -153,8 +153,13 @@ def test_named_paths_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_compile(page):
+    faults = []
     for number, block in enumerate(blocks(page, "python", "py"), 1):
-        compile(block, f"{page.name}, python block {number}", "exec")
+        try:
+            compile(block, f"{page.name}, python block {number}", "exec")
+        except SyntaxError as e:
+            faults.append(str(e))
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -102,6 +102,11 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
     shutil.rmtree(made.parent)
 
 
+def test_a_shape_beside_given_weights_is_refused(table, tmp_path):
+    with pytest.raises(ConfigError, match="shape and tokenizer would have no effect, because training starts from m"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", start="m", tokenizer="t"))
+
+
 def test_a_finished_run_goes_on_for_longer(table, tmp_path, base):
     _, record = base
     short = replace(training.Config(**record["config"]["training"]), checkpoint_minutes=1e-9)  # after every step

@@ -75,6 +75,13 @@ class Config:
     quiet: bool = False
     """No progress bars."""
 
+    def __post_init__(self) -> None:
+        if self.start and (idle := [name for name in ("shape", "tokenizer") if getattr(self, name)]):
+            raise ConfigError(
+                f"{' and '.join(idle)} would have no effect, because training starts from {self.start}: leave out "
+                "one or the other"
+            )
+
 
 def run(config: Config) -> dict[str, Any]:
     """Train and save the model; returns its record, which is also written to out/record.json."""
