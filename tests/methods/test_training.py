@@ -108,7 +108,7 @@ def test_prompts_and_filler_carry_no_loss(tmp_path):
 
 def test_only_trailing_filler_is_masked():
     """The pad token may be the end token, which also stands inside rows."""
-    rows = training._Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2)
+    rows = training._Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
     assert rows[0]["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0]
 
 
@@ -207,3 +207,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
 def test_impossible_settings_are_all_named():
     with pytest.raises(ConfigError, match=r"no multiple.*do not fit.*precision"):
         Config(batch=5, micro_batch=2, steps=3, warmup=2, decay=4, precision="fp8")
+
+
+def test_an_extra_loss_trains_and_knows_its_rows_and_routers(tmp_path):
+    """A loss that pulls every logit of the first router to zero, on a model whose text teaches nothing else."""
+    model = tiny("olmoe")
+    seen = []
+
+    def extra(inputs, row_B, routed):
+        seen.append((row_B.tolist(), inputs["input_ids"].tolist(), len(routed)))
+        return 100 * routed[0].logits_TE.square().mean()
+
+    layers = moe_layers(model)
+    before = layers[0].router.weight.detach().norm()
+    train(model, ROWS[:6], config(learning_rate=1e-2), folder=tmp_path, layers=layers, extra_loss=extra)
+    assert layers[0].router.weight.norm() < 0.9 * before
+    assert [rows for rows, _, _ in seen[:3]] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
+    assert all(ids == ROWS[rows].tolist() and n == len(layers) for rows, ids, n in seen)

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +96,10 @@ def _computes_bf16() -> bool:
     return bool(check())
 
 
+ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
+"""A method's own term: (inputs of the pass, row_B: which rows of the text it holds, what the tapped routers did)."""
+
+
 @dataclass
 class Log:
     """What a training run reports."""
@@ -134,21 +138,25 @@ class WarmupStableDecay:
 
 
 class _Rows(Dataset):
-    def __init__(self, tokens_NS: np.ndarray, labels_NS: np.ndarray | None, pad_id: int | None):
-        self.tokens_NS, self.labels_NS, self.pad_id = tokens_NS, labels_NS, pad_id
+    """`needed` rows in their order, from the start again where there are fewer; each says which one it is."""
+
+    def __init__(self, tokens_NS: np.ndarray, labels_NS: np.ndarray | None, pad_id: int | None, needed: int):
+        self.tokens_NS, self.labels_NS, self.pad_id, self.needed = tokens_NS, labels_NS, pad_id, needed
 
     def __len__(self) -> int:
-        return len(self.tokens_NS)
+        return self.needed
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self.tokens_NS[i].astype(np.int64))
+        i %= len(self.tokens_NS)
+        ids, row = torch.from_numpy(self.tokens_NS[i].astype(np.int64)), torch.tensor(i)
         if self.labels_NS is None:
-            return {"input_ids": ids, "labels": ids}
+            return {"input_ids": ids, "labels": ids, "row": row}
         # Filler stands at the end of a row, so a causal model's labels are out of its reach without a mask.
         # It is what follows the last other token: the pad token may be the end token, which also stands inside.
         other = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
         real = (other.flip(0).cumsum(0).flip(0) > 0).long()
-        return {"input_ids": ids, "labels": torch.from_numpy(self.labels_NS[i]), "attention_mask": real}
+        labels = torch.from_numpy(self.labels_NS[i])
+        return {"input_ids": ids, "labels": labels, "attention_mask": real, "row": row}
 
 
 def balance_loss(logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
@@ -180,6 +188,7 @@ class _Trainer(Trainer):
         self.ours, self.routed, self.log_ = config, routed, log
         self.staging: Path | None = None
         self.extended = False
+        self.extra_loss: ExtraLoss | None = None
         self.cross_entropy = torch.compile(_cross_entropy) if config.compile else _cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
@@ -227,7 +236,7 @@ class _Trainer(Trainer):
         model.load_state_dict(saved.state_dict(), strict=True)
 
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
-        labels = inputs.pop("labels")
+        labels, row_B = inputs.pop("labels"), inputs.pop("row")
         self.routed.clear()
         loss = self.cross_entropy(model, inputs, labels)
         self.pending.append(float(loss.detach()))
@@ -238,10 +247,11 @@ class _Trainer(Trainer):
                 f"{first + self.ours.micro_batch - 1} of the stream; the last checkpoint is good: lower the learning "
                 "rate or clip, and resume from it"
             )
-        return loss + self._router_losses(inputs, labels)
+        loss = loss + self._router_losses(inputs, labels)
+        return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
 
     def _router_losses(self, inputs: dict, labels: torch.Tensor) -> torch.Tensor | float:
-        if not self.routed:
+        if not (self.ours.balance or self.ours.z_loss):
             return 0.0
         real_T = inputs.get("attention_mask", torch.ones_like(labels)).flatten().bool()
         terms = [
@@ -292,6 +302,7 @@ def train(
     config: Config,
     *,
     layers: Sequence[MoELayer] = (),
+    extra_loss: ExtraLoss | None = None,
     labels_NS: np.ndarray | None = None,
     pad_id: int | None = None,
     folder: Path,
@@ -302,7 +313,8 @@ def train(
     """Train the parameters of `model` that require gradients on rows of tokens, in their order, in place.
 
     tokens_NS: int32 rows; without labels_NS every token is a label. Rows are repeated from the start if `steps` need
-        more than there are. Router losses apply to `layers`; leave it empty for none.
+        more than there are. Router losses apply to `layers`; leave it empty for none. `extra_loss` is added to the
+        loss (not in the log) and sees what the routers of `layers` did.
     The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
     another number of steps: the schedule is that of `config`, later checkpoints go.
     Raises ModelError when the loss is not finite, ConfigError when a checkpoint cannot be written.
@@ -311,21 +323,19 @@ def train(
     before = log.seconds
     for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
         shutil.rmtree(later)
-    needed = config.steps * config.batch
-    order = np.arange(needed) % len(tokens_NS)
-    rows = _Rows(tokens_NS[order], None if labels_NS is None else labels_NS[order], pad_id)
+    rows = _Rows(tokens_NS, labels_NS, pad_id, config.steps * config.batch)
     model.train()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     started = time.monotonic()
-    tapped = layers if config.balance or config.z_loss else ()
+    tapped = layers if config.balance or config.z_loss or extra_loss else ()
     with _deterministic(), sorted_experts(model), tap_routers(model, tapped) as routed:
         trainer = _Trainer(
             model=model, args=_arguments(config, folder), train_dataset=rows, config=config, routed=routed, log=log
         )
         for theirs in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(theirs)
-        trainer.extended = extended
+        trainer.extended, trainer.extra_loss = extended, extra_loss
         trainer.add_callback(_Watch(trainer, config, tokens_NS.shape[1], quiet))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
