@@ -50,6 +50,9 @@ TORCH_FREE = (
     "dragoman.corpora.mix",
     "dragoman.corpora.testsets",
     "dragoman.corpora.choices",
+    "dragoman.corpora.items",
+    "dragoman.corpora.itemfiles",
+    "dragoman.corpora.quizzes",
     "dragoman.routing.trace",
     "dragoman.routing.stats",
     "dragoman.routing.sharing",
@@ -59,12 +62,17 @@ TORCH_FREE = (
     "dragoman.routing.correlation",
     "dragoman.routing.description",
     "dragoman.routing.planners",
+    "dragoman.routing.controls",
     "dragoman.routing.figures",
     "dragoman.evaluation.metrics",
+    "dragoman.evaluation.tasks",
     "dragoman.evaluation.significance",
     "dragoman.reporting",
     "dragoman.reporting.tables",
     "dragoman.commands.evaluate",
+    "dragoman.commands.categorize",
+    "dragoman.commands.align",
+    "dragoman.commands.steer",
 )
 MAX_BODY, MAX_FILE = 40, 400
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dragoman.methods import training
-    from dragoman.methods.alignment import Pairs, Sample
+    from dragoman.methods.alignment import AlignmentLoss, Pairs, Sample
     from dragoman.modeling import TextCodec
 
 # Shape letters: N rows, S tokens per row.
@@ -121,12 +121,13 @@ def run(config: Config) -> dict[str, Any]:
     pairs, order, too_long = pairs_of(codec, items, config, labels)
     for sentence in told if not config.quiet else ():
         print(f"before training: {sentence}", file=sys.stderr)
+    loss, counts = prepared(model, method_config, plan, pairs, config)
     out = claim_folder(config.out)
-    trained = train_items(model, codec, method_config, plan, pairs, config)
+    log = train_items(model, loss, pairs, config)
     save_model(model, codec, out / "model")
     record = environment() | {"command": "align", "config": asdict(config), "method": asdict(method_config)}
     record |= {"task": items.name, "about": items.about, "items": len(order), "items_too_long": too_long}
-    record |= {"items_sha256": items.checksum(), "advice": told, **trained}
+    record |= {"items_sha256": items.checksum(), "advice": told, **counts, **log}
     write_json(out / "record.json", record)
     return record
 
@@ -187,21 +188,29 @@ def pairs_of(
     return Pairs(target, english, codec.pad_id, width, ordered), order, len(lengths_N) - len(order)
 
 
-def train_items(
-    model: PreTrainedModel, codec: TextCodec, method_config: Any, plan: ExpertPlan | None, pairs: Pairs, config: Config
-) -> dict[str, Any]:
-    """Apply the method, train on the target side of the pairs, merge: the model is plain again. Counts and the log."""
-    from dragoman.methods import METHODS, base, training
-    from dragoman.modeling import moe_layers
+def prepared(
+    model: PreTrainedModel, method_config: Any, plan: ExpertPlan | None, pairs: Pairs, config: Config
+) -> tuple[AlignmentLoss | None, dict[str, Any]]:
+    """The method's loss, made on the base, and the model with the method applied; how much trains and is aligned."""
+    from dragoman.methods import METHODS, base
 
     method = METHODS[config.method]
     total = sum(p.numel() for p in model.parameters())
-    folder = config.references or cache_folder() / "references"
     loss = None
     if isinstance(method, base.LossMethod):
+        folder = config.references or cache_folder() / "references"
         loss = method.extra_loss(model, method_config, plan, pairs, folder)
     method.apply(model, method_config, plan)
     trained = base.trained(model, total)
+    counts = {"parameters": trained.parameters, "trained_share": trained.share}
+    return loss, counts | {"aligned": int(loss.aligned_N.sum()) if loss else 0}
+
+
+def train_items(model: PreTrainedModel, loss: AlignmentLoss | None, pairs: Pairs, config: Config) -> dict[str, Any]:
+    """Train on the target side of the pairs and merge: the model is plain again. Returns the log and its settings."""
+    from dragoman.methods import METHODS, training
+    from dragoman.modeling import moe_layers
+
     tokens_NS, labels_NS = rows_of(pairs)
     settings = _training(config, len(tokens_NS))
     layers = loss.layers if loss else moe_layers(model) if config.balance else ()
@@ -217,11 +226,9 @@ def train_items(
             folder=Path(scratch),
             quiet=config.quiet,
         )
-    method.merge(model)
+    METHODS[config.method].merge(model)
     model.requires_grad_(True)
-    counts = {"parameters": trained.parameters, "trained_share": trained.share}
-    aligned = int(loss.aligned_N.sum()) if loss else 0
-    return counts | {"aligned": aligned, "log": asdict(log), "training": asdict(settings)}
+    return {"log": asdict(log), "training": asdict(settings)}
 
 
 def _training(config: Config, rows: int) -> training.Config:

@@ -207,7 +207,7 @@ def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = Tr
     chosen = items.items[tag]
     if answered and (empty := [item.key for item in chosen if not item.answer]):
         raise DataError(
-            f"{len(empty)} of {len(chosen)} items of the task {items.name} in {tag} have no answer to train on, such as "
+            f"{len(empty)} of {len(chosen)} items of the task {items.name} in {tag} have no answer to train on, as "
             f"{empty[0]}; the file has to give one (`response`, or a solution)"
         )
     prompts = [item.prompt for item in chosen]
