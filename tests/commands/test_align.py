@@ -205,8 +205,14 @@ def test_advice(counts, said):
 # Messages
 
 
-def test_mistakes_are_told_before_anything_is_written(place, categorized, plan, tmp_path, capsys):
-    settings = {"corpus": str(place / "text.tsv.gz"), "out": tmp_path / "x", "quiet": True}
+@pytest.fixture
+def settings(place, tmp_path):
+    """What every mistaken command has in common; nothing is to be written into `out`."""
+    yield {"corpus": str(place / "text.tsv.gz"), "out": tmp_path / "x", "quiet": True}
+    assert not (tmp_path / "x").exists()
+
+
+def test_mistakes_with_tasks(place, settings):
     model = str(place / "model")
     with pytest.raises(ConfigError, match="no task 'nxt'; tasks are next, heading, translation, text, or a folder"):
         dragoman.categorize(model, task="nxt", targets=("ca",), **settings)
@@ -221,6 +227,10 @@ def test_mistakes_are_told_before_anything_is_written(place, categorized, plan, 
     with pytest.raises(ConfigError, match="the task text has no answers to judge"):
         dragoman.categorize(model, task="text", targets=("ca",), **settings)
 
+
+def test_mistakes_with_methods(place, categorized, plan, settings):
+    model = str(place / "model")
+
     def align(method="ra_moe", **changes):
         dragoman.align(model, **({"target": "ca", "method": method, "plan": plan} | settings | changes))
 
@@ -230,47 +240,57 @@ def test_mistakes_are_told_before_anything_is_written(place, categorized, plan, 
         align("sft", plan=None, weight=1.0, match="mass")
     with pytest.raises(ConfigError, match="match is one of both, mass, allocation, not 'masses'"):
         align(match="masses")
-    with pytest.raises(ConfigError, match="run `dragoman categorize`"):
-        align()
     with pytest.raises(ConfigError, match="the middle band 1 to 7 does not fit"):
         align(categories=categorized, band=(1, 7))
-    with pytest.raises(DataError, match=r"has no label for \d+ of \d+ items, such as .* categorize the task and split"):
-        align(categories=categorized, split="dev")
-    with pytest.raises(DataError, match="has labels for ca, not for es"):
-        align(categories=categorized, target="es")
-    kept = json.loads((categorized / "categories.json").read_text())
-    (tmp_path / "other.json").write_text(json.dumps(kept | {"model_sha256": "0"}))
-    with pytest.raises(DataError, match=r"other.json is of another model"):
-        align(categories=tmp_path / "other.json")
-    none = {"ca": dict.fromkeys(kept["labels"]["ca"], "ii")}
-    (tmp_path / "none.json").write_text(json.dumps(kept | {"labels": none}))
-    with pytest.raises(DataError, match=r"right in English and wrong in the target language \(ci\), so"):
-        align(categories=tmp_path / "none.json")
-    other = ExpertPlan("t", {2: (PlannedExpert(1, "shared"),)}, {2: 16})
-    other.save(tmp_path / "plan.json")
-    with pytest.raises(ModelError, match="the plan is of another model"):
-        align(categories=categorized, plan=tmp_path / "plan.json")
     with pytest.raises(ConfigError, match=r"trains on parallel items of a task; use `dragoman align`"):
         dragoman.adapt(model, target="ca", method="ra_moe", **settings)
     with pytest.raises(ConfigError, match="seed has no effect without a control"):
         dragoman.steer(plan, seed=1)
-    assert not (tmp_path / "x").exists()
-    align(categories=categorized, items=8, quiet=False, epochs=1, references=tmp_path, out=tmp_path / "y")
-    told = capsys.readouterr().err
-    assert "before training: English itself is not above chance" in told
-
-
-def test_a_dense_model_and_steering_of_another_model(place, plan, tmp_path):
-    settings = {"corpus": str(place / "text.tsv.gz"), "quiet": True}
     with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
-        dragoman.align(
-            str(place / "dense"), target="ca", method="sara", align="all", out=tmp_path / "d", **settings
-        )
+        dragoman.align(str(place / "dense"), target="ca", method="sara", align="all", **settings)
+
+
+def test_mistakes_with_categories_and_plans(place, categorized, plan, settings, tmp_path):
+    kept = json.loads((categorized / "categories.json").read_text())
+    made = ExpertPlan("t", {2: (PlannedExpert(1, "shared"),)}, {2: 16})
+    made.save(tmp_path / "plan.json")
+
+    def align(**changes):
+        beside = {"target": "ca", "plan": plan, "categories": categorized}
+        dragoman.align(str(place / "model"), **(beside | settings | changes))
+
+    def changed(**changes):
+        (tmp_path / "changed.json").write_text(json.dumps(kept | changes))
+        return tmp_path / "changed.json"
+
+    with pytest.raises(ConfigError, match=r"run `dragoman categorize`"):
+        align(categories=None)
+    with pytest.raises(DataError, match=r"is of other items \(next, \d+ items\) than the \d+ to train on"):
+        align(split="dev")
+    with pytest.raises(DataError, match="has labels for ca, not for es"):
+        align(target="es")
+    with pytest.raises(DataError, match=r"changed\.json is of another model"):
+        align(categories=changed(model_sha256="0"))
+    none = {"ca": dict.fromkeys(kept["labels"]["ca"], "ii")}
+    with pytest.raises(DataError, match=r"right in English and wrong in the target language \(ci\), so"):
+        align(categories=changed(labels=none))
+    with pytest.raises(DataError, match="holds no categories"):
+        align(categories=plan)
+    with pytest.raises(ModelError, match="the plan is of another model"):
+        align(plan=tmp_path / "plan.json")
+
+
+def test_what_speaks_against_alignment_is_said_before_training(place, plan, categorized, tmp_path, capsys):
+    dragoman.align(str(place / "model"), target="ca", plan=plan, categories=categorized, epochs=1, out=tmp_path / "y",
+                   corpus=str(place / "text.tsv.gz"), references=tmp_path)  # fmt: skip
+    assert "before training: English itself is not above chance" in capsys.readouterr().err
+
+
+def test_steering_of_another_model_is_refused(place, plan, tmp_path):
     dragoman.steer(plan, out=tmp_path / "s.json")
-    text = (tmp_path / "s.json").read_text().replace('"2": 8', '"2": 16')
-    (tmp_path / "s.json").write_text(text)
+    (tmp_path / "s.json").write_text((tmp_path / "s.json").read_text().replace('"2": 8', '"2": 16'))
+    settings = {"corpus": str(place / "text.tsv.gz"), "quiet": True, "out": tmp_path / "e"}
     with pytest.raises(ModelError, match="the plan is of another model"):
         dragoman.evaluate(
-            str(place / "model"), task="next", languages=("ca",), steer=(str(tmp_path / "s.json"),), out=tmp_path / "e",
-            **settings,
-        )  # fmt: skip
+            str(place / "model"), task="next", languages=("ca",), steer=(str(tmp_path / "s.json"),), **settings
+        )

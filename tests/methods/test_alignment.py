@@ -295,6 +295,24 @@ def test_what_trains_by_hand():
     assert all(n.startswith(("model.layers.1.mlp.experts", "model.layers.2", "model.norm", "lm_head")) for n in left)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("sft", {}), ("ra_moe", {"train": "lora"}), ("sara", {}), ("router_alignment", {}), ("sara", {"train": "lora"})],
+)
+def test_training_changes_what_the_method_says_and_nothing_else(name, settings):
+    pytest.importorskip("peft")
+    model, method, ids = tiny("qwen2_moe"), METHODS[name], torch.arange(3, 63).view(3, 20)
+    before, plan = copy.deepcopy(model.state_dict()), plan_of(model) if name == "ra_moe" else None
+    said = method.changes(model, method.Config(**settings), plan)
+    method.apply(model, method.Config(**settings), plan)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    for _ in range(2):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    method.merge(model)
+    assert {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])} == set(said)
+
+
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
 def test_lora_starts_at_the_base_trains_and_merges(family):
     pytest.importorskip("peft")

@@ -115,8 +115,11 @@ def run(config: Config) -> dict[str, Any]:
     method_config = settings_of(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     settings: dict[str, Any] = {"corpus": config.corpus, "split": config.split, "number": config.items}
-    items = tasking.open_task(config.task, (config.target,), **settings, into=config.into)
-    labels, told = _labels(config, items, model_checksum(config.model))
+    known = categorize.read_categories(config.categories) if config.categories else {}
+    languages = tuple(known.get("labels", ())) or (config.target,)  # items that are made depend on all of them
+    items = tasking.open_task(config.task, languages, **settings, into=config.into)
+    labels = categorize.labels_for(known, config.target, items, model_checksum(config.model)) if known else []
+    told = known["advice"][config.target] if known else []
     model, codec = open_both(config.model)
     pairs, order, too_long = pairs_of(codec, items, config, labels)
     for sentence in told if not config.quiet else ():
@@ -160,12 +163,6 @@ def settings_of(config: Config) -> Any:
     if wrong := [f"{n} is one of {', '.join(w)}, not {given[n]!r}" for n, w in words.items() if given[n] not in w]:
         raise ConfigError(f"the method {config.method} has no such setting: {'; '.join(wrong)}")
     return kind(**given)
-
-
-def _labels(config: Config, items: TaskItems, model_sha256: str | None) -> tuple[list[str], list[str]]:
-    if config.categories is None:
-        return [], []
-    return categorize.read_labels(config.categories, items, config.target, model_sha256)
 
 
 def pairs_of(

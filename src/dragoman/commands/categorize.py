@@ -167,8 +167,8 @@ def advice(
         told.append(f"most items are wrong in both languages (ii {shares['ii']['share']:.0%}): English is no teacher")
     if p_value >= LEVEL:
         told.append(
-            f"English is not measurably better than {target} (p = {p_value:.2f}): about as many items go the other "
-            "way, so what is ci may be so by luck"
+            f"English is not measurably better than {target} (ci {shares['ci']['share']:.1%} against ic "
+            f"{shares['ic']['share']:.1%}, p = {p_value:.2f}): what is ci may be so by luck; take more items"
         )
     return told
 
@@ -189,23 +189,25 @@ def _interval(share: Mapping[str, float]) -> str:
     return f"{share['share']:6.1%} [{share['low']:.1%}, {share['high']:.1%}]"
 
 
-def read_labels(path: Path, items: TaskItems, target: str, model_sha256: str | None) -> tuple[list[str], list[str]]:
-    """The target's label of every item, in order, and the advice, of what `categorize` wrote (file or folder).
-
-    Raises DataError for labels of other items or of another model, or without the target.
-    """
+def read_categories(path: Path) -> dict[str, Any]:
+    """What `categorize` wrote, a folder or the file in it. DataError for anything else."""
     file = path / "categories.json" if path.is_dir() else path
     raw = read_json(file)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise DataError(f"{file} holds no categories ({FORMAT}); make them with `dragoman categorize`")
-    if target not in raw["labels"]:
-        raise DataError(f"{file} has labels for {', '.join(raw['labels'])}, not for {target}; categorize {target} too")
-    if model_sha256 is not None and raw["model_sha256"] not in (None, model_sha256):
+    return raw | {"file": str(file)}
+
+
+def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, model_sha256: str | None) -> list[str]:
+    """The target's label of every item, in order. DataError for categories of other items or of another model."""
+    file, labels = categories["file"], categories["labels"]
+    if target not in labels:
+        raise DataError(f"{file} has labels for {', '.join(labels)}, not for {target}; categorize {target} too")
+    if None not in (model_sha256, categories["model_sha256"]) and categories["model_sha256"] != model_sha256:
         raise DataError(f"{file} is of another model; categorize the items with the one that is trained")
-    labels = raw["labels"][target]
-    if missing := [key for key in items.keys() if key not in labels]:  # noqa: SIM118
+    if categories["items_sha256"] != items.checksum():
         raise DataError(
-            f"{file} has no label for {len(missing)} of {len(items)} items, such as {missing[0]}: it is of other items "
-            f"({raw['task']}, {raw['items']} items); categorize the task and split that is trained on"
+            f"{file} is of other items ({categories['task']}, {categories['items']} items) than the {len(items)} to "
+            "train on; categorize the same task, corpus, split and number of items"
         )
-    return [labels[key] for key in items.keys()], raw["advice"][target]  # noqa: SIM118
+    return [labels[target][key] for key in items.keys()]  # noqa: SIM118

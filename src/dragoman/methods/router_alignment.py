@@ -79,6 +79,11 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     trainable.let_train(model, config.train, last_layer=band_of(moe_layers(model), config.band).last)
 
 
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> dict[str, tuple[int, ...] | None]:
+    """What of the plain model training may change: name -> rows, None for all."""
+    return trainable.may_change(model, config.train, band_of(moe_layers(model), config.band).last)
+
+
 def merge(model: PreTrainedModel) -> None:
     """The model is plain already."""
 

@@ -73,6 +73,11 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     trainable.let_train(model, config.train, config.rank)
 
 
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> dict[str, tuple[int, ...] | None]:
+    """What of the plain model training may change: name -> rows, None for all."""
+    return trainable.may_change(model, config.train)
+
+
 def merge(model: PreTrainedModel) -> None:
     """Plain maps again where LoRA was."""
     trainable.take_off(model)

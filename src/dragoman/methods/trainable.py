@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,17 +31,32 @@ def let_train(model: PreTrainedModel, train: Part, rank: int | None = None, last
     last_layer: model layer whose router is the last thing to train under `upstream`.
     Source of LoRA: Hu et al. 2021 (arXiv:2106.09685), here that of the package peft, on every linear map of attention.
     """
+    own = _own(model, train, last_layer)
+    model.requires_grad_(False)
+    if train == "lora":
+        _inject(model, rank or RANK)
+    for parameter in own:
+        parameter.requires_grad_(True)
+
+
+def _own(model: PreTrainedModel, train: Part, last_layer: int | None) -> list[nn.Parameter]:
+    """The plain model's own parameters that train."""
+    if train == "full":
+        return list(model.parameters())
     layers = moe_layers(model)
-    model.requires_grad_(train == "full")
     if train == "upstream":
-        aligned = next(layer for layer in layers if layer.layer_id == last_layer)
-        for parameter in upstream_parameters(model, aligned):
-            parameter.requires_grad_(True)
-    elif train != "full":
-        if train == "lora":
-            _inject(model, rank or RANK)
-        for layer in layers:
-            layer.router.requires_grad_(True)
+        return upstream_parameters(model, next(layer for layer in layers if layer.layer_id == last_layer))
+    return [p for layer in layers for p in layer.router.parameters()]
+
+
+def may_change(
+    model: PreTrainedModel, train: Part, last_layer: int | None = None
+) -> dict[str, tuple[int, ...] | None]:
+    """Name of every weight of the plain model that training may change, with None for all its rows."""
+    own = {id(p) for p in _own(model, train, last_layer)}
+    if train == "lora":
+        own |= {id(model.get_submodule(path).weight) for path in attention_maps(model)}
+    return {name: None for name, p in model.named_parameters(remove_duplicate=False) if id(p) in own}
 
 
 def _inject(model: PreTrainedModel, rank: int) -> None:
@@ -51,7 +67,9 @@ def _inject(model: PreTrainedModel, rank: int) -> None:
     names = list(attention_maps(model))
     if not names:
         raise ConfigError("no linear map was found in this model's attention for LoRA; train routers or full")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # A is random, B zero
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
 
 
 def take_off(model: PreTrainedModel) -> None:
