@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dragoman.routing import bands, planners, sharing, stats
+from dragoman.routing import bands, parents, planners, sharing, stats
 from dragoman.routing.trace import ARRAYS, RoutingTrace
 
 FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "qwen3-30b-a3b-mgsm-routing.json"
@@ -89,13 +89,13 @@ def trace_with_target(trace):
 @pytest.mark.parametrize(("parent", "expected"), [("en", {46: 17, 47: 26}), ("fr", {46: 3})])
 def test_the_gap_rule_at_the_alpha_of_the_paper(trace, trace_with_target, parent, expected):
     """alpha = 0.01 of slots is not portable: many experts for English, three and none for French."""
-    config = planners.SsftConfig(target="target", known=trace.languages, parent=parent, alpha=0.01, variant="seft")
-    plan = planners.ssft(trace_with_target, config)
+    config = planners.SeftConfig(target="target", known=trace.languages, parent=parent, alpha=0.01)
+    plan = planners.seft(trace_with_target, config)
     assert {layer: len(ids) for layer, ids in plan.experts().items()} == expected
 
 
 def test_the_parent_of_a_language_routed_as_swahili_is_swahili(trace, trace_with_target):
-    choice = planners.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
+    choice = parents.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
     assert choice.routing[0] == ("sw", 1)
     assert choice.routing[1][1] < 0.9
 
