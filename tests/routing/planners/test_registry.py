@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,9 @@ def test_no_budget_is_exceeded_and_no_room_is_left(make_trace, name, seed, budge
 
 def pairs(plan):
     return [(layer, i) for layer, ids in plan.experts().items() for i in ids]
+
+
+def test_the_page_has_every_planner():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "planning.md").read_text(encoding="utf-8")
+    table = page.split("## The planners")[1].split("\n\n")[1]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(PLANNERS)

@@ -1,6 +1,6 @@
 """Budgets: the share of a model's parameters that may train, in place of a threshold.
 
-A budget counts what would really train: the planned experts, and the routers of their layers where the plan trains
+A budget counts what would really train: the planned experts, and the routers of planned layers where the plan trains
 those. A planner hands over what its threshold could be, from the fewest experts to the most, and gets the last that
 fits.
 """
@@ -55,7 +55,7 @@ def largest_within(
     if not fitting:
         first = ids_of(make(options[0]))
         number = sum(map(len, first.values()))
-        least = f"{number} expert{'s' * (number > 1)}" + (" and the routers of their layers" if routers else "")
+        least = f"{number} expert{'s' * (number > 1)}" + (" and the routers of planned layers" if routers else "")
         way_out += " or leave routers frozen" if routers else ""
         raise ConfigError(
             f"nothing fits a budget of {percent(budget)} of {sizes.total:,} parameters: the smallest plan trains "
