@@ -109,8 +109,9 @@ def test_traces_that_do_not_fit(general, of_text):
     tasks = of_text({"maths": MATHS})
     with pytest.raises(DataError, match="traces of one model are needed, these differ in model checksums"):
         task_experts(general, dataclasses.replace(tasks, about={"model_sha256": "other"}), TaskConfig())
-    with pytest.raises(ConfigError, match="1 of the two traces keep no counts of single texts"):
-        task_experts(general, dataclasses.replace(tasks, segment_chosen_NLE={}), TaskConfig())
+    pooled = [dataclasses.replace(t, segment_chosen_NLE={}) for t in (general, tasks)]
+    with pytest.raises(ConfigError, match="the counts of single texts of en, maths were not kept"):
+        task_experts(*pooled, TaskConfig())
     alone = of_text({"en": EVEN})
     with pytest.raises(ConfigError, match="holds en alone, so the band cannot be found"):
         task_experts(alone, tasks, TaskConfig())

@@ -142,9 +142,10 @@ def _problems(trace: RoutingTrace, of_tasks: RoutingTrace, config: TaskConfig) -
         problems.append(f"the trace holds no general corpus in {config.general!r}, only {there}; name one (general)")
     elif not config.middle and len(trace.languages) < 2:
         problems.append(f"the trace holds {config.general} alone, so the band cannot be found; set it (middle)")
-    if missing := [t for t in (trace, of_tasks) if not t.segment_chosen_NLE]:
+    sides = ((trace, config.general), (of_tasks, config.task or of_tasks.languages[0]))
+    if missing := [g for t, g in sides if g in t.languages and g not in t.segment_chosen_NLE]:
         problems.append(
-            f"{len(missing)} of the two traces keep no counts of single texts; a contrast needs those of "
+            f"the counts of single texts of {', '.join(missing)} were not kept; a contrast needs those of "
             f"{FEWEST_TEXTS} or more on both sides, so capture with per_segment"
         )
     if config.middle and len(config.middle) != 2:
