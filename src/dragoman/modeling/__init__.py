@@ -1,7 +1,7 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import SCORES, active_parameters, layer_sizes, parameter_counts, router_kind
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -61,6 +61,7 @@ __all__ = [
     "find_routers",
     "hidden_states",
     "keep_freed_memory",
+    "layer_sizes",
     "logit_difference",
     "model_checksum",
     "model_path",
