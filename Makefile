@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,13 +21,13 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
-	@echo "  Variables:   PYTHON=$(PYTHON) VENV=$(VENV) PIP_ARGS=\"$(PIP_ARGS)\" ARGS (flags for the tour or for pytest)"
+	@echo "  Variables:   PYTHON=$(PYTHON) VENV=$(VENV) PIP_ARGS=\"$(PIP_ARGS)\" WORKERS=$(WORKERS) ARGS (flags for the tour or for pytest)"
 
 tour: $(STAMP)  ## Set up and run the main job: `dragoman tour`.
 	$(BIN)/dragoman tour $(ARGS)
 
 test: lint  ## Set up, check style and types, run the tests.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not network" $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not network" $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -26,7 +26,8 @@ COMMANDS = {
     "tour": "Diagnose, plan, adapt, evaluate and report in one go, on the built-in model and corpus or on yours.",
     "inspect": "Print a model's Mixture-of-Experts layers and where its parameters are.",
     "diagnose": "Capture how a model routes each language: a trace, statistics and figures.",
-    "compare": "Compare two traces (how far routing moved) or two evaluations (what differs, and may it be compared).",
+    "compare": "Compare two traces (how far routing moved), two evaluations (what differs, and may it be compared) or "
+    "two plans.",
     "plan": "Choose from a trace which experts to change for a new language, and say why.",
     "adapt": "Train a model for a new language by a method, on a plan.",
     "categorize": "Label a task's items by what a model gets right in English and in other languages.",

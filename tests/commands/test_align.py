@@ -14,6 +14,7 @@ from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.modeling import TextCodec, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
+from dragoman.routing.trace import RoutingTrace
 from tests.models import dense, tiny
 from tests.texts import WORDS, corpus, tokenizer
 
@@ -39,7 +40,7 @@ def place(tmp_path_factory):
 
 
 def run(*words):
-    return cli.run([*map(str, words), *(["--quiet"] if words[0] != "steer" else [])])
+    return cli.run([*map(str, words), *(["--quiet"] if words[0] not in ("steer", "plan") else [])])
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,11 @@ def categorized(place):
 
 @pytest.fixture(scope="module")
 def plan(place, categorized):
-    """Profile: the task's English text against the general corpus; the two largest Delta in each of two layers."""
-    text = categorized / "task.en.txt"
-    run("diagnose", place / "model", "--corpus", place / "text.tsv.gz", "--split", "train", "--languages", "en", "ca",
-        "--task.next", text, "--out", place / "diagnosis")  # fmt: skip
-    delta_LE = np.array(json.loads((place / "diagnosis" / "record.json").read_text())["tasks"]["next"]["delta"])
-    best = {row: np.sort(np.argsort(-delta_LE[row])[:2]).tolist() for row in (1, 2)}
-    layers = {i: tuple(PlannedExpert(e, "shared", float(delta_LE[i, e])) for e in ids) for i, ids in best.items()}
-    made = ExpertPlan("by hand", layers, dict.fromkeys(range(3), 8))
-    made.save(place / "plan.json")
+    """Profile: the English items against the general corpus."""
+    text = ["--corpus", place / "text.tsv.gz", "--split", "dev"]
+    run("diagnose", place / "model", *text, "--languages", "en", "ca", "--out", place / "diagnosis")
+    run("plan", place / "diagnosis" / "trace.npz", "--planner", "task", "--tasks", categorized / "tasks.npz",
+        "--middle", 1, 2, "--tau", 0.001, "--out", place / "plan.json")  # fmt: skip
     return place / "plan.json"
 
 
@@ -99,9 +96,11 @@ def test_categories_are_those_of_whole_likelihoods(place, categorized):
     assert record["counts"]["ca"] == {x: list(kept["labels"]["ca"].values()).count(x) for x in ("cc", "ci", "ic", "ii")}
     assert record["counts"]["ca"]["ci"] > 0
     assert record["chance"] == 0.25 and record["items"] == len(items) == sum(record["counts"]["ca"].values())
-    lines = (categorized / "task.en.txt").read_text().splitlines()
+    profile = RoutingTrace.load(categorized / "tasks.npz")
     first = items.items["en"][0]
-    assert len(lines) == len(items) and lines[0] == " ".join((first.prompt + first.answer).split())
+    assert profile.languages == ("next",) and len(profile.segment_chosen_NLE["next"]) == len(items)
+    tokens = sum(map(len, codec.encode([first.prompt, first.answer])))
+    assert profile.segment_chosen_NLE["next"][0].sum(-1).tolist() == [2 * tokens] * 3, "two experts a token"
 
 
 def test_methods_train_on_the_same_rows_and_the_record_says_how(place, categorized, plan):
@@ -149,7 +148,7 @@ def test_evaluation_on_the_task_with_steering_and_controls(place, plan):
 
 
 def test_steering_moves_translations_too(place, plan, tmp_path):
-    run("steer", plan, "--rule", "hard", "--strength", 1, "--out", tmp_path / "hard.json")
+    run("steer", plan, "--rule", "hard", "--strength", -1, "--out", tmp_path / "hard.json")
     model = str(place / "model")
     settings = ["--directions", "en-ca", "--corpus", place / "text.tsv.gz", "--segments", 6, "--metrics", "chrf"]
     run("evaluate", model, *settings, "--steer", tmp_path / "hard.json", "--out", tmp_path / "e")
@@ -166,6 +165,24 @@ def test_translation_items_are_right_from_the_median_of_english_on(place, tmp_pa
     record = json.loads((tmp_path / "t" / "record.json").read_text())
     assert record["accuracy"]["en"]["share"] >= 0.5
     assert "judged:translation|threshold:" in record["signature"] and "chrF" in record["signature"]
+
+
+def test_items_of_files_are_answered_by_text(place, tmp_path):
+    """Instructions that a babbling model happens to follow, and one that it does not."""
+    rows = [{"key": n, "prompt": "Write.", "kwargs": [{}], "instruction_id_list": [name]}
+            for n, name in enumerate(["punctuation:no_comma", "detectable_format:title"])]  # fmt: skip
+    for tag in ("en", "ca"):
+        (tmp_path / f"{tag}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    run("categorize", place / "model", "--task", tmp_path, "--out", tmp_path / "c")
+    labels = json.loads((tmp_path / "c" / "categories.json").read_text())["labels"]
+    assert labels["ca"]["1"] == "ii" and labels["ca"]["0"] == "cc"
+    run("evaluate", place / "model", "--task", tmp_path, "--out", tmp_path / "e")
+    found = json.loads((tmp_path / "e" / "record.json").read_text())["task_accuracy"]
+    assert found[str(place / "model")] == {"ca": 50.0, "en": 50.0}
+    with pytest.raises(ConfigError, match="split dev would have no effect on the items in"):
+        run("categorize", place / "model", "--task", tmp_path, "--split", "dev", "--out", tmp_path / "d")
+    with pytest.raises(DataError, match=r"2 of 2 items .* have no answer to train on, as 0"):
+        run("align", place / "model", "--task", tmp_path, "--target", "ca", "--method", "sft", "--out", tmp_path / "d")
 
 
 # What the labels say

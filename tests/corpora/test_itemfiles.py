@@ -66,6 +66,13 @@ def test_ifeval(tmp_path):
     assert made.items["de"][0].answer == "ja"
 
 
+def test_prompts_with_answers(tmp_path):
+    rows = [{"id": n, "prompt": f"p{n}", "answer": "a"} for n in (1, 2)]
+    made = read_items(write(tmp_path, en=rows, ca=rows[::-1]))
+    assert made.judged == "exact"
+    assert made.items["ca"][0] == Item("1", "1", "p1\n", "a", expected="a")
+
+
 def test_bad_files_are_told(tmp_path):
     def message(name, **files):
         with pytest.raises(DataError) as e:

@@ -12,6 +12,7 @@ from dragoman.modeling import moe_layers, tap_routers
 from dragoman.routing.controls import CONTROLS, by_lot, elsewhere
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from dragoman.translation.engines import Stops, translate_greedy
+from tests import architectures
 from tests.models import FAMILIES, tiny
 
 IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
@@ -150,3 +151,31 @@ def test_errors():
         steered(tiny("olmoe", num_experts=16), steering(plan_of(model), "soft", 0.5)),
     ):
         pass
+
+
+NOT_STEERED = {"doge", "inkling_text", "jetmoe"}
+"""Model types that are refused: no one linear map to all experts, or several routers a layer."""
+
+
+@pytest.mark.slow  # builds every architecture
+@pytest.mark.parametrize("model_type", [t for t in architectures.recording() if t not in architectures.NOT_BUILT])
+def test_every_architecture_is_steered_or_refused(model_type):
+    """A strong push sends more tokens to the expert, whatever the router does later; outside the block nothing stays."""
+    model = architectures.build(model_type)
+    layers = moe_layers(model)
+    how = Steering("soft", 4.0, {layers[-1].layer_id: (1,)}, {}, {x.layer_id: x.num_experts for x in layers}, "test")
+
+    def chosen():
+        with torch.no_grad(), tap_routers(model, layers) as seen:
+            model(input_ids=IDS, use_cache=False)
+        return seen[-1].indices_TK
+
+    plain = chosen()
+    if model_type in NOT_STEERED:
+        with pytest.raises(ModelError), steered(model, how):
+            chosen()
+        return
+    with steered(model, how):
+        pushed = chosen()
+    assert (pushed == 1).sum() > (plain == 1).sum()
+    assert torch.equal(chosen(), plain)

@@ -6,7 +6,7 @@ import pytest
 from dragoman.routing.trace import RoutingTrace
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trace():
     """Builds a trace from counts {language: [L][E]}; masses follow the counts."""
 

@@ -4,6 +4,7 @@ import pytest
 
 from dragoman.errors import DataError
 from dragoman.routing.plan import ExpertPlan, PlannedExpert, differences
+from dragoman.routing.sizes import Sizes
 
 
 def a_plan(**changes):
@@ -169,3 +170,37 @@ def test_differences_by_hand():
 def test_plans_of_different_models_are_not_compared():
     with pytest.raises(DataError, match="different models"):
         differences(a_plan(), a_plan(num_experts={6: 8, 7: 4}))
+
+
+def test_the_trained_share_follows_the_experts(tmp_path):
+    sizes = Sizes(1000, {5: 10, 6: 20, 7: 30}, {5: 1, 6: 2, 7: 3})
+    plan = a_plan(sizes=sizes)
+    assert plan.trained_parameters == 2 * 20 + 3 * 30 + 2 + 3
+    assert plan.trained_share == 0.135
+    assert a_plan(sizes=sizes, train_routers=False).trained_parameters == 130
+    assert "routers train. Trains 135 of 1,000 parameters (13.50%)." in " ".join(plan.text().split())
+    assert a_plan().trained_share is None and a_plan().trained_parameters is None
+    plan.save(tmp_path / "plan.json")
+    assert ExpertPlan.load(tmp_path / "plan.json") == plan
+    raw = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert raw["parameters"]["trained"] == 135 and raw["parameters"]["share"] == 0.135
+    del raw["experts"][0]
+    (tmp_path / "edited.json").write_text(json.dumps(raw))
+    assert ExpertPlan.load(tmp_path / "edited.json").trained_parameters == 115, "not what the file says of itself"
+
+
+def test_sizes_by_hand_are_checked(tmp_path):
+    said = message(written(tmp_path, parameters={"total": 0, "expert": {"6": 1}, "router": {"6": 1, "7": "x"}}))
+    assert "'total' of 'parameters' is 0, not a number above 0" in said
+    assert "'expert' of 'parameters' does not give a whole number for each layer" in said
+    assert "'router' of 'parameters' does not give" in said
+
+
+def test_thresholds_are_kept_and_shown(tmp_path):
+    layers = {6: (PlannedExpert(1, "language", 0.5, 0.25), PlannedExpert(2, "language", 0.3, 0.25))}
+    plan = a_plan(layers=layers)
+    plan.save(tmp_path / "plan.json")
+    assert ExpertPlan.load(tmp_path / "plan.json") == plan
+    line = '{"layer": 6, "expert": 1, "role": "language", "statistic": 0.5, "threshold": 0.25}'
+    assert line in (tmp_path / "plan.json").read_text(encoding="utf-8")
+    assert "    6  language  from 0.25: 1 (0.5), 2 (0.3)" in plan.text()

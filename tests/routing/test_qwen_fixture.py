@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dragoman.routing import bands, planners, sharing, stats
+from dragoman.routing import bands, parents, planners, sharing, stats
 from dragoman.routing.trace import ARRAYS, RoutingTrace
 
 FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "qwen3-30b-a3b-mgsm-routing.json"
@@ -89,13 +89,13 @@ def trace_with_target(trace):
 @pytest.mark.parametrize(("parent", "expected"), [("en", {46: 17, 47: 26}), ("fr", {46: 3})])
 def test_the_gap_rule_at_the_alpha_of_the_paper(trace, trace_with_target, parent, expected):
     """alpha = 0.01 of slots is not portable: many experts for English, three and none for French."""
-    config = planners.SsftConfig(target="target", known=trace.languages, parent=parent, alpha=0.01, variant="seft")
-    plan = planners.ssft(trace_with_target, config)
+    config = planners.SeftConfig(target="target", known=trace.languages, parent=parent, alpha=0.01)
+    plan = planners.seft(trace_with_target, config)
     assert {layer: len(ids) for layer, ids in plan.experts().items()} == expected
 
 
 def test_the_parent_of_a_language_routed_as_swahili_is_swahili(trace, trace_with_target):
-    choice = planners.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
+    choice = parents.choose_parent(trace_with_target, "target", trace.languages, (46, 47))
     assert choice.routing[0] == ("sw", 1)
     assert choice.routing[1][1] < 0.9
 
@@ -147,3 +147,22 @@ def test_the_rules_select_what_the_documentation_says(trace, rule, numbers):
     found = sharing.find(rule, counted)
     selected = {g: int(found.exclusive_GLE[trace.index(g)].sum()) for g in ("bn", "en", "fr")}
     assert selected | {"shared": int(found.shared_LE.sum())} == numbers
+
+
+def test_rise_at_the_size_of_the_paper(trace_with_target):
+    """128 of 6,144 experts: 35, 25 and 40 % of them in layers 0 to 17, 18 to 29 and 30 to 47."""
+    known = trace_with_target.languages[:-1]
+    plan = planners.rise_plan(trace_with_target, planners.RiseConfig(target="target", known=known, experts=128))
+    number = np.array([len(plan.layers.get(layer, ())) for layer in range(48)])
+    assert [number[:18].sum(), number[18:30].sum(), number[30:].sum()] == [44, 32, 52]
+    # routed as Swahili is: what is specific to the one is to the other
+    again = planners.RiseConfig(target="sw", known=tuple(g for g in (*known, "target") if g != "sw"), experts=128)
+    assert planners.rise_plan(trace_with_target, again).experts() == plan.experts()
+
+
+def test_esft_reaches_its_part_in_every_layer(trace):
+    for score, array_GLE in (("token", trace.chosen_GLE), ("gate", trace.gate_mass_GLE)):
+        plan = planners.esft_plan(trace, planners.EsftConfig(target="bn", score=score))
+        for layer, ids in plan.experts().items():
+            share_E = array_GLE[trace.index("bn"), layer] / array_GLE[trace.index("bn"), layer].sum()
+            assert share_E[list(ids)].sum() >= 0.2 > share_E[list(ids)].sum() - share_E[list(ids)].min()

@@ -1,5 +1,6 @@
 """One command, one file: `Config` (its flags), `run(config)` (what it does), `show(result)` (what it prints)."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -10,6 +11,10 @@ Tags = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
 """Several words after one flag."""
 Numbers = Annotated[tuple[int, ...], Parameter(negative=(), consume_multiple=True)]
 """Several numbers after one flag."""
+Parts = Annotated[tuple[float, ...], Parameter(negative=(), consume_multiple=True)]
+"""Several shares after one flag."""
+Paths = Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)]
+"""Several files after one flag."""
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag without a value."""
 

@@ -54,8 +54,8 @@ class Config:
     """What `dragoman categorize` wrote for these items; needed where ci or right items are aligned."""
     corpus: str = "help"
     """N-way text that a built-in task is made of."""
-    split: str = "train"
-    """Which split of the corpus."""
+    split: str | None = None
+    """Which split of the corpus; default: train."""
     items: int | None = None
     """At most so many items; default: all."""
     into: str = ""

@@ -3,7 +3,8 @@
 The record holds, for each language, `accuracy` (share, Wilson interval); for each target `counts` and `shares` of cc,
 ci, ic and ii (first letter: correct or incorrect in English, second: in the target), `p_value` of English being better
 than the target (exact, one-sided, on the items that differ) and `advice`. `categories.json` beside it keeps the label
-of every item, for `dragoman align`; `task.en.txt` has the English items as text, for `dragoman diagnose --task.NAME`.
+of every item, for `dragoman align`; `tasks.npz` has the routing of the English items, prompt and answer, for
+`dragoman plan --planner task`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dragoman.commands import Switch, Tags, tasking
 from dragoman.corpora.items import REFERENCE, TaskItems
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.tasks import ByMetric, Task
-from dragoman.record import atomic_write, claim_folder, environment, read_json, write_json
+from dragoman.record import claim_folder, environment, read_json, write_json
 
 FORMAT = "dragoman-categories/1"
 LABELS = ("cc", "ci", "ic", "ii")
@@ -43,8 +44,8 @@ class Config:
     """Languages beside English; default: all of the task's files."""
     corpus: str = "help"
     """N-way text that a built-in task is made of."""
-    split: str = "train"
-    """Of the corpus: the items that will be trained on, or devtest."""
+    split: str | None = None
+    """Of the corpus; default: train, the items that will be trained on."""
     items: int | None = None
     """At most so many items; default: all."""
     normalise: str = "bytes"
@@ -56,7 +57,7 @@ class Config:
     threshold: float | None = None
     """For translation: the value from which on a segment counts as right; default: the median from English."""
     out: Path = Path("categories")
-    """New folder for record.json, categories.json and task.en.txt."""
+    """New folder for record.json, categories.json and tasks.npz."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -88,8 +89,9 @@ def run(config: Config) -> dict[str, Any]:
     labels = {g: dict(zip(items.keys(), labels_of(points, g), strict=True)) for g in items.items if g != REFERENCE}
     kept = {"format": FORMAT, **facts, "model_sha256": model_sha256, "advice": found["advice"], "labels": labels}
     write_json(out / "categories.json", kept)
-    with atomic_write(out / "task.en.txt") as partial:
-        partial.write_text("\n".join(tasking.english_lines(items)) + "\n", encoding="utf-8")
+    about = {"model": config.model, "model_sha256": model_sha256}
+    if (profile := tasking.english_routing(model, codec, items, about)) is not None:
+        profile.save(out / "tasks.npz")
     write_json(out / "record.json", record)
     return record
 
@@ -182,7 +184,7 @@ def show(record: dict[str, Any]) -> None:
         print(f"  {g:8}" + "   ".join(f"{label} {_interval(shares[label])}" for label in LABELS))
         for sentence in record["advice"][g] or ["nothing speaks against aligning it with English"]:
             print(f"    {sentence}")
-    print(f"labels, record and the English text of the task are in {record['config']['out']}")
+    print(f"labels, record and the routing of the English items are in {record['config']['out']}")
 
 
 def _interval(share: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from dragoman.commands import records
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.routing.drift import drift
+from dragoman.routing.plan import ExpertPlan, PlanDifference, differences
 from dragoman.routing.trace import RoutingTrace
 
 # Shape letters: G languages, L MoE layers.
@@ -20,12 +21,12 @@ from dragoman.routing.trace import RoutingTrace
 
 @dataclass(frozen=True)
 class Config:
-    """Compare two traces or two evaluations."""
+    """Compare two traces, two evaluations or two plans."""
 
     before: Path
-    """Trace (.npz) that `dragoman diagnose` wrote, or folder (or record.json) of `dragoman evaluate`."""
+    """Trace (.npz) that `dragoman diagnose` wrote, folder (or record.json) of `dragoman evaluate`, or plan (.json)."""
     after: Path
-    """The same of the changed model, on the same text."""
+    """The same of the changed model, on the same text; or another plan for the same model."""
     _: KW_ONLY
     out: Path = Path("comparison")
     """New folder for record.json and a report (of traces with figures)."""
@@ -51,7 +52,8 @@ def run(config: Config) -> dict[str, Any]:
     """Compare two files of one kind.
 
     Two traces give the drift of routing per language and layer, with a placebo. Two evaluations give what differs
-    between them, which numbers may be compared, and a paired test of those.
+    between them, which numbers may be compared, and a paired test of those. Two plans give the experts that both name
+    and those that one does, layer by layer, their sizes, and the settings that differ.
     """
     kind = _same_kind(config)
     found = KINDS[kind].measure(config)
@@ -84,12 +86,16 @@ def _same_kind(config: Config) -> str:
 
 
 def _kind(path: Path) -> str:
-    """By what the file holds: `a trace`, or a record with its command."""
+    """By what the file holds: `a trace`, `a plan`, or a record with its command."""
     if not path.is_file():
-        raise DataError(f"{path} is not a file; give a trace of `dragoman diagnose` or a folder of `dragoman evaluate`")
+        raise DataError(
+            f"{path} is not a file; give a trace of `dragoman diagnose`, a folder of `dragoman evaluate` or a plan"
+        )
     if path.suffix != ".json":
         return "a trace"  # RoutingTrace.load says what is wrong with anything else
     content = read_json(path)
+    if isinstance(content, dict) and str(content.get("format")).startswith("dragoman-plan"):
+        return "a plan"  # ExpertPlan.load says what is wrong with it
     command = content.get("command") if isinstance(content, dict) else None
     return f"a record of {command}" if command else "no record"
 
@@ -137,7 +143,45 @@ def _evaluations(config: Config) -> dict[str, Any]:
     return records.measure(before, after, config.seed)
 
 
+# ---- two plans -----------------------------------------------------------------------------------------------------
+
+
+def _plans(config: Config) -> dict[str, Any]:
+    plans = {side: ExpertPlan.load(path) for side, path in _sides(config).items()}
+    difference = differences(plans["before"], plans["after"])
+    facts = {side: _settings(plan) for side, plan in plans.items()}
+    pairs = {n: [f.get(n) for f in facts.values()] for n in dict.fromkeys([*facts["before"], *facts["after"]])}
+    return {
+        "plans": {side: _size(plan) for side, plan in plans.items()},
+        "jaccard": difference.jaccard,
+        "experts": asdict(difference),
+        "differs": {name: [a, b] for name, (a, b) in pairs.items() if a != b},
+    }
+
+
+def _settings(plan: ExpertPlan) -> dict[str, Any]:
+    plain = {name: getattr(plan, name) for name in ("planner", "target", "parent", "train_routers", "trace_sha256")}
+    return plain | plan.settings
+
+
+def _size(plan: ExpertPlan) -> dict[str, Any]:
+    names = ("planner", "size", "share", "trained_parameters", "trained_share")
+    return {name: getattr(plan, name) for name in names}
+
+
+def _show_plans(record: dict[str, Any]) -> None:
+    for side, plan in record["plans"].items():
+        share = "" if plan["trained_share"] is None else f", {plan['trained_share']:.2%} of the parameters train"
+        size = f"{plan['size']} experts ({plan['share']:.1%}){share}"
+        print(f"{side:7} {record['config'][side]}: {plan['planner']}, {size}")
+    parts = {part: {int(i): tuple(e) for i, e in layers.items()} for part, layers in record["experts"].items()}
+    print(PlanDifference(**parts).text())
+    for name, (before, after) in record["differs"].items():
+        print(f"  {name}: {before} | {after}")
+
+
 KINDS = {
+    "a plan": Kind(_plans, lambda record, out: None, _show_plans),
     "a trace": Kind(_drift, _write_drift, _show_drift),
     "a record of evaluate": Kind(_evaluations, records.write, records.show),
 }

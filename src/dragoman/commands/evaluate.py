@@ -56,7 +56,8 @@ class Config:
     choices: Path | None = None
     """Multiple choice (Belebele, MultiBLiMP), scored by likelihood: a file or a folder of them."""
     task: str = ""
-    """A task to answer: next or heading, made of the corpus, or a folder of MMLU, Belebele, GSM8K or IFEval items."""
+    """A task to answer: next or heading, made of the corpus, or a folder of MMLU, Belebele, GSM8K or IFEval items;
+    bits per byte are then left out."""
     steer: Tags = ()
     """Files that `dragoman steer` wrote: the model steered by each is compared with the model as it is."""
     metrics: Tags = ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dragoman.commands import Numbers, Tags
+from dragoman.commands import Numbers, Parts, Paths, Tags
 from dragoman.corpora.pack import KNOWN
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, DataError
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners import PLANNERS
 from dragoman.routing.trace import RoutingTrace
@@ -22,27 +22,54 @@ class Config:
     """Trace that `dragoman diagnose` wrote."""
     _: KW_ONLY
     planner: str = "ssft"
-    """ssft, random, layers or all."""
+    """ssft, seft, esft, rise, activation, task, random, layers or all; docs/planning.md says which for what."""
     target: str | None = None
-    """New language (ssft)."""
+    """New language (all but random; needed by ssft, seft, esft, rise, activation)."""
     known: Tags = ()
-    """Languages the model knows (ssft); default: those of the built-in model that are in the trace."""
+    """Languages the model knows (ssft, seft, rise); default: those of the built-in model that are in the trace."""
     parent: str | None = None
-    """Known language whose experts are taken (ssft); default: the nearest by measured routing."""
-    variant: str | None = None
-    """ssft, or seft without the shared experts (ssft)."""
+    """Known language whose experts are taken (ssft, seft); default: the nearest by measured routing."""
     alpha: float | None = None
-    """Smallest gap in share of slots (ssft); default 0.64 / experts of the layer."""
+    """Smallest gap in share of slots (ssft, seft); default 0.64 / experts of the layer."""
     shared: int | None = None
     """Shared experts per layer (ssft); default 5/64 of the layer's experts."""
+    score: str | None = None
+    """token or gate (esft); default token."""
+    p: float | None = None
+    """Part of a layer's score that its experts reach together (esft); default 0.2."""
+    experts: int | None = None
+    """Number of experts over all layers (rise, activation); default one of 40."""
+    zones: Parts = ()
+    """Shares of the layers: shallow, middle, deep (rise); default 0.375 0.25 0.375."""
+    shares: Parts = ()
+    """Shares of the experts for these zones (rise); default 0.35 0.25 0.4."""
+    magnitude: float | None = None
+    """How much frequent use counts beside preference (rise); default 10."""
+    tasks: Path | None = None
+    """Trace of tasks, tasks.npz of `dragoman diagnose --task.NAME FILE` (task)."""
+    task: str | None = None
+    """Which of them (task); default: the only one."""
+    general: str | None = None
+    """Language of the task, whose text in the trace is the general corpus (task); default en."""
+    tau: float | None = None
+    """Difference in share of tokens above which an expert is the task's (task); default 0.3."""
+    middle: Numbers = ()
+    """First and last model layer of the middle band (task); default: by rule from the curve of divergence."""
     layers: Numbers = ()
-    """Model layers (ssft, layers); default: the last two MoE layers."""
+    """Model layers (ssft, seft, layers: default the last two MoE layers; esft, activation: default all)."""
+    budget: str | None = None
+    """Largest share of the model's parameters that may train, as 2% or 0.02; takes the place of alpha, p, experts, tau
+    or layers."""
+    train_routers: bool | None = None
+    """Train the routers of the planned layers; default: as the planner's paper (ssft, seft, task, layers, all: yes)."""
     like: Path | None = None
     """Plan whose layers and numbers a random plan copies (random)."""
     seed: int | None = None
     """Of a random plan (random)."""
-    disjoint: bool | None = None
-    """Draw only experts that `like` does not name (random)."""
+    disjoint: Paths = ()
+    """Plans whose experts are not drawn (random)."""
+    model: str | None = None
+    """Model of the trace, for traces that do not know its size; only its config is read."""
     out: Path = Path("plan.json")
     """File to write."""
 
@@ -55,7 +82,10 @@ def run(config: Config) -> ExpertPlan:
         raise ConfigError(f"{config.out} exists; choose another file with --out, or remove it first")
     trace = RoutingTrace.load(config.trace)
     planner = PLANNERS[config.planner]
-    plan = planner.make(trace, planner.config(**_settings(config, trace, planner.config)))
+    settings = planner.config(**_settings(config, trace, planner.config))
+    if config.model is not None:
+        trace = with_sizes(trace, config.model)
+    plan = planner.make(trace, settings)
     plan.save(config.out)
     return plan
 
@@ -65,18 +95,50 @@ def show(plan: ExpertPlan) -> None:
     print(plan.text())
 
 
+def with_sizes(trace: RoutingTrace, model: str) -> RoutingTrace:
+    """The trace with the sizes of its model, of which only the config is read.
+
+    Raises ConfigError where the trace has them, DataError where the model has other layers or experts.
+    """
+    from dragoman.modeling import layer_sizes, moe_layers, outline
+
+    if "sizes" in trace.about:
+        raise ConfigError("the trace knows the size of its model, so model would have no effect; leave it out")
+    made = outline(model)
+    theirs = [(x.layer_id, x.num_experts, x.top_k) for x in moe_layers(made)]
+    mine = list(zip(trace.layer_ids, trace.num_experts, trace.top_k, strict=True))
+    if theirs != mine:
+        raise DataError(
+            f"{model} is not the model of the trace: (layer, experts, chosen) are {theirs} and in the trace {mine}"
+        )
+    return replace(trace, about=trace.about | {"sizes": layer_sizes(made)})
+
+
+def share_of(budget: str) -> float:
+    """0.02 of 2% or 0.02."""
+    number = budget.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if number != budget.strip() else 1)
+    except ValueError:
+        raise ConfigError(f"the budget is {budget!r}, but it is a share of the parameters, as 2% or 0.02") from None
+
+
 def _settings(config: Config, trace: RoutingTrace, wanted: type) -> dict[str, Any]:
     """The settings this planner has; ConfigError for given ones that it would ignore, or a missing target."""
-    fields = ("target", "known", "parent", "variant", "alpha", "shared", "layers", "like", "seed", "disjoint")
-    given = {name: value for name in fields if (value := getattr(config, name)) not in (None, ())}
-    known = set(wanted.__dataclass_fields__)  # type: ignore[attr-defined]
-    if idle := sorted(set(given) - known):
+    own = ("trace", "_", "planner", "model", "out")
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    known = {f.name: f for f in fields(wanted)}
+    if idle := sorted(set(given) - set(known)):
         raise ConfigError(f"{', '.join(idle)} would have no effect on the planner {config.planner}; leave them out")
+    if "target" not in given and "target" in known and known["target"].default is MISSING:
+        there = ", ".join(trace.languages)
+        raise ConfigError(f"the planner {config.planner} needs the new language: --target, one of {there}")
+    if "budget" in given:
+        given["budget"] = share_of(str(given["budget"]))
     if "known" in known:
-        if "target" not in given:
-            there = ", ".join(trace.languages)
-            raise ConfigError(f"the planner {config.planner} needs the new language: --target, one of {there}")
         given.setdefault("known", tuple(g for g in KNOWN if g in trace.languages and g != given["target"]))
+    if "overlap" in known:
         overlap = trace.about.get("overlap", {}).get(given["target"], {})
         given["overlap"] = {g: v for g, v in overlap.items() if g in given["known"]}
     return given

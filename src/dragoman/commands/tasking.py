@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dragoman.corpora.itemfiles import read_items
 from dragoman.corpora.items import REFERENCE, Item, TaskItems, task_items
 from dragoman.corpora.languages import language
-from dragoman.corpora.ntext import NText, normalise
+from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.quizzes import QUIZZES
 from dragoman.errors import ConfigError, DataError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dragoman.modeling import TextCodec
+    from dragoman.routing.trace import RoutingTrace
 
 # Shape letters: N items.
 
@@ -34,9 +35,9 @@ MAX_NEW = 256
 
 
 def open_task(
-    name: str, languages: Sequence[str], *, corpus: str, split: str, number: int | None = None, into: str = ""
+    name: str, languages: Sequence[str], *, corpus: str, split: str | None, number: int | None = None, into: str = ""
 ) -> TaskItems:
-    """The items of a built-in task or of a folder, in English and the languages, at most so many.
+    """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many.
 
     Raises ConfigError for settings that have no effect, DataError where there are no such items.
     """
@@ -44,11 +45,12 @@ def open_task(
     if into and name != "translation":
         raise ConfigError(f"into has no effect on the task {name}, only on translation; leave it out")
     if name in OF_CORPUS:
-        made = _of_corpus(name, open_corpus(corpus), spoken, split, into)
+        made = _of_corpus(name, open_corpus(corpus), spoken, split or "train", into)
     elif Path(name).exists():
         made = read_items(Path(name))
-        if corpus != "help":
-            raise ConfigError(f"both a corpus ({corpus}) and a folder of items ({name}) were given; give one")
+        idle = {"corpus": corpus if corpus != "help" else None, "split": split}
+        if given := [f"{flag} {value}" for flag, value in idle.items() if value]:
+            raise ConfigError(f"{' and '.join(given)} would have no effect on the items in {name}; leave it out")
     else:
         raise ConfigError(f"there is no task {name!r}; tasks are {', '.join(OF_CORPUS)}, or a folder of JSON lines")
     made.require(spoken)
@@ -156,7 +158,8 @@ def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
     chosen = config.languages
     if not chosen:
         chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else tuple(languages)
-    return open_task(config.task, chosen, corpus=config.corpus, split=config.split, number=config.segments)
+    split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
+    return open_task(config.task, chosen, corpus=config.corpus, split=split, number=config.segments)
 
 
 def add_task(
@@ -222,6 +225,19 @@ def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = Tr
     return [(row + answer + end, len(row)) for row, answer in zip(rows, answers, strict=True)]
 
 
-def english_lines(items: TaskItems) -> list[str]:
-    """English prompts and answers, one line an item: the text of the task, for `dragoman diagnose --task.NAME`."""
-    return [normalise(f"{item.prompt} {item.answer}") for item in items.items[REFERENCE]]
+def english_routing(
+    model: PreTrainedModel, codec: TextCodec, items: TaskItems, about: dict[str, Any]
+) -> RoutingTrace | None:
+    """Routing of the English items, prompt and answer, as a trace whose one language is the task's name.
+
+    The general corpus to contrast it with is English text; special tokens are read and not counted. None for a model
+    without MoE layers.
+    """
+    from dragoman.modeling import find_routers
+    from dragoman.routing.capture import capture
+
+    if not find_routers(model):
+        return None
+    answered = all(item.answer for item in items.items[REFERENCE])
+    rows = [ids[1:] for ids, _ in samples_of(codec, items, REFERENCE, answered)]
+    return capture(model, {items.name: rows}, codec=codec, count_special=False, about=about)

@@ -7,6 +7,7 @@ What a file holds is told by the fields of its first line:
     Belebele            {"link": "...", "question_number": 1, "flores_passage": "...", "question": "...",
                         "mc_answer1": "...", ..., "correct_answer_num": "1"}
     GSM8K, MGSM         {"question": "...", "answer": "6 * 7 = 42\\n#### 42"}, or "answer_number": 42
+    any other           {"prompt": "...", "answer": "..."}, held against a generated answer; "id" names the item
     IFEval              {"key": 1000, "prompt": "...", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
                         and "response" where there is an answer to train on
 
@@ -27,7 +28,10 @@ from dragoman.corpora.reading import read_lines
 from dragoman.errors import DataError
 
 LETTERS = "ABCD"
-SHAPES_IN_WORDS = "MMLU, Global-MMLU, Belebele, GSM8K, MGSM or IFEval, one .jsonl file a language in a folder"
+SHAPES_IN_WORDS = (
+    "MMLU, Global-MMLU, Belebele, GSM8K, MGSM, IFEval or lines with prompt and answer, one .jsonl file a language in a "
+    "folder"
+)
 
 Row = Mapping[str, Any]
 
@@ -131,6 +135,11 @@ def _gsm(row: Row, line: int) -> Item:
     return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=str(number))
 
 
+def _exact(row: Row, line: int) -> Item:
+    key, answer = str(row.get("id") or f"line {line}"), str(row["answer"])
+    return Item(key, key, f"{row['prompt']}\n", answer, expected=answer)
+
+
 def _ifeval(row: Row, line: int) -> Item:
     names, arguments = list(row["instruction_id_list"]), list(row["kwargs"])
     if len(names) != len(arguments) or not names:
@@ -152,6 +161,7 @@ SHAPES: dict[str, Shape] = {
     "ifeval": Shape("instructions", ("key", "prompt", "instruction_id_list", "kwargs"), _ifeval),
     "mgsm": Shape("number", ("question", "answer_number"), _gsm),
     "gsm8k": Shape("number", ("question", "answer"), _gsm),
+    "exact": Shape("exact", ("prompt", "answer"), _exact),
 }
 
 

@@ -18,7 +18,14 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from dragoman.modeling.probing import MoELayer, find_routers, hidden_size, moe_layers, routed_parameters
+from dragoman.modeling.probing import (
+    MoELayer,
+    expert_weights,
+    find_routers,
+    hidden_size,
+    moe_layers,
+    routed_parameters,
+)
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 
 State = dict[str, torch.Tensor]
@@ -188,6 +195,28 @@ def _group_by_name(path: str, module: nn.Module) -> str | None:
     if re.fullmatch(r"(.*_)?(attn|attention)", last) or "Attention" in type(module).__name__:
         return "attention"
     return None
+
+
+def layer_sizes(model: PreTrainedModel) -> dict[str, Any]:
+    """What a plan's share is counted with: parameters in total, and by MoE layer those of an expert and of its router.
+
+    On any device. Tied weights count once, experts that mean "skip" have none and do not count.
+    """
+    layers = moe_layers(model)
+    routed = [routed_parameters(x) for x in layers]
+    routers = [set(x.router.parameters()) - set(own) for x, own in zip(layers, routed, strict=True)]
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "expert": [_of_an_expert(x, own) for x, own in zip(layers, routed, strict=True)],
+        "router": [sum(p.numel() for p in own) for own in routers],
+    }
+
+
+def _of_an_expert(layer: MoELayer, routed: list[nn.Parameter]) -> int:
+    """By the rows that expert tuning trains; of experts that are not stacked, an even part of all."""
+    experts = layer.num_experts - layer.num_skips
+    rows = [p for n, p in layer.experts.named_parameters(recurse=False) if n in expert_weights(layer.experts)]
+    return sum(p.numel() for p in rows or routed) // experts
 
 
 def active_parameters(model: PreTrainedModel, counts: dict[str, int]) -> int:

@@ -23,6 +23,7 @@ from dragoman.modeling import (
     context_length,
     expert_shares,
     hidden_states,
+    layer_sizes,
     moe_layers,
     score_names,
     tap_routers,
@@ -86,9 +87,9 @@ def capture(
             if kept is not None:
                 kept.add_up(language, ranks)
         _require_tokens(parts)
-    facts = {"text_sha256": sha256(*(f"{g}:{text.checksum()}" for g, text in texts.items()))}
+    facts: dict[str, Any] = {"text_sha256": sha256(*(f"{g}:{text.checksum()}" for g, text in texts.items()))}
     facts |= {"routers_sha256": _routers_checksum(layers), "router_mass": kinds[0]}
-    facts |= {"excluded": _excluded(chat, count_special)}
+    facts |= {"excluded": _excluded(chat, count_special), "sizes": layer_sizes(model)}
     return _trace(layers, parts, kept.kept() if kept is not None else {}, facts | dict(about or {}))
 
 

@@ -2,9 +2,10 @@
 
 The file is JSON with one expert a line:
 
-    {"layer": 14, "expert": 6, "role": "language", "statistic": 0.031},
+    {"layer": 14, "expert": 6, "role": "language", "statistic": 0.031, "threshold": 0.01},
 
-A plan made by hand needs `format`, `planner`, `num_experts` and `experts`; the rest may be left out.
+A plan made by hand needs `format`, `planner`, `num_experts` and `experts`; the rest may be left out. What it says of
+trained parameters and their share is for the reader and is not read back: both follow from the experts.
 Layers are model layers, as the checkpoint counts them, not MoE layers.
 """
 
@@ -21,9 +22,12 @@ from typing import Any, TypeGuard
 
 from dragoman.errors import DataError
 from dragoman.record import atomic_write, read_json
+from dragoman.routing.sizes import Sizes
 
 FORMAT = "dragoman-plan/1"
-ROLES = ("language", "shared", "random", "all")
+ROLES = ("language", "shared", "task", "used", "random", "all")
+"""Why an expert was taken: it is a language's own, all languages share it, a task uses it more than other text, a text
+uses it most, by lot, with all of its layer."""
 WIDTH = 110
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -37,7 +41,9 @@ class PlannedExpert:
     role: str
     """One of ROLES: why it was taken."""
     statistic: float | None = None
-    """What the rule measured: the gap for `language`, the mean share for `shared`; None where nothing was."""
+    """What the rule measured, as the gap to the next language; None where nothing was."""
+    threshold: float | None = None
+    """What the statistic was held against; of a rule that ranks, the statistic of the last expert that was taken."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class ExpertPlan:
     """Thresholds and choices as resolved, in JSON types."""
     why: tuple[str, ...] = ()
     """The reasons in words."""
+    sizes: Sizes | None = None
+    """Parameters of the model; None where the trace does not know them."""
 
     def experts(self) -> dict[int, tuple[int, ...]]:
         """Model layer -> ids of its planned experts, ascending."""
@@ -75,6 +83,16 @@ class ExpertPlan:
     def share(self) -> float:
         """Planned experts over all routed experts of the model."""
         return self.size / sum(self.num_experts.values())
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """Parameters of the planned experts, and of the routers that train; None where sizes are not known."""
+        return None if self.sizes is None else self.sizes.trained(self.experts(), self.train_routers)
+
+    @property
+    def trained_share(self) -> float | None:
+        """Trained parameters over all of the model; None where sizes are not known."""
+        return None if self.sizes is None else self.sizes.share(self.experts(), self.train_routers)
 
     def save(self, path: Path | str) -> None:
         """Write the plan as JSON, whole or not at all."""
@@ -100,7 +118,11 @@ class ExpertPlan:
             f"Plan {self.planner}{language}{parent}: {self.size} of {sum(self.num_experts.values())} experts "
             f"({self.share:.1%}) in {len(self.layers)} of {len(self.num_experts)} layers; their routers {routers}."
         )
-        table = ["layer  role      experts (statistic)", *_table(self)]
+        if self.sizes:
+            head += (
+                f" Trains {self.trained_parameters:,} of {self.sizes.total:,} parameters ({self.trained_share:.2%})."
+            )
+        table = ["layer  role      from threshold: experts (statistic)", *_table(self)]
         settings = [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in self.settings.items()]
         reasons = [_wrapped(f"  - {reason}", 4) for reason in self.why]
         parts = [_wrapped(head, 2), "", *table]
@@ -113,9 +135,11 @@ class ExpertPlan:
 def _table(plan: ExpertPlan) -> list[str]:
     lines = []
     for layer, planned in sorted(plan.layers.items()):
-        for role in dict.fromkeys(e.role for e in sorted(planned, key=lambda e: ROLES.index(e.role))):
-            members = [e for e in planned if e.role == role]
-            lines.append(_wrapped(f"{layer:>5}  {role:<8}  {_members(members)}", 17))
+        ordered = sorted(planned, key=lambda e: ROLES.index(e.role))
+        for role, threshold in dict.fromkeys((e.role, e.threshold) for e in ordered):
+            members = [e for e in planned if (e.role, e.threshold) == (role, threshold)]
+            bound = "" if threshold is None else f"from{NO_BREAK}{threshold:.4g}: "
+            lines.append(_wrapped(f"{layer:>5}  {role:<8}  {bound}{_members(members)}", 17))
     return lines
 
 
@@ -154,11 +178,14 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "settings": (dict,),
     "why": (list,),
     "num_experts": (dict,),
+    "parameters": (dict, type(None)),
     "experts": (list,),
 }
 REQUIRED = ("format", "planner", "num_experts", "experts")
 PLAIN = ("planner", "target", "parent", "train_routers", "trace_sha256")
-EXPERT_FIELDS = ("layer", "expert", "role", "statistic")
+EXPERT_FIELDS = ("layer", "expert", "role", "statistic", "threshold")
+MEASURED = ("statistic", "threshold")
+SIZES = ("total", "expert", "router")
 
 
 def _json(plan: ExpertPlan) -> str:
@@ -166,8 +193,15 @@ def _json(plan: ExpertPlan) -> str:
     fields.append(f'"settings": {_block("{}", [f"{_dump(n)}: {_dump(v)}" for n, v in plan.settings.items()])}')
     fields.append(f'"why": {_block("[]", [_dump(reason) for reason in plan.why])}')
     fields.append(f'"num_experts": {_dump({str(layer): n for layer, n in sorted(plan.num_experts.items())})}')
+    if plan.sizes:
+        counted = {"trained": plan.trained_parameters, "share": round(plan.trained_share or 0, 6)}
+        noted = counted | {name: getattr(plan.sizes, name) for name in SIZES}
+        fields.append(f'"parameters": {_block("{}", [f"{_dump(n)}: {_dump(v)}" for n, v in noted.items()])}')
     rows = [
-        _dump({"layer": layer, "expert": e.id, "role": e.role, "statistic": e.statistic})
+        _dump(
+            {"layer": layer, "expert": e.id, "role": e.role, "statistic": e.statistic}
+            | ({} if e.threshold is None else {"threshold": e.threshold})
+        )
         for layer, planned in sorted(plan.layers.items())
         for e in sorted(planned, key=lambda e: e.id)
     ]
@@ -186,14 +220,23 @@ def _block(brackets: str, lines: list[str]) -> str:
 def _parsed(raw: dict[str, Any]) -> ExpertPlan:
     layers: dict[int, list[PlannedExpert]] = {}
     for row in sorted(raw["experts"], key=lambda row: (row["layer"], row["expert"])):
-        layers.setdefault(row["layer"], []).append(PlannedExpert(row["expert"], row["role"], row.get("statistic")))
+        measured = (row.get(name) for name in MEASURED)
+        layers.setdefault(row["layer"], []).append(PlannedExpert(row["expert"], row["role"], *measured))
     plain = {name: raw[name] for name in (*PLAIN, "settings") if name in raw}
     return ExpertPlan(
         layers={layer: tuple(planned) for layer, planned in layers.items()},
         num_experts={int(layer): n for layer, n in raw["num_experts"].items()},
         why=tuple(raw.get("why", ())),
+        sizes=_sizes(raw.get("parameters")),
         **plain,
     )
+
+
+def _sizes(raw: dict[str, Any] | None) -> Sizes | None:
+    if raw is None:
+        return None
+    expert, router = ({int(layer): n for layer, n in raw[name].items()} for name in SIZES[1:])
+    return Sizes(raw["total"], expert, router)
 
 
 def _faults(raw: Any) -> list[str]:
@@ -211,7 +254,8 @@ def _faults(raw: Any) -> list[str]:
     ]
     if faults:
         return faults
-    return _layer_faults(raw["num_experts"]) or _expert_faults(raw["experts"], raw["num_experts"])
+    faults = _layer_faults(raw["num_experts"]) or _expert_faults(raw["experts"], raw["num_experts"])
+    return faults or _size_faults(raw.get("parameters"), raw["num_experts"])
 
 
 def _unknown(name: str, known: Any) -> str:
@@ -242,16 +286,32 @@ def _row_faults(row: Any, num_experts: dict[str, int]) -> list[str]:
     if not isinstance(row, dict):
         return [f"{row!r} is no JSON object"]
     faults = [_unknown(name, EXPERT_FIELDS) for name in row if name not in EXPERT_FIELDS]
-    layer, expert, role, statistic = (row.get(name) for name in EXPERT_FIELDS)
+    layer, expert, role = (row.get(name) for name in EXPERT_FIELDS[:3])
     if not _whole(layer) or str(layer) not in num_experts:
         faults.append(f"layer {layer!r} is none of the MoE layers {', '.join(num_experts)}")
     elif not _whole(expert) or not 0 <= expert < num_experts[str(layer)]:
         faults.append(f"expert {expert!r} of layer {layer} is not in 0-{num_experts[str(layer)] - 1}")
     if role not in ROLES:
         faults.append(f"role {role!r} is none of {', '.join(ROLES)}")
-    if statistic is not None and (isinstance(statistic, bool) or not isinstance(statistic, (int, float))):
-        faults.append(f"statistic {statistic!r} is neither a number nor null")
+    for name in MEASURED:
+        value = row.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            faults.append(f"{name} {value!r} is neither a number nor null")
     return faults
+
+
+def _size_faults(sizes: dict[str, Any] | None, num_experts: dict[str, int]) -> list[str]:
+    if sizes is None:
+        return []
+    total = sizes.get("total")
+    faults = [] if _whole(total) and total > 0 else [f"'total' of 'parameters' is {total!r}, not a number above 0"]
+    return faults + [
+        f"{name!r} of 'parameters' does not give a whole number for each layer of 'num_experts'"
+        for name in SIZES[1:]
+        if not isinstance(sizes.get(name), dict)
+        or sizes[name].keys() != num_experts.keys()
+        or not all(map(_whole, sizes[name].values()))
+    ]
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -57,7 +57,7 @@ class RoutingTrace:
 
     def __add__(self, other: RoutingTrace) -> RoutingTrace:
         """The trace of both texts together; languages are joined, the model must be the same."""
-        self._require_same_model(other)
+        self.require_same_model(other)
         languages = tuple(dict.fromkeys(self.languages + other.languages))
         has_pairs = self.pairs_GLEE is not None and other.pairs_GLEE is not None
         names = (*ARRAYS, "pairs_GLEE") if has_pairs else ARRAYS
@@ -67,7 +67,8 @@ class RoutingTrace:
         about = self.about | ({"text_sha256": "+".join(texts)} if texts else {})
         return replace(self, languages=languages, segment_chosen_NLE=_joined_segments(self, other), about=about, **sums)
 
-    def _require_same_model(self, other: RoutingTrace) -> None:
+    def require_same_model(self, other: RoutingTrace) -> None:
+        """DataError where the other trace is of another model, naming what differs."""
         names = ("layer_ids", "num_experts", "top_k")
         pairs = {n: (getattr(self, n), getattr(other, n)) for n in names}
         wrong = [f"{n} {mine} and {theirs}" for n, (mine, theirs) in pairs.items() if mine != theirs]
@@ -78,7 +79,7 @@ class RoutingTrace:
         if len(routers) > 1:
             wrong.append("the weights of their routers")
         if wrong:
-            raise DataError(f"only traces of one model add up, these differ in {'; '.join(wrong)}")
+            raise DataError(f"traces of one model are needed, these differ in {'; '.join(wrong)}")
 
     @classmethod
     def from_selections(

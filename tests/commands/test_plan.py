@@ -1,0 +1,134 @@
+"""`dragoman plan`, and plans in `show` and `compare`, on the trace of mini-moe that ships with the benchmarks."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import dragoman
+from dragoman import cli
+from dragoman.commands import compare, plan, show
+from dragoman.errors import ConfigError, DataError
+from dragoman.modeling import model_path
+from dragoman.routing.plan import ExpertPlan
+from dragoman.routing.planners import PLANNERS
+from dragoman.routing.trace import RoutingTrace
+
+TRACE = Path(__file__).resolve().parents[2] / "benchmarks" / "base" / "mini-moe-en-trace.npz"
+"""Of a version that did not note the model's size."""
+BUDGETS = ("ssft", "seft", "esft", "rise", "activation")
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory):
+    """The same trace with the size of its model."""
+    path = tmp_path_factory.mktemp("trace") / "trace.npz"
+    plan.with_sizes(RoutingTrace.load(TRACE), "mini-moe").save(path)
+    return path
+
+
+@pytest.fixture
+def made(tmp_path):
+    numbers = itertools.count()
+
+    def make(trace, planner, **settings):
+        return dragoman.plan(trace, planner=planner, out=tmp_path / f"plan-{next(numbers)}.json", **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_budget_of_each_planner(sized, made, name):
+    found = made(sized, name, target="ca", budget="2.5%")
+    assert 0.015 < found.trained_share <= 0.025
+    assert found.settings["budget"] == 0.025 and found.why[-1].startswith("budget 2.5%: ")
+    assert found.planner == name and found.target == "ca"
+    more = made(sized, name, target="ca", budget="0.05")
+    assert found.size <= more.size and more.trained_share <= 0.05
+    if name != "rise":
+        assert all(set(ids) <= set(more.experts()[layer]) for layer, ids in found.experts().items())
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_each_planner_by_its_defaults(tmp_path, made, name):
+    """On an old trace, which loads as it always did."""
+    found = made(TRACE, name, target="ca")
+    assert found.size and found.trained_share is None
+    assert {e.role for planned in found.layers.values() for e in planned} <= {"language", "shared", "used"}
+    control = made(TRACE, "random", like=tmp_path / "plan-0.json")
+    assert control.size == found.size and control.layers.keys() == found.layers.keys()
+
+
+def test_the_model_gives_the_size(made):
+    found = made(TRACE, "seft", target="ca", budget="1%", model="mini-moe")
+    assert found.sizes.total == 13_031_616 and found.trained_share <= 0.01
+
+
+def test_a_model_that_does_not_help(sized, made, tmp_path):
+    with pytest.raises(ConfigError, match="the trace knows the size of its model, so model would have no effect"):
+        made(sized, "all", model="mini-moe")
+    config = json.loads((Path(model_path("mini-moe")) / "config.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(DataError, match="is not the model of the trace"):
+        made(TRACE, "all", model=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("planner", "settings", "expected"),
+    [
+        ("ssst", {}, f"there is no planner 'ssst'; planners are {', '.join(PLANNERS)}"),
+        ("seft", {"target": "ca", "shared": 2}, "shared would have no effect on the planner seft"),
+        ("all", {"budget": "2%"}, "budget would have no effect on the planner all"),
+        ("esft", {"target": "ca", "parent": "es"}, "parent would have no effect on the planner esft"),
+        ("esft", {}, "the planner esft needs the new language: --target, one of en, de"),
+        ("esft", {"target": "ca", "budget": "much"}, "the budget is 'much', but it is a share of the parameters"),
+        ("esft", {"target": "ca", "budget": "2"}, "the budget is 2, but it is a share of parameters, above 0 up to 1"),
+        ("esft", {"target": "ca", "budget": "2%", "p": 0.2}, "both budget and p are given"),
+        ("esft", {"target": "ca", "budget": "0.01%"}, "nothing fits a budget of 0.01% of 13,031,616 parameters"),
+        ("rise", {"target": "xx"}, "the trace holds no target 'xx'"),
+        ("random", {}, "copies layers and numbers from another plan"),
+    ],
+)
+def test_settings_that_do_not_work(sized, made, planner, settings, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        made(sized, planner, **settings)
+
+
+def test_a_budget_needs_the_size(made):
+    with pytest.raises(ConfigError, match=r"does not say how large its model is.*`dragoman plan --model`"):
+        made(TRACE, "esft", target="ca", budget="2%")
+
+
+def test_flags(tmp_path, sized, capsys):
+    """Budgets in percent, routers on and off, several plans to be disjoint from."""
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    rule = ["--planner", "seft", "--target", "ca", "--budget", "2%", "--no-train-routers"]
+    cli.run(["plan", str(sized), *rule, "--out", str(first)])
+    assert "stay frozen" in capsys.readouterr().out
+    control = ["plan", str(sized), "--planner", "random", "--like", str(first)]
+    cli.run([*control, "--disjoint", str(first), "--seed", "1", "--out", str(second)])
+    cli.run([*control, "--disjoint", str(first), str(second), "--out", str(tmp_path / "c.json")])
+    plans = [ExpertPlan.load(tmp_path / f"{name}.json") for name in "abc"]
+    taken = [(layer, i) for p in plans for layer, ids in p.experts().items() for i in ids]
+    assert len(set(taken)) == len(taken) == 3 * plans[0].size
+    assert not any(p.train_routers for p in plans)
+
+
+def test_plans_are_shown_and_compared(tmp_path, sized, capsys):
+    for name, budget in (("a", "1%"), ("b", "3%")):
+        dragoman.plan(sized, planner="activation", target="ca", budget=budget, out=tmp_path / f"{name}.json")
+    show.show(tmp_path / "a.json")
+    assert "Plan activation for ca: 3 of 256 experts (1.2%)" in capsys.readouterr().out
+    record = dragoman.compare(tmp_path / "a.json", tmp_path / "b.json", out=tmp_path / "out")
+    compare.show(record)
+    printed = capsys.readouterr().out
+    assert "activation, 3 experts (1.2%), 0.85% of the parameters train" in printed
+    assert "Jaccard 0.300 over all planned experts" in printed, "3 of 10"
+    assert "budget: 0.01 | 0.03" in printed and "target" not in printed, "what is equal is not shown"
+    show.show(tmp_path / "out" / "record.json")
+    assert capsys.readouterr().out == printed, "the record alone gives the same"
+    with pytest.raises(DataError, match=r"two of a kind are compared, but .*a.json is a plan and .* is a trace"):
+        dragoman.compare(tmp_path / "a.json", sized, out=tmp_path / "out2")
