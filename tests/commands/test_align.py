@@ -165,6 +165,12 @@ def test_translation_items_are_right_from_the_median_of_english_on(place, tmp_pa
     record = json.loads((tmp_path / "t" / "record.json").read_text())
     assert record["accuracy"]["en"]["share"] >= 0.5
     assert "judged:translation|threshold:" in record["signature"] and "chrF" in record["signature"]
+    run("align", place / "model", "--task", "translation", "--target", "ca", "--into", "de", "--items", 8, "--method",
+        "sara", "--categories", tmp_path / "t", "--corpus", place / "text.tsv.gz", "--epochs", 1,
+        "--references", tmp_path, "--out", tmp_path / "a")  # fmt: skip
+    counts = record["counts"]["ca"]
+    trained = json.loads((tmp_path / "a" / "record.json").read_text())
+    assert trained["aligned"] == counts["cc"] + counts["ci"]
 
 
 def test_items_of_files_are_answered_by_text(place, tmp_path):

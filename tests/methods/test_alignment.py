@@ -11,9 +11,9 @@ from scipy.spatial.distance import jensenshannon
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import METHODS, alignment, reference, training
 from dragoman.methods.alignment import Pairs, allocation_term, coarse, jensen_shannon, kl, mass_term
-from dragoman.modeling import moe_layers, tap_routers
+from dragoman.modeling import moe_layers, tap_routers, upstream_parameters
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
-from tests.models import tiny
+from tests.models import FAMILIES, tiny
 
 ENGLISH = [([1, 5, 9, 7, 3, 2], 4), ([1, 8, 9, 4, 2], 3), ([1, 6, 6, 30, 31, 2], 3)]
 TARGET = [([1, 15, 19, 17, 13, 40, 2], 5), ([1, 18, 19, 2], 2), ([1, 16, 33, 2], 2)]
@@ -293,6 +293,22 @@ def test_what_trains_by_hand():
     left = {n for n, _ in model.named_parameters()} - upstream
     assert {"model.layers.1.mlp.experts.down_proj", "model.norm.weight", "lm_head.weight"} <= left
     assert all(n.startswith(("model.layers.1.mlp.experts", "model.layers.2", "model.norm", "lm_head")) for n in left)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_upstream_is_what_the_routers_logits_depend_on(family):
+    """Oracle: autograd. Norms of the layer may stand behind the router and count all the same."""
+    model = tiny(family)
+    layer = moe_layers(model)[-2]
+    with tap_routers(model, moe_layers(model)) as seen:
+        model(torch.arange(3, 63).view(3, 20))
+    seen[-2].logits_TE.square().sum().backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None}
+    upstream = set(map(id, upstream_parameters(model, layer)))
+    named = {n for n, p in model.named_parameters() if id(p) in upstream}
+    assert reached <= named
+    assert all("norm" in n for n in named - reached)
+    assert len(named) < len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ def test_controls_have_the_size_of_the_plan_and_none_of_its_experts():
     assert set(lot.layers) == {1} and not set(lot.experts()[1]) & {0, 4}
     assert 1 not in other.layers
     assert {by_lot(plan, s).experts()[1] for s in range(8)} != {lot.experts()[1]}
-    assert [e.statistic for e in lot.layers[1]] == [0.3, 0.2]
+    assert [e.statistic for made in (lot, other) for x in made.layers.values() for e in x] == [0.3, 0.2] * 2
+    wide = ExpertPlan("t", {i: tuple(PlannedExpert(e, "all") for e in range(6)) for i in (1, 2)}, {0: 8, 1: 8, 2: 8})
+    assert elsewhere(wide).experts() == {0: tuple(range(8))}, "twelve are wanted, eight are there"
     assert set(CONTROLS) == {"random", "elsewhere"}
     whole = ExpertPlan("t", {0: tuple(PlannedExpert(e, "all") for e in range(5))}, {0: 8})
     with pytest.raises(ConfigError, match=r"layers \[0\] have too few experts"):
@@ -160,7 +162,7 @@ NOT_STEERED = {"doge", "inkling_text", "jetmoe"}
 @pytest.mark.slow  # builds every architecture
 @pytest.mark.parametrize("model_type", [t for t in architectures.recording() if t not in architectures.NOT_BUILT])
 def test_every_architecture_is_steered_or_refused(model_type):
-    """A strong push sends more tokens to the expert, whatever the router does later; outside the block nothing stays."""
+    """A strong push sends more tokens to the expert, whatever the router does later; then all is as before."""
     model = architectures.build(model_type)
     layers = moe_layers(model)
     how = Steering("soft", 4.0, {layers[-1].layer_id: (1,)}, {}, {x.layer_id: x.num_experts for x in layers}, "test")

@@ -63,7 +63,7 @@ def _inject(model: PreTrainedModel, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ConfigError("training attention by LoRA needs the package peft: pip install peft") from None
+        raise ConfigError("LoRA on attention needs PEFT; install it with: pip install 'dragoman[lora]'") from None
     names = list(attention_maps(model))
     if not names:
         raise ConfigError("no linear map was found in this model's attention for LoRA; train routers or full")
