@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "evaluate", "pretrain")
+VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "categorize", "align", "steer", "evaluate",
+         "pretrain")  # fmt: skip
 """Functions that build a command's config from their arguments and return its record."""
 
 NAMES = {

@@ -62,8 +62,8 @@ def test_contract(name, family):
     trained = model(ids).logits
     assert not torch.equal(trained, plain(ids).logits), "otherwise every check here is empty"
     method.merge(model)
-    assert method.MERGE == "bits"
-    assert torch.equal(model(ids).logits, trained)
+    assert method.MERGE in ("bits", "rounding")
+    torch.testing.assert_close(model(ids).logits, trained, **({"rtol": 0, "atol": 0} if method.MERGE == "bits" else {}))
     assert {n: p.shape for n, p in model.state_dict().items()} == {n: p.shape for n, p in plain.state_dict().items()}
     assert type(model) is type(plain)
     assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))

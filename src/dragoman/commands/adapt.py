@@ -86,10 +86,13 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Train a model for a new language and save it as a plain model folder, with a record."""
     from dragoman.methods import METHODS
+    from dragoman.methods.base import LossMethod
     from dragoman.modeling import copy_tag, open_both, save_model
 
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
+    if isinstance(METHODS[config.method], LossMethod):
+        raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model)

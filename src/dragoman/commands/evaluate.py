@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.commands.tasking import add_task, open_items, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -54,6 +55,11 @@ class Config:
     """Directions to translate, such as en-de de-en; all stands for every language: en-all, all-en, all-all."""
     choices: Path | None = None
     """Multiple choice (Belebele, MultiBLiMP), scored by likelihood: a file or a folder of them."""
+    task: str = ""
+    """A task to answer: next or heading, made of the corpus, or a folder of MMLU, Belebele, GSM8K or IFEval items;
+    bits per byte are then left out."""
+    steer: Tags = ()
+    """Files that `dragoman steer` wrote: the model steered by each is compared with the model as it is."""
     metrics: Tags = ()
     """Metrics of translations; default: all that apply."""
     split: str = "devtest"
@@ -106,6 +112,7 @@ def _require_one_kind(config: Config) -> None:
             "directions": config.directions,
         }
         unused |= {"languages": config.languages, "choices": config.choices, "corpus": config.corpus != "help"}
+        unused |= {"task": config.task, "steer": config.steer}
         unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
         if given := [f"--{k}" for k, v in unused.items() if v]:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
@@ -216,30 +223,37 @@ def _score_models(config: Config, out: Path) -> Result:
 
     corpus, directions = _text(config)
     spoken = dict.fromkeys(g for pair in directions.values() for g in pair)
-    languages = config.languages or (() if config.choices and not spoken else tuple(spoken) or corpus.languages)
+    of_items = (config.choices or config.task) and not spoken
+    languages = () if config.task else config.languages or (() if of_items else tuple(spoken) or corpus.languages)
     corpus.require([*languages, *spoken])
     settings: dict[str, Any] = {"split": config.split, "segments": config.segments}
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
     metrics, left_out = _metrics(directions, config)
-    choices = _read_choices(config)
+    choices, items = _read_choices(config), open_items(config, corpus.languages)
+    systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
     claim_folder(out)  # nothing is written where a model cannot be opened
     scored: dict[str, Any] = {}
-    for name in (config.model, *config.against):
+    for label, (name, how) in systems.items():
         model, codec = opened if name == config.model else open_both(name)
-        scored[name] = scoring.score_model(
-            model, codec, corpus, languages, directions, metrics=metrics, quiet=config.quiet, **settings
-        )
-        scoring.add_choices(scored[name], model, codec, choices, config.quiet)
+        with how(model):
+            scored[label] = scoring.score_model(
+                model, codec, corpus, languages, directions, metrics=metrics, quiet=config.quiet, **settings
+            )
+            scoring.add_choices(scored[label], model, codec, choices, config.quiet)
+            add_task(scored[label], model, codec, items, config.quiet)
     if directions:
         scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)
         scored |= reference_rates(pairs, metrics)
     if not choices:
         left_out["option_accuracy"] = "it needs items: give --choices"
+    if not items:
+        left_out["task_accuracy"] = "it needs items: give --task"
     held_out = scoring.held_out(corpus, **settings)
     about = {"corpus": corpus.about, "models": _checksums(config)}
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
     about |= {"texts": scoring.text_checksums(pairs, {g: held_out[g] for g in languages}, choices)}
+    about |= {"task": {"name": items.name, "items": len(items), "sha256": items.checksum()}} if items else {}
     return scored, left_out, about
 
 

@@ -45,8 +45,8 @@ Formula = Callable[[np.ndarray], np.ndarray]
 
 BATCH_TOKENS = 4096
 """Tokens of a batch when scoring likelihood; logits are the largest array there is."""
-OF_LIKELIHOODS = ("bits_per_byte", "option_accuracy")
-"""Metrics whose hypotheses are no texts."""
+OF_LIKELIHOODS = ("bits_per_byte", "option_accuracy", "task_accuracy")
+"""Metrics whose hypotheses are no translations."""
 NO_SPACES = ("zh", "yue", "ja", "th", "lo", "km", "my", "bo", "dz")
 ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "target": lambda tag: tag,

@@ -23,6 +23,7 @@ from dragoman.evaluation.neural import Comet, MetricX
 from dragoman.evaluation.options import OptionAccuracy
 from dragoman.evaluation.rates import Copies, LengthRatio, OffTarget, OverGeneration
 from dragoman.evaluation.reference_free import EmbeddingQuality
+from dragoman.evaluation.tasks import TaskAccuracy
 from dragoman.evaluation.terms import TermRecall
 
 __all__ = ["BLEU", "BLEU_TOKENIZERS", "CHRF", "METRICS", "TER", "BitsPerByte", "Metric", "Score", "score",
@@ -172,6 +173,7 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "bleu": BLEU,
     "ter": TER,
     "option_accuracy": OptionAccuracy,
+    "task_accuracy": TaskAccuracy,
     "term_recall": TermRecall,
     "off_target": OffTarget,
     "copies": Copies,

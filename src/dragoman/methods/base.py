@@ -1,15 +1,17 @@
 """What every adaptation method has, and what the training command does with it.
 
-A method is one module: docstring with formula, `Source:` and `Differs:`, then `Config`, `apply`, `merge`. What a method
-trains is what requires gradients after `apply`, and nothing else says so. The contract test runs over all methods
+A method is one module: docstring with formula, `Source:` and `Differs:`, then `Config`, `apply`, `merge`, and
+`extra_loss` where the paper has a term of its own (`LossMethod`). What a method trains is what requires gradients after
+`apply`, and nothing else says so. The contract test runs over all methods
 (`tests/methods/test_contract.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -33,6 +35,17 @@ class Method(Protocol):
 
     def merge(self, model: PreTrainedModel) -> None:
         """Turn the model back into a plain one of the base's class, in place."""
+
+
+@runtime_checkable
+class LossMethod(Protocol):
+    """A method with a loss term over pairs of parallel items. It trains where such pairs are: `dragoman align`."""
+
+    def extra_loss(self, model: PreTrainedModel, config: Any, plan: ExpertPlan | None, pairs: Any, folder: Path) -> Any:
+        """The term, an `alignment.AlignmentLoss`; called on the base, before `apply`. pairs: an `alignment.Pairs`.
+
+        folder: where what the base says of the pairs is kept.
+        """
 
 
 @dataclass(frozen=True)

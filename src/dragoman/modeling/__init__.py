@@ -1,7 +1,17 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import SCORES, active_parameters, layer_sizes, parameter_counts, router_kind
+from dragoman.modeling.kinds import (
+    SCORES,
+    active_parameters,
+    attention_maps,
+    expert_shares,
+    layer_sizes,
+    parameter_counts,
+    router_kind,
+    score_names,
+    upstream_parameters,
+)
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -52,10 +62,12 @@ __all__ = [
     "Routed",
     "TextCodec",
     "active_parameters",
+    "attention_maps",
     "context_length",
     "convert",
     "copy_tag",
     "default_device",
+    "expert_shares",
     "expert_weights",
     "fetched_record",
     "find_routers",
@@ -77,10 +89,12 @@ __all__ = [
     "router_kind",
     "router_probabilities",
     "save_model",
+    "score_names",
     "sorted_experts",
     "state_checksum",
     "stored_bytes",
     "tap_routers",
     "upcycle",
+    "upstream_parameters",
     "why_not_tunable",
 ]

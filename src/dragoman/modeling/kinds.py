@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,21 @@ SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 """Name -> scores [T, E] of logits, to which the weights of the chosen experts are proportional."""
 GROUPS = ("router", "routed experts", "shared experts", "attention", "embeddings", "other")
 TRIAL_TOKENS = 64
+
+
+def score_names(model: PreTrainedModel, layers: Sequence[MoELayer]) -> tuple[str, ...]:
+    """Score function of each layer's router, a name of SCORES; one router of a class speaks for all."""
+    of_class = {type(layer.router): layer for layer in reversed(layers)}  # asking takes time
+    found = {cls: router_kind(model, layer)[0] for cls, layer in of_class.items()}
+    return tuple(found[type(layer.router)] if found[type(layer.router)] in SCORES else "softmax" for layer in layers)
+
+
+def expert_shares(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
+    """Each token's distribution over all experts: softmax, or scores of another kind over their sum; [T, E] float32."""
+    if score == "softmax":
+        return router_probabilities(logits_TE)
+    score_TE = SCORES[score](logits_TE.float())
+    return score_TE / score_TE.sum(-1, keepdim=True)
 
 
 def router_kind(model: PreTrainedModel, layer: MoELayer) -> tuple[str, ...]:
@@ -211,3 +226,30 @@ def active_parameters(model: PreTrainedModel, counts: dict[str, int]) -> int:
     used = sum(size * x.top_k / (x.num_experts - x.num_skips) for size, x in zip(sizes, layers, strict=True))
     idle_share = 1 - used / sum(sizes) if layers else 0.0  # holds for experts behind a table of token ids, too
     return round(sum(counts.values()) - counts["routed experts"] * idle_share)
+
+
+def attention_maps(model: PreTrainedModel) -> tuple[str, ...]:
+    """Paths of the linear maps in a model's attention, as in `named_modules`."""
+    owners = [path for path, module in model.named_modules() if _group_by_name(path, module) == "attention"]
+    routers = {layer.router for layer in moe_layers(model)} if find_routers(model) else set()
+    return tuple(
+        path
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and module not in routers and any(path.startswith(f"{o}.") for o in owners)
+    )
+
+
+def upstream_parameters(model: PreTrainedModel, layer: MoELayer) -> list[nn.Parameter]:
+    """Parameters that the logits of a layer's router depend on: embeddings, the layers before, its own but the experts.
+
+    Norms count as before the router wherever they stand in the layer.
+    """
+    *_, place = re.finditer(r"\.\d+(?=\.|$)", layer.name)
+    stem = layer.name[: place.start()]  # all layers stand in one list
+    before = [f"{stem}.{i}." for i in range(layer.layer_id)]
+    own, block = f"{layer.name[: place.end()]}.", f"{layer.name}."
+    found = list(model.get_input_embeddings().parameters()) + list(layer.router.parameters())
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(before)) or (name.startswith(own) and not name.startswith(block)):
+            found.append(parameter)
+    return list(dict.fromkeys(found))

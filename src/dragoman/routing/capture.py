@@ -17,16 +17,15 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import DataError, ModelError
 from dragoman.modeling import (
-    SCORES,
     MoELayer,
     Routed,
     TextCodec,
     context_length,
+    expert_shares,
     hidden_states,
     layer_sizes,
     moe_layers,
-    router_kind,
-    router_probabilities,
+    score_names,
     tap_routers,
 )
 from dragoman.record import sha256
@@ -73,7 +72,7 @@ def capture(
     layers = moe_layers(model)
     texts = read_segments(sequences, codec=codec, start_id=start_id, chat=chat, count_special=count_special)
     ranks = Ranks.all() if distributed else Ranks()
-    kinds, width = _kinds(model, layers), max(layer.num_experts for layer in layers)
+    kinds, width = score_names(model, layers), max(layer.num_experts for layer in layers)
     shapes = {g: (len(text.ids), len(layers), width) for g, text in texts.items()}
     parts: dict[str, dict[str, np.ndarray]] = {}
     with segment_counts(per_segment, shapes, ranks) as kept, _evaluating(model):
@@ -92,13 +91,6 @@ def capture(
     facts |= {"routers_sha256": _routers_checksum(layers), "router_mass": kinds[0]}
     facts |= {"excluded": _excluded(chat, count_special), "sizes": layer_sizes(model)}
     return _trace(layers, parts, kept.kept() if kept is not None else {}, facts | dict(about or {}))
-
-
-def _kinds(model: PreTrainedModel, layers: Sequence[MoELayer]) -> tuple[str, ...]:
-    """Score function of each layer's router; one router of a class speaks for all, as asking takes time."""
-    of_class = {type(layer.router): layer for layer in reversed(layers)}
-    found = {cls: router_kind(model, layer)[0] for cls, layer in of_class.items()}
-    return tuple(found[type(layer.router)] if found[type(layer.router)] in SCORES else "softmax" for layer in layers)
 
 
 @contextlib.contextmanager
@@ -200,17 +192,11 @@ class _LayerSums:
         gate_E = torch.zeros(num_experts, dtype=torch.float64, device=device)
         self.gate_E = gate_E.index_add_(0, indices_CK.flatten(), weights_CK.flatten().double()) + self.gate_E
         self.chosen_E = count_RE.sum(0) + self.chosen_E
-        self.mass_E = self._distribution(routed.logits_TE.index_select(0, places_C)).sum(0).double() + self.mass_E
+        self.mass_E = expert_shares(routed.logits_TE.index_select(0, places_C), self.kind).sum(0).double() + self.mass_E
         if self.coactivation:
             hit_CE = torch.zeros(len(places_C), num_experts, device=device).scatter_(1, indices_CK.long(), 1.0)
             self.pairs_EE = (hit_CE.T @ hit_CE).long() + self.pairs_EE  # exact: floats count to 2**24
         return count_RE
-
-    def _distribution(self, logits_CE: torch.Tensor) -> torch.Tensor:
-        if self.kind == "softmax":
-            return router_probabilities(logits_CE)
-        score_CE = SCORES[self.kind](logits_CE.float())
-        return score_CE / score_CE.sum(-1, keepdim=True)
 
 
 def _padded(parts: Sequence[Any], dtype: type, shape: tuple[int, ...]) -> np.ndarray:

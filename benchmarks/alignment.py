@@ -1,0 +1,126 @@
+"""What alignment and steering cost, in one run: a step of RA-MoE over one of SFT, decoding steered over plain.
+
+    python benchmarks/alignment.py --quick
+    python benchmarks/alignment.py --out benchmarks/alignment/speed.json
+    python benchmarks/alignment.py --shape olmoe-1b-7b --precision bf16        # on a GPU, random weights
+
+Every item is aligned (`items` all), the dearest case, in the middle half of the layers with an eighth of the experts;
+the English reference is there beforehand. Arms take turns; figures are medians over rounds, first updates left out.
+Prints last {"ra_moe_over_sft": ..., "steer_over_plain": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cyclopts import run
+from training_speed import _arm, _Clock
+from transformers import PreTrainedModel
+
+from dragoman.errors import ConfigError
+from dragoman.methods import METHODS, training
+from dragoman.methods.alignment import Pairs
+from dragoman.methods.steer import steered, steering
+from dragoman.modeling import default_device, moe_layers, new_model, open_model
+from dragoman.record import environment, write_json
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
+from dragoman.translation.engines import Stops, translate_greedy
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "olmoe-1b-7b": {
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+    }
+}
+ROWS, WIDTH, SKIPPED = 12, 256, 2
+NEW_TOKENS = 32
+
+
+def opened(shape: str) -> PreTrainedModel:
+    """mini-moe, or random weights of a shape."""
+    if shape == "mini-moe":
+        return open_model(shape)
+    with torch.device(default_device()):
+        return new_model("olmoe", SHAPES[shape], seed=0).eval()
+
+
+def plan_of(model: PreTrainedModel) -> ExpertPlan:
+    """An eighth of the experts in the middle half of the layers."""
+    layers = moe_layers(model)
+    middle = layers[len(layers) // 4 : 3 * len(layers) // 4]
+    planned = {x.layer_id: tuple(PlannedExpert(e, "shared", 0.1) for e in range(x.num_experts // 8)) for x in middle}
+    return ExpertPlan("benchmark", planned, {x.layer_id: x.num_experts for x in layers})
+
+
+def seconds_per_update(model: PreTrainedModel, method_name: str, updates: int, precision: str, folder: Path) -> float:
+    """Median seconds of one update on random tokens; the routers train."""
+    method, rng = METHODS[method_name], np.random.default_rng(0)
+    rows_NS = rng.integers(100, model.config.vocab_size, (2, ROWS * updates, WIDTH)).astype(np.int32)
+    target, english = ([(row, WIDTH // 2) for row in side.tolist()] for side in rows_NS)
+    loss, plan, config = None, None, method.Config()
+    if method_name == "ra_moe":
+        plan, config = plan_of(model), method.Config(items="all")
+        loss = method.extra_loss(model, config, plan, Pairs(target, english, 0, WIDTH), folder)
+    method.apply(model, config, plan)
+    clock = _Clock()
+    shape = {"steps": updates, "warmup": 1, "decay": 1, "batch": ROWS, "micro_batch": ROWS, "precision": precision}
+    with tempfile.TemporaryDirectory() as scratch, _arm(clock, ours=True):
+        training.train(
+            model, rows_NS[0], training.Config(**shape, learning_rate=0.0),
+            layers=loss.layers if loss else (), extra_loss=loss, folder=Path(scratch),
+        )  # fmt: skip
+    method.merge(model)
+    return float(np.median(np.diff(clock.times)[SKIPPED - 1 :]))
+
+
+def seconds_to_decode(model: PreTrainedModel, strength: float) -> float:
+    """Seconds to decode NEW_TOKENS tokens for a batch of prompts, steered with some strength or (0) plain."""
+    prompts = np.random.default_rng(1).integers(100, model.config.vocab_size, (32, 24)).tolist()
+    with steered(model, steering(plan_of(model), "soft", strength)):
+        started = time.perf_counter()
+        translate_greedy(model, prompts, stops=Stops(frozenset()), pad_id=0, max_new=lambda n: NEW_TOKENS)
+        return time.perf_counter() - started
+
+
+def alignment(
+    *, quick: bool = False, shape: str = "mini-moe", precision: str = "fp32", out: Path | None = None, rounds: int = 5
+) -> None:
+    """Measure both ratios. quick: fewer updates and rounds."""
+    if out and out.exists():
+        raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
+    updates, rounds = (5, 3) if quick else (9, rounds)
+    model = opened(shape)
+    times: dict[str, list[float]] = {name: [] for name in ("sft", "ra_moe", "plain", "steered")}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for name in ("sft", "ra_moe"):
+                times[name].append(seconds_per_update(model, name, updates, precision, Path(folder)))
+            for name, strength in {"plain": 0.0, "steered": 0.5}.items():
+                times[name].append(seconds_to_decode(model, strength))
+    median = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    for name, seconds in median.items():
+        print(f"{name}: {seconds:.3f} s ({'an update' if name in ('sft', 'ra_moe') else 'to decode'})")
+    ratios = {
+        "ra_moe_over_sft": round(median["ra_moe"] / median["sft"], 3),
+        "steer_over_plain": round(median["steered"] / median["plain"], 3),
+    }
+    if out:
+        about = {"command": "alignment", "model": shape, "precision": precision, "device": default_device()}
+        write_json(out, environment() | about | {"seconds": times, **ratios})
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    run(alignment)

@@ -1,0 +1,58 @@
+"""`dragoman steer`: a small file that says which experts to raise while a model runs, made of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dragoman.errors import ConfigError
+from dragoman.routing.controls import CONTROLS
+from dragoman.routing.plan import ExpertPlan
+
+if TYPE_CHECKING:
+    from dragoman.methods.steer import Steering
+
+
+@dataclass(frozen=True)
+class Config:
+    """Steer the experts of a plan at inference."""
+
+    plan: Path
+    """Plan that `dragoman plan` wrote."""
+    _: KW_ONLY
+    rule: Literal["soft", "hard", "shared"] = "soft"
+    """soft raises logits by their spread, hard forces experts on or off, shared weighs by the plan's statistics."""
+    strength: float = 0.5
+    """soft: standard deviations of a token's logits; hard: 1 on, -1 off; shared: share of the logit. 0 does nothing."""
+    control: Literal["random", "elsewhere"] | None = None
+    """Instead of the plan's experts, as many by lot: others of the same layers, or those of other layers."""
+    seed: int | None = None
+    """Of a control; default 0."""
+    out: Path = Path("steer.json")
+    """File to write, for `dragoman evaluate --steer`."""
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.control is None:
+            raise ConfigError("seed has no effect without a control; leave it out or give --control")
+
+
+def run(config: Config) -> Steering:
+    """Make a steering file of a plan, or of a control of that plan."""
+    from dragoman.methods.steer import steering
+
+    if config.out.exists():
+        raise ConfigError(f"{config.out} exists; choose another file with --out, or remove it first")
+    plan = ExpertPlan.load(config.plan)
+    if config.control:
+        plan = CONTROLS[config.control](plan, config.seed or 0)
+    how = steering(plan, config.rule, config.strength)
+    how.save(config.out)
+    return how
+
+
+def show(how: Any) -> None:
+    """Print what is steered."""
+    count = sum(map(len, how.experts.values()))
+    layers = ", ".join(map(str, how.experts))
+    print(f"steers {count} experts of layers {layers} by the rule {how.rule}, strength {how.strength:g}")

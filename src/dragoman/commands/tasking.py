@@ -1,0 +1,243 @@
+"""What the commands share that run a task: its items, a model's answers, and the samples to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dragoman.corpora.itemfiles import read_items
+from dragoman.corpora.items import REFERENCE, Item, TaskItems, task_items
+from dragoman.corpora.languages import language
+from dragoman.corpora.ntext import NText
+from dragoman.corpora.pack import open_corpus
+from dragoman.corpora.quizzes import QUIZZES
+from dragoman.errors import ConfigError, DataError
+from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, Task, TaskAccuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dragoman.modeling import TextCodec
+    from dragoman.routing.trace import RoutingTrace
+
+# Shape letters: N items.
+
+OF_CORPUS = (*QUIZZES, "translation", "text")
+"""Tasks that are made of n-way text; `text` has nothing to answer and is there to train on."""
+MAX_NEW = 256
+"""Most tokens of a generated answer."""
+
+
+def open_task(
+    name: str, languages: Sequence[str], *, corpus: str, split: str | None, number: int | None = None, into: str = ""
+) -> TaskItems:
+    """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many.
+
+    Raises ConfigError for settings that have no effect, DataError where there are no such items.
+    """
+    spoken = tuple(dict.fromkeys([REFERENCE, *languages]))
+    if into and name != "translation":
+        raise ConfigError(f"into has no effect on the task {name}, only on translation; leave it out")
+    if name in OF_CORPUS:
+        made = _of_corpus(name, open_corpus(corpus), spoken, split or "train", into)
+    elif Path(name).exists():
+        made = read_items(Path(name))
+        idle = {"corpus": corpus if corpus != "help" else None, "split": split}
+        if given := [f"{flag} {value}" for flag, value in idle.items() if value]:
+            raise ConfigError(f"{' and '.join(given)} would have no effect on the items in {name}; leave it out")
+    else:
+        raise ConfigError(f"there is no task {name!r}; tasks are {', '.join(OF_CORPUS)}, or a folder of JSON lines")
+    made.require(spoken)
+    chosen = task_items(made.name, made.judged, {g: made.items[g] for g in spoken}, made.into, made.about)
+    return chosen if number is None else chosen.first(number)
+
+
+def _of_corpus(name: str, corpus: NText, languages: Sequence[str], split: str, into: str) -> TaskItems:
+    corpus.require([*languages, *([into] if into else [])])
+    if name in QUIZZES:
+        return QUIZZES[name](corpus, languages, split)
+    if name == "translation" and (not into or into in languages):
+        raise ConfigError(
+            f"the task translation compares translating from English and from {', '.join(languages[1:])} into one "
+            f"language that the model serves well; name another one as into, not {into or 'none'}"
+        )
+    table = corpus.select([*languages, *([into] if into else [])], split, complete=True)
+    if not len(table):
+        spoken = ", ".join(table.languages)
+        raise DataError(f"no row of split {split} has text in all of {spoken}; name fewer languages")
+    answers = table.columns[into] if into else None
+    items = {g: [_segment(table, g, i, answers) for i in range(len(table))] for g in languages}
+    return task_items(name, name, items, into, {"corpus_sha256": corpus.checksum(), "split": split})
+
+
+def _segment(table: NText, tag: str, row: int, answers: Sequence[str | None] | None) -> Item:
+    text = table.columns[tag][row] or ""
+    prompt, answer = ("", text) if answers is None else (text, answers[row] or "")
+    return Item(table.keys[row], table.documents[row], prompt, answer, expected=answer)
+
+
+def task_of(items: TaskItems, normalise: str = "bytes", metric: str = "chrf", threshold: float | None = None) -> Task:
+    """How the items are judged. threshold: for translation, which has no right and wrong of its own."""
+    from dragoman.commands import scoring
+
+    if items.judged == "text":
+        raise ConfigError("the task text has no answers to judge; it is there to train on (dragoman align)")
+    if items.judged == "translation":
+        made, _ = scoring.metrics_for(items.into, (metric,))
+        return ByMetric(made[metric], float("nan") if threshold is None else threshold)
+    if threshold is not None:
+        raise ConfigError("a threshold has no effect on a task that has right and wrong answers; leave it out")
+    return ByLikelihood(normalise) if items.judged == "options" else TASKS[items.judged]()
+
+
+# Answers
+
+
+def answers_of(
+    model: PreTrainedModel, codec: TextCodec, items: TaskItems, task: Task, tag: str, quiet: bool = True
+) -> list[Any]:
+    """A model's answers to the items in one language: texts, or [(bits, bytes) of each option]."""
+    chosen = items.items[tag]
+    if not task.generates:
+        return _option_costs(model, codec, chosen)
+    from dragoman.modeling import context_length
+    from dragoman.translation.engines import Stops, stops_of, translate_greedy
+
+    stops = stops_of(model, codec)
+    line = items.judged in ("translation", "exact")
+    prompts = [ids for ids, _ in samples_of(codec, items, tag, answered=False)]
+    with tqdm(total=len(prompts), desc=f"answers in {tag}", unit=" items", disable=quiet, delay=2) as bar:
+        new = translate_greedy(
+            model,
+            prompts,
+            stops=stops if line else Stops(stops.ends),
+            pad_id=codec.pad_id,
+            max_new=lambda n: 2 * n + 20 if line else MAX_NEW,
+            context=context_length(model),
+            progress=bar.update,
+        )
+    texts = [codec.decode(ids) for ids in new]
+    if line:
+        return [" ".join(text.split("\n")[0].split()) for text in texts]
+    return [text.split("\nQuestion:")[0] if items.judged == "number" else text for text in texts]
+
+
+def _option_costs(model: PreTrainedModel, codec: TextCodec, items: Sequence[Item]) -> list[list[tuple[float, int]]]:
+    from dragoman.evaluation.options import Options, option_bits
+    from dragoman.modeling import context_length
+
+    prompts = codec.encode([item.prompt for item in items])
+    rows = [Options(p, codec.encode(item.options)) for p, item in zip(prompts, items, strict=True)]
+    bits = option_bits(model, rows, start_id=codec.start_id, context=context_length(model), batch_tokens=4096)
+    return [
+        [(float(b), len(o.encode())) for b, o in zip(bits_O, item.options, strict=True)]
+        for bits_O, item in zip(bits, items, strict=True)
+    ]
+
+
+def points_of(task: Task, answers: Sequence[Any], items: Sequence[Item]) -> np.ndarray:
+    """Points of each answer, [N], 0 to 1."""
+    return np.array([task.points(answer, item) for answer, item in zip(answers, items, strict=True)])
+
+
+# Systems of an evaluation
+
+
+def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
+    """The items of `evaluate --task`, in English and the config's languages (default: all); None without a task."""
+    if not config.task:
+        return None
+    if config.test_set:
+        raise ConfigError("--task is made of a corpus or read from a folder; leave --test-set out")
+    chosen = config.languages
+    if not chosen:
+        chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else tuple(languages)
+    split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
+    return open_task(config.task, chosen, corpus=config.corpus, split=split, number=config.segments)
+
+
+def add_task(
+    sums: dict[str, Any], model: PreTrainedModel, codec: TextCodec, items: TaskItems | None, quiet: bool
+) -> None:
+    """Points of a model's answers, by language, as sums of the metric `task_accuracy`."""
+    from dragoman.commands import scoring
+
+    if items is None:
+        return
+    task = task_of(items)
+    metric = TaskAccuracy(task)
+    sums["signatures"]["task_accuracy"] = metric.signature()
+    for g, chosen in items.items.items():
+        points = points_of(task, answers_of(model, codec, items, task, g, quiet), chosen)
+        scoring.add_sums(sums, "task_accuracy", g, metric.all_sums(points.tolist()), [item.document for item in chosen])
+
+
+Installed = Callable[["PreTrainedModel"], AbstractContextManager[Any]]
+
+
+def systems_of(model: str, steer: Sequence[str], against: Sequence[str]) -> dict[str, tuple[str, Installed]]:
+    """Label -> model and what is put on it while it is scored: the model steered by each file, as it is, the others.
+
+    Raises ConfigError for two files of one name, DataError for a file that is none.
+    """
+    if not steer:
+        return {name: (name, nullcontext) for name in (model, *against)}
+    from dragoman.methods.steer import Steering, steered
+
+    labels = {f"{model}+{Path(file).stem}": Steering.load(Path(file)) for file in steer}
+    if len(labels) < len(steer):
+        raise ConfigError(f"steering files are told apart by their names, and {', '.join(steer)} share one; rename one")
+    found: dict[str, tuple[str, Installed]] = {
+        label: (model, partial(steered, how=how)) for label, how in labels.items()
+    }
+    return found | {name: (name, nullcontext) for name in (model, *against)}
+
+
+# Samples
+
+
+def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = True) -> list[tuple[list[int], int]]:
+    """Tokens of each item, start token first, and how many are prompt; answer and end token follow where `answered`.
+
+    Raises DataError where an item has no answer to train on.
+    """
+    chosen = items.items[tag]
+    if answered and (empty := [item.key for item in chosen if not item.answer]):
+        raise DataError(
+            f"{len(empty)} of {len(chosen)} items of the task {items.name} in {tag} have no answer to train on, as "
+            f"{empty[0]}; the file has to give one (`response`, or a solution)"
+        )
+    prompts = [item.prompt for item in chosen]
+    if items.into:
+        names = {g: language(g).name or g for g in (tag, items.into)}
+        if answered:
+            return codec.pairs(prompts, [item.answer for item in chosen], tag, items.into, names)
+        return [(ids, len(ids)) for ids in codec.prompts(prompts, tag, items.into, names)]
+    rows = [[codec.start_id, *ids] for ids in codec.encode(prompts)]
+    answers = codec.encode([item.answer for item in chosen]) if answered else [[] for _ in rows]
+    end = [codec.end_id] if answered else []
+    return [(row + answer + end, len(row)) for row, answer in zip(rows, answers, strict=True)]
+
+
+def english_routing(
+    model: PreTrainedModel, codec: TextCodec, items: TaskItems, about: dict[str, Any]
+) -> RoutingTrace | None:
+    """Routing of the English items, prompt and answer, as a trace whose one language is the task's name.
+
+    The general corpus to contrast it with is English text; special tokens are read and not counted. None for a model
+    without MoE layers.
+    """
+    from dragoman.modeling import find_routers
+    from dragoman.routing.capture import capture
+
+    if not find_routers(model):
+        return None
+    answered = all(item.answer for item in items.items[REFERENCE])
+    rows = [ids[1:] for ids, _ in samples_of(codec, items, REFERENCE, answered)]
+    return capture(model, {items.name: rows}, codec=codec, count_special=False, about=about)

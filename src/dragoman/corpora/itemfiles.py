@@ -1,0 +1,176 @@
+"""Task items of published sets: a folder with one JSON-lines file a language, `en.jsonl`, `swh_Latn.jsonl` ...
+
+What a file holds is told by the fields of its first line:
+
+    MMLU, Global-MMLU   {"question": "...", "subject": "...", "choices": ["...", x4], "answer": 2}, or option_a to
+                        option_d and "answer": "C"; "sample_id" names the item where it is there
+    Belebele            {"link": "...", "question_number": 1, "flores_passage": "...", "question": "...",
+                        "mc_answer1": "...", ..., "correct_answer_num": "1"}
+    GSM8K, MGSM         {"question": "...", "answer": "6 * 7 = 42\\n#### 42"}, or "answer_number": 42
+    any other           {"prompt": "...", "answer": "..."}, held against a generated answer; "id" names the item
+    IFEval              {"key": 1000, "prompt": "...", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+                        and "response" where there is an answer to train on
+
+Items without a name of their own are named by their line, so such files have to be parallel line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dragoman.corpora.codes import tags_of
+from dragoman.corpora.items import Item, TaskItems, task_items
+from dragoman.corpora.reading import read_lines
+from dragoman.errors import DataError
+
+LETTERS = "ABCD"
+SHAPES_IN_WORDS = (
+    "MMLU, Global-MMLU, Belebele, GSM8K, MGSM, IFEval or lines with prompt and answer, one .jsonl file a language in a "
+    "folder"
+)
+
+Row = Mapping[str, Any]
+
+
+def read_items(path: Path) -> TaskItems:
+    """The items of a folder. Raises DataError that names file and line, or says how languages differ."""
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+    if not files:
+        raise DataError(f"there are no task items at {path}; give {SHAPES_IN_WORDS}")
+    found, shapes = {}, {}
+    for tag, file in zip(tags_of([f.name.split(".")[0] for f in files]), files, strict=True):
+        rows = [_object(file, n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
+        shapes[tag] = _shape(file, rows[0])
+        found[tag] = list(_items(file, rows, SHAPES[shapes[tag]]))
+    judged = {SHAPES[shape].judged for shape in shapes.values()}
+    if len(judged) > 1:
+        raise DataError(f"the files of {path} are of several kinds: {shapes}; keep one task a folder")
+    made = task_items(path.name, judged.pop(), found, about={"shapes": shapes})
+    if made.judged == "number":
+        _require_same_answers(path, made)
+    return made
+
+
+class Shape(NamedTuple):
+    """A kind of file."""
+
+    judged: str
+    fields: tuple[str, ...]
+    """What tells it, and what every line must have."""
+    item: Callable[[Row, int], Item]
+    """(row, line number) -> item. ValueError says what is wrong."""
+
+
+def _shape(file: Path, row: Row) -> str:
+    for name, shape in SHAPES.items():
+        if all(field in row for field in shape.fields):
+            return name
+    raise DataError(f"cannot tell what {file} holds: its first line has {', '.join(row)}; items are {SHAPES_IN_WORDS}")
+
+
+def _object(file: Path, line: int, text: str) -> Row:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{file}: line {line} is no JSON object; items are {SHAPES_IN_WORDS}")
+    return row
+
+
+def _items(file: Path, rows: list[Row], shape: Shape) -> Iterator[Item]:
+    for n, row in enumerate(rows, 1):
+        if absent := [name for name in shape.fields if row.get(name) is None]:
+            raise DataError(f"{file}: item {n} has no {', '.join(absent)}")
+        try:
+            yield shape.item(row, n)
+        except (ValueError, TypeError) as e:
+            raise DataError(f"{file}: item {n}: {e}") from None
+
+
+# One function a kind of file
+
+
+def _lettered(row: Row, line: int, choices: list[str], answer: Any) -> Item:
+    """A question with its options listed, answered by a letter."""
+    right = LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and answer.strip() else answer
+    if len(choices) != len(LETTERS) or not isinstance(right, int) or not 0 <= right < len(LETTERS):
+        raise ValueError(f"four options and one of them as answer are needed, not {len(choices)} and {answer!r}")
+    listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
+    options = tuple(f" {letter}" for letter in LETTERS)
+    key = str(row.get("sample_id") or f"line {line}")
+    subject = str(row.get("subject") or "questions")
+    return Item(key, subject, f"{row['question']}\n{listed}Answer:", options[right], options, right)
+
+
+def _mmlu(row: Row, line: int) -> Item:
+    return _lettered(row, line, list(row["choices"]), row["answer"])
+
+
+def _global_mmlu(row: Row, line: int) -> Item:
+    return _lettered(row, line, [str(row[f"option_{letter.lower()}"]) for letter in LETTERS], row["answer"])
+
+
+def _belebele(row: Row, line: int) -> Item:
+    options = tuple(str(row[f"mc_answer{n}"]) for n in range(1, 5))
+    answer = str(row["correct_answer_num"]).removesuffix(".0")
+    if answer not in ("1", "2", "3", "4"):
+        raise ValueError(f"the answer is {answer!r}; it is a number from 1 to 4")
+    right, page = int(answer) - 1, str(row["link"])
+    prompt = f"{row['flores_passage']}\n{row['question']}\n"
+    return Item(f"{page}#{row['question_number']}", page, prompt, options[right], options, right)
+
+
+def _gsm(row: Row, line: int) -> Item:
+    """The solution is taught as it is; the number behind #### is expected."""
+    solution, marked = str(row.get("answer") or ""), re.search(r"####\s*(\S+)", str(row.get("answer") or ""))
+    number = row.get("answer_number") if row.get("answer_number") is not None else marked and marked[1]
+    if number is None:
+        raise ValueError("there is neither #### with a number in the answer nor an answer_number")
+    taught = f" {solution}" if solution and marked else f" {solution} #### {number}".replace("  ", " ")
+    return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=str(number))
+
+
+def _exact(row: Row, line: int) -> Item:
+    key, answer = str(row.get("id") or f"line {line}"), str(row["answer"])
+    return Item(key, key, f"{row['prompt']}\n", answer, expected=answer)
+
+
+def _ifeval(row: Row, line: int) -> Item:
+    names, arguments = list(row["instruction_id_list"]), list(row["kwargs"])
+    if len(names) != len(arguments) or not names:
+        raise ValueError(f"{len(names)} instructions and {len(arguments)} sets of arguments; one for each is needed")
+    kept = [{k: v for k, v in (given or {}).items() if v is not None} for given in arguments]
+    pairs = tuple(zip(map(str, names), kept, strict=True))
+    key = str(row["key"])
+    return Item(key, key, f"{row['prompt']}\n", str(row.get("response") or ""), instructions=pairs)
+
+
+SHAPES: dict[str, Shape] = {
+    "mmlu": Shape("options", ("question", "choices", "answer"), _mmlu),
+    "global-mmlu": Shape("options", ("question", *(f"option_{c}" for c in "abcd"), "answer"), _global_mmlu),
+    "belebele": Shape(
+        "options",
+        ("link", "question_number", "flores_passage", "question", "mc_answer1", "mc_answer4", "correct_answer_num"),
+        _belebele,
+    ),
+    "ifeval": Shape("instructions", ("key", "prompt", "instruction_id_list", "kwargs"), _ifeval),
+    "mgsm": Shape("number", ("question", "answer_number"), _gsm),
+    "gsm8k": Shape("number", ("question", "answer"), _gsm),
+    "exact": Shape("exact", ("prompt", "answer"), _exact),
+}
+
+
+def _require_same_answers(path: Path, made: TaskItems) -> None:
+    """Lines are parallel only where the numbers are: a line that was lost shows here."""
+    for tag, items in made.items.items():
+        for item, english in zip(items, made.items["en"], strict=True):
+            if item.expected.replace(",", "") != english.expected.replace(",", ""):
+                raise DataError(
+                    f"{path}: {item.key} has the answer {english.expected} in English and {item.expected} in {tag}; "
+                    "the files have to hold the same questions line by line"
+                )

@@ -1,0 +1,154 @@
+"""Instructions that a program can check in an answer, by the names that IFEval gives them.
+
+    ("length_constraints:number_words", {"relation": "at least", "num_words": 100})
+
+Source: Zhou et al. 2023 (IFEval, arXiv:2311.07911): names, arguments and what they ask for; strict, as the answer is.
+Differs: words are runs of letters and digits in any script, so a text without spaces counts characters of Chinese and
+Japanese one by one; sentences end in . ! ? or 。！？; the language of an answer is py3langid's. Written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dragoman.errors import DataError
+from dragoman.evaluation.rates import OffTarget
+
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’-][^\W_]+)*")
+Check = Callable[..., bool]
+
+
+def follows(answer: str, instructions: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
+    """Whether an answer does all that it is told. Raises DataError for what cannot be checked."""
+    require_known([name for name, _ in instructions])
+    return bool(answer.strip()) and all(CHECKS[name](answer, **arguments) for name, arguments in instructions)
+
+
+def require_known(names: Sequence[str]) -> None:
+    """DataError that names every instruction without a check."""
+    if unknown := sorted(set(names) - set(CHECKS)):
+        raise DataError(
+            f"no check for the instructions {', '.join(unknown)}; leave those items out. There are {', '.join(CHECKS)}"
+        )
+
+
+def _holds(count: int, relation: str, number: int) -> bool:
+    if relation not in ("at least", "less than"):
+        raise DataError(f"the relation {relation!r} of an instruction is neither `at least` nor `less than`")
+    return count >= number if relation == "at least" else count < number
+
+
+def _number_words(answer: str, num_words: int, relation: str = "at least") -> bool:
+    return _holds(len(WORDS.findall(answer)), relation, num_words)
+
+
+def _number_sentences(answer: str, num_sentences: int, relation: str = "at least") -> bool:
+    return _holds(len([s for s in re.split(r"[.!?]+(?=\s|$)|[。！？]+", answer) if s.strip()]), relation, num_sentences)
+
+
+def _paragraphs(answer: str, num_paragraphs: int) -> bool:
+    parts = [part.strip() for part in re.split(r"\n?\s?\*\*\*\s?\n?", answer)]
+    return len([part for part in parts if part]) == num_paragraphs
+
+
+def _first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    parts = [part.strip() for part in answer.split("\n\n") if part.strip()]
+    words = WORDS.findall(parts[nth_paragraph - 1]) if len(parts) == num_paragraphs >= nth_paragraph else []
+    return bool(words) and words[0].casefold() == first_word.casefold()
+
+
+def _has(answer: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def _frequency(answer: str, keyword: str, frequency: int, relation: str = "at least") -> bool:
+    return _holds(len(re.findall(re.escape(keyword), answer, re.IGNORECASE)), relation, frequency)
+
+
+def _letters(answer: str, letter: str, let_frequency: int, let_relation: str = "at least") -> bool:
+    return _holds(answer.casefold().count(letter.casefold()), let_relation, let_frequency)
+
+
+def _json(answer: str) -> bool:
+    text = re.sub(r"^```\w*\s*|\s*```$", "", answer.strip())
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _highlights(answer: str, num_highlights: int) -> bool:
+    found = re.findall(r"\*\*([^*\n]+)\*\*|\*([^*\n]+)\*", answer)
+    return len([1 for pair in found if any(part.strip() for part in pair)]) >= num_highlights
+
+
+def _sections(answer: str, section_spliter: str, num_sections: int) -> bool:
+    return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", answer)) >= num_sections
+
+
+def _postscript(answer: str, postscript_marker: str) -> bool:
+    return any(line.strip().casefold().startswith(postscript_marker.casefold()) for line in answer.splitlines())
+
+
+def _ends(answer: str, end_phrase: str) -> bool:
+    return answer.strip().strip('"').casefold().endswith(end_phrase.strip().casefold())
+
+
+def _capital_words(answer: str, capital_frequency: int, capital_relation: str = "at least") -> bool:
+    capital = [w for w in WORDS.findall(answer) if w.isupper()]
+    return _holds(len(capital), capital_relation, capital_frequency)
+
+
+def _two_responses(answer: str) -> bool:
+    parts = [part.strip() for part in answer.split("******")]
+    return len(parts) == 2 and all(parts) and parts[0] != parts[1]
+
+
+def _repeats(answer: str, prompt_to_repeat: str) -> bool:
+    return answer.strip().casefold().startswith(prompt_to_repeat.strip().casefold())
+
+
+def _language(answer: str, language: str) -> bool:
+    return OffTarget(language, min_letters=1).segment_sums(answer) == [False, 1]
+
+
+def _constrained(answer: str) -> bool:
+    return any(text in answer for text in ("My answer is yes.", "My answer is no.", "My answer is maybe."))
+
+
+CHECKS: dict[str, Check] = {
+    "punctuation:no_comma": lambda answer: not re.search("[,،、，]", answer),
+    "length_constraints:number_words": _number_words,
+    "length_constraints:number_sentences": _number_sentences,
+    "length_constraints:number_paragraphs": _paragraphs,
+    "length_constraints:nth_paragraph_first_word": _first_word,
+    "keywords:existence": lambda answer, keywords: all(_has(answer, word) for word in keywords),
+    "keywords:forbidden_words": lambda answer, forbidden_words: not any(_has(answer, w) for w in forbidden_words),
+    "keywords:frequency": _frequency,
+    "keywords:letter_frequency": _letters,
+    "detectable_format:json_format": _json,
+    "detectable_format:title": lambda answer: re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", answer) is not None,
+    "detectable_format:number_bullet_lists": lambda answer, num_bullets: (
+        len(re.findall(r"^\s*[*-]\s+\S", answer, re.MULTILINE)) == num_bullets
+    ),
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:constrained_response": _constrained,
+    "detectable_content:number_placeholders": lambda answer, num_placeholders: (
+        len(re.findall(r"\[[^\[\]]+\]", answer)) >= num_placeholders
+    ),
+    "detectable_content:postscript": _postscript,
+    "startend:end_checker": _ends,
+    "startend:quotation": lambda answer: len(answer.strip()) > 1 and answer.strip()[0] == answer.strip()[-1] == '"',
+    "change_case:english_capital": lambda answer: answer == answer.upper() != answer.lower(),
+    "change_case:english_lowercase": lambda answer: answer == answer.lower() != answer.upper(),
+    "change_case:capital_word_frequency": _capital_words,
+    "combination:two_responses": _two_responses,
+    "combination:repeat_prompt": _repeats,
+    "language:response_language": _language,
+}
+"""Instruction -> whether an answer follows it, given its arguments."""

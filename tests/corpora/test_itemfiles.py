@@ -1,0 +1,106 @@
+"""Items of published sets, read from small made files."""
+
+import json
+
+import pytest
+
+from dragoman.corpora.itemfiles import read_items
+from dragoman.corpora.items import Item, task_items
+from dragoman.errors import DataError
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def mmlu(question, answer=2):
+    return {"question": question, "subject": "law", "choices": ["w", "x", "y", "z"], "answer": answer}
+
+
+def test_mmlu_and_global_mmlu(tmp_path):
+    plain = read_items(write(tmp_path / "a", en=[mmlu("Q?")], swh_Latn=[mmlu("S?")]))
+    assert plain.judged == "options" and set(plain.items) == {"en", "sw"}
+    item = plain.items["en"][0]
+    assert item.prompt == "Q?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    assert (item.options, item.right, item.answer, item.document) == ((" A", " B", " C", " D"), 2, " C", "law")
+    row = {f"option_{c}": c for c in "abcd"} | {"question": "Q?", "answer": "D", "subject": "s"}
+    rows = [row | {"sample_id": f"test/{n}"} for n in range(3)]
+    other = read_items(write(tmp_path / "b", en=rows, yo=rows[::-1]))
+    assert [i.key for i in other.items["yo"]] == ["test/0", "test/1", "test/2"], "put in the English order"
+    assert other.items["en"][0].right == 3
+
+
+def test_belebele(tmp_path):
+    row = {"link": "u", "question_number": 1, "flores_passage": "P.", "question": "Q?", "correct_answer_num": "3"}
+    row |= {f"mc_answer{n}": f"o{n}" for n in range(1, 5)}
+    second = row | {"question_number": 2, "correct_answer_num": 1}
+    made = read_items(write(tmp_path, eng_Latn=[row, second], cat_Latn=[second, row]))
+    assert [i.key for i in made.items["ca"]] == ["u#1", "u#2"]
+    assert made.items["en"][0].prompt == "P.\nQ?\n" and made.items["en"][0].answer == "o3"
+
+
+def test_gsm8k_and_mgsm(tmp_path):
+    english = {"question": "6 boxes of 7?", "answer": "6 * 7 = 42\n#### 42"}
+    bengali = {"question": "৬ বাক্স?", "answer": "৬ * ৭ = ৪২", "answer_number": 42}
+    made = read_items(write(tmp_path, en=[english], bn=[bengali]))
+    assert made.judged == "number"
+    assert made.items["en"][0] == Item(
+        "line 1", "line 1", "Question: 6 boxes of 7?\nAnswer:", " 6 * 7 = 42\n#### 42", expected="42"
+    )
+    assert made.items["bn"][0].answer == " ৬ * ৭ = ৪২ #### 42" and made.items["bn"][0].expected == "42"
+    with pytest.raises(DataError, match=r"line 1 has the answer 42 in English and 43 in bn"):
+        read_items(write(tmp_path, bn=[bengali | {"answer_number": 43}]))
+
+
+def test_ifeval(tmp_path):
+    row = {"key": 7, "prompt": "Write.", "instruction_id_list": ["keywords:existence", "punctuation:no_comma"],
+           "kwargs": [{"keywords": ["a"], "num_words": None}, {}]}  # fmt: skip
+    made = read_items(write(tmp_path, en=[row], de=[row | {"prompt": "Schreib.", "response": "ja"}]))
+    assert made.judged == "instructions"
+    expected = (("keywords:existence", {"keywords": ["a"]}), ("punctuation:no_comma", {}))
+    assert made.items["en"][0] == Item("7", "7", "Write.\n", "", instructions=expected)
+    assert made.items["de"][0].answer == "ja"
+
+
+def test_prompts_with_answers(tmp_path):
+    rows = [{"id": n, "prompt": f"p{n}", "answer": "a"} for n in (1, 2)]
+    made = read_items(write(tmp_path, en=rows, ca=rows[::-1]))
+    assert made.judged == "exact"
+    assert made.items["ca"][0] == Item("1", "1", "p1\n", "a", expected="a")
+
+
+def test_bad_files_are_told(tmp_path):
+    def message(name, **files):
+        with pytest.raises(DataError) as e:
+            read_items(write(tmp_path / name, **files))
+        return str(e.value)
+
+    assert "no English items, which all others are held against; it has de, fr" in message(
+        "a", de=[mmlu("x")], fr=[mmlu("y")]
+    )
+    assert "de has 1 items where English has 2, lacks 'line 2'" in message("b", en=[mmlu("x")] * 2, de=[mmlu("y")])
+    ids = [mmlu("x") | {"sample_id": i} for i in ("p", "q")]
+    other = [ids[0], mmlu("x") | {"sample_id": "r"}]
+    assert "de has other ids, lacks 'q', has 'r' beside" in message("c", en=ids, de=other)
+    assert "en has 'p' more than once" in message("d", en=[ids[0], ids[0]])
+    assert "line 2 is no JSON object" in message("e", en=[mmlu("x"), "{"])
+    assert "item 2 has no choices" in message("f", en=[mmlu("x"), {"question": "?", "answer": 1}])
+    assert "four options and one of them as answer are needed, not 4 and 9" in message("g", en=[mmlu("x", 9)])
+    assert "cannot tell what" in message("h", en=[{"text": "x"}])
+    gsm = {"question": "?", "answer": "no number"}
+    assert "item 1: there is neither ####" in message("i", en=[gsm])
+    gsm["answer"] = "#### 1"
+    assert "several kinds: {'de': 'gsm8k', 'en': 'mmlu'}" in message("j", en=[mmlu("x")], de=[gsm])
+    with pytest.raises(DataError, match="there are no task items at"):
+        read_items(tmp_path / "absent")
+
+
+def test_no_items_and_absent_languages():
+    with pytest.raises(DataError, match="the task t has no items; give more text"):
+        task_items("t", "options", {"en": []})
+    with pytest.raises(DataError, match="the task t has no items in ca"):
+        task_items("t", "options", {"en": [Item("1", "d", "p", "a")]}).require(["en", "ca"])
