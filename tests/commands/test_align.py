@@ -251,6 +251,16 @@ def test_mistakes_with_tasks(place, settings):
         dragoman.categorize(model, task="text", targets=("ca",), **settings)
 
 
+def test_mistakes_with_evaluations(place, plan, settings):
+    model = str(place / "model")
+    with pytest.raises(ConfigError, match="translation is no task to evaluate on; for translations give --directions"):
+        dragoman.evaluate(model, task="translation", **settings)
+    with pytest.raises(DataError, match="no steering file"):
+        dragoman.evaluate(model, task="next", languages=("ca",), steer=(str(plan),), **settings)
+    with pytest.raises(ConfigError, match="--task, --steer would have no effect on hypotheses"):
+        dragoman.evaluate(hypotheses=("a",), references="b", target="ca", task="next", steer=("c",))
+
+
 def test_mistakes_with_methods(place, categorized, plan, settings):
     model = str(place / "model")
 
