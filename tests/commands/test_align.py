@@ -251,6 +251,16 @@ def test_mistakes_with_tasks(place, settings):
         dragoman.categorize(model, task="text", targets=("ca",), **settings)
 
 
+def test_mistakes_with_evaluations(place, plan, settings):
+    model = str(place / "model")
+    with pytest.raises(ConfigError, match="translation is no task to evaluate on; for translations give --directions"):
+        dragoman.evaluate(model, task="translation", **settings)
+    with pytest.raises(DataError, match="no steering file"):
+        dragoman.evaluate(model, task="next", languages=("ca",), steer=(str(plan),), **settings)
+    with pytest.raises(ConfigError, match="--task, --steer would have no effect on hypotheses"):
+        dragoman.evaluate(hypotheses=("a",), references="b", target="ca", task="next", steer=("c",))
+
+
 def test_mistakes_with_methods(place, categorized, plan, settings):
     model = str(place / "model")
 
@@ -295,7 +305,7 @@ def test_mistakes_with_categories_and_plans(place, categorized, plan, settings, 
     with pytest.raises(DataError, match=r"changed\.json is of another model"):
         align(categories=changed(model_sha256="0"))
     none = {"ca": dict.fromkeys(kept["labels"]["ca"], "ii")}
-    with pytest.raises(DataError, match=r"right in English and wrong in the target language \(ci\), so"):
+    with pytest.raises(DataError, match=r"wrong in the target language \(ci\), so there .* \(--align all\)"):
         align(categories=changed(labels=none))
     with pytest.raises(DataError, match="holds no categories"):
         align(categories=plan)

@@ -79,7 +79,7 @@ class Config:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     epochs: int = 3
-    """Times each item is seen."""
+    """Times each item is seen, in the same order."""
     batch: int = 16
     """Items per update."""
     balance: float = 0.0

@@ -153,6 +153,8 @@ def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
     """The items of `evaluate --task`, in English and the config's languages (default: all); None without a task."""
     if not config.task:
         return None
+    if config.task in OF_CORPUS and config.task not in QUIZZES:
+        raise ConfigError(f"{config.task} is no task to evaluate on; for translations give --directions")
     if config.test_set:
         raise ConfigError("--task is made of a corpus or read from a folder; leave --test-set out")
     chosen = config.languages

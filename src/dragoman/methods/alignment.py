@@ -156,14 +156,14 @@ class Pairs:
         if not self.labels:
             raise ConfigError(
                 f"items {items} needs to know what the base gets right; run `dragoman categorize` and give its "
-                "categories.json, or align all items (--items all)"
+                "categories.json, or align all items (--align all)"
             )
         aligned_N = np.array([label == "ci" or (items == "right" and label == "cc") for label in self.labels])
         if not aligned_N.any():
             wrong = " and wrong in the target language (ci)" if items == "ci" else ""
             raise DataError(
                 f"none of the {len(self.target)} training items is right in English{wrong}, so there is nothing to "
-                "align; take more items, or align all of them (--items all)"
+                "align; take more items, or align all of them (--align all)"
             )
         return aligned_N
 
