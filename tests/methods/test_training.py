@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.methods import training
-from dragoman.methods.training import Config, WarmupStableDecay, balance_loss, train, z_loss
+from dragoman.methods import loop, training
+from dragoman.methods.losses import balance_loss, z_loss
+from dragoman.methods.rows import Rows
+from dragoman.methods.settings import WarmupStableDecay
+from dragoman.methods.training import Config, train
 from dragoman.modeling import moe_layers
 from tests.models import tiny
 
@@ -108,7 +111,7 @@ def test_prompts_and_filler_carry_no_loss(tmp_path):
 
 def test_only_trailing_filler_is_masked():
     """The pad token may be the end token, which also stands inside rows."""
-    rows = training._Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
+    rows = Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
     assert rows[0]["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0]
 
 
@@ -132,13 +135,13 @@ def save_at(monkeypatch):
     """Checkpoints after these steps."""
 
     def choose(*steps):
-        on_step_end = training._Watch.on_step_end
+        on_step_end = loop.Watch.on_step_end
 
         def then_save(self, args, state, control, **_):
             on_step_end(self, args, state, control)
             control.should_save = state.global_step in steps
 
-        monkeypatch.setattr(training._Watch, "on_step_end", then_save)
+        monkeypatch.setattr(loop.Watch, "on_step_end", then_save)
 
     return choose
 
@@ -169,13 +172,13 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, mo
     save_at(2, 4)
     straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")
     files = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = training._Trainer._save_optimizer_and_scheduler
+    save = loop.Loop._save_optimizer_and_scheduler
 
     def on_a_full_disk(self, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if self.state.global_step == 4 else files[1], files[1]))
         save(self, folder)
 
-    monkeypatch.setattr(training._Trainer, "_save_optimizer_and_scheduler", on_a_full_disk)
+    monkeypatch.setattr(loop.Loop, "_save_optimizer_and_scheduler", on_a_full_disk)
     try:
         with pytest.raises(ConfigError, match=r"checkpoint-4 could not be written .*is the disk full\?"):
             train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")
@@ -189,7 +192,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, mo
 
 def test_time_limit_brings_the_decay_forward(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 30))  # every look at the clock is half a minute later
-    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
     log = train(tiny("olmoe"), ROWS, config(steps=500, minutes=5.0, decay=4), folder=tmp_path)
     assert log.steps < 20
 
