@@ -10,22 +10,34 @@ from typing import Any
 
 import torch
 
-from dragoman.modeling import Routed, router_probabilities
+from dragoman.modeling import SCORES, Routed, router_probabilities
 
 ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
 """A method's own term: (inputs of the pass, row_B: which rows of the text it holds, what the tapped routers did)."""
 
 
-def balance_loss(logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
+def balance_loss(
+    logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor, score: str = "softmax"
+) -> torch.Tensor:
     """E * sum_e f_e P_e of one layer: f the share of slots that went to e, P the mean router probability.
 
-    1 where routing is uniform. Source: Fedus et al. 2022 (arXiv:2101.03961), eq. 4-6, with slots for top-k.
-    Differs: per layer and without filler; transformers pools all layers, which can hide a collapsed one.
+    1 where routing is uniform. score: one of SCORES; scores that are no distribution are divided by their sum.
+    Source: Fedus et al. 2022 (arXiv:2101.03961), eq. 4-6, with slots for top-k; for sigmoid scores DeepSeek-V3
+    (arXiv:2412.19437), eq. 17-20.
+    Differs: per layer and without filler; transformers pools all layers, which can hide a collapsed one. Over the whole
+    pass, where DeepSeek-V3 takes each sequence alone.
     """
     num_experts = logits_TE.shape[-1]
-    probability_E = router_probabilities(logits_TE)[real_T].mean(0)
+    probability_E = _probabilities(logits_TE, score)[real_T].mean(0)
     slots_E = torch.bincount(indices_TK[real_T].flatten(), minlength=num_experts).float()
     return num_experts * (slots_E / slots_E.sum() * probability_E).sum()
+
+
+def _probabilities(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
+    if score == "softmax":
+        return router_probabilities(logits_TE)
+    score_TE = SCORES[score](logits_TE.float())
+    return score_TE / score_TE.sum(-1, keepdim=True)
 
 
 def z_loss(logits_TE: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:

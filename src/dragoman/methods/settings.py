@@ -41,12 +41,22 @@ class Config:
     """Weight of the load-balance loss, per MoE layer (0.01 is common in pretraining)."""
     z_loss: float = 0.0
     """Weight of the router z-loss (0.001 is common in pretraining)."""
+    balance_every: int = 20
+    """Updates between two entries of the log that say how evenly the experts of each layer work."""
+    diverged: float = 2.0
+    """Stop where the mean loss of ten updates is so many nats above the lowest such mean before; 0: never."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     seed: int = 0
     """Of weights, dropout and order."""
     checkpoint_minutes: float = 0.0
     """Write a checkpoint that can be resumed every so often; 0 writes none."""
+    checkpoint_steps: int = 0
+    """Write one after every so many updates too; 0: not by count."""
     minutes: float = 0.0
     """Start the decay after this long, wherever the step count is; 0 for no limit."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that also get the curves: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -56,6 +66,8 @@ class Config:
             faults.append(f"warmup {self.warmup} and decay {self.decay} do not fit into {self.steps} steps")
         if self.precision not in ("auto", "bf16", "fp32"):
             faults.append(f"precision is auto, bf16 or fp32, not {self.precision!r}")
+        if self.balance_every < 1:
+            faults.append(f"balance_every is 1 or more, not {self.balance_every}")
         if faults:
             raise ConfigError(f"training cannot run so: {'; '.join(faults)}")
 

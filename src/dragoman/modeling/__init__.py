@@ -1,7 +1,7 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind, router_scores
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -9,6 +9,7 @@ from dragoman.modeling.opening import (
     context_length,
     copy_tag,
     default_device,
+    device_memory_mb,
     hidden_states,
     keep_freed_memory,
     model_checksum,
@@ -18,6 +19,7 @@ from dragoman.modeling.opening import (
     open_model,
     open_tokenizer,
     outline,
+    quantisation,
     save_model,
     state_checksum,
     stored_bytes,
@@ -56,6 +58,7 @@ __all__ = [
     "convert",
     "copy_tag",
     "default_device",
+    "device_memory_mb",
     "expert_weights",
     "fetched_record",
     "find_routers",
@@ -72,9 +75,11 @@ __all__ = [
     "outline",
     "packaged_folder",
     "parameter_counts",
+    "quantisation",
     "require_gguf",
     "router_kind",
     "router_probabilities",
+    "router_scores",
     "save_model",
     "sorted_experts",
     "state_checksum",
