@@ -168,6 +168,38 @@ def test_a_run_can_be_made_longer_from_where_its_rate_began_to_decay(tmp_path, s
     assert [path.name for path in training.checkpoints(tmp_path / "b")] == ["checkpoint-7", "checkpoint-8"]
 
 
+@pytest.mark.parametrize("spoil", ["missing", "short"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, save_at, spoil):
+    save_at(2, 4)
+    straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path)
+    whole, broken = training.checkpoints(tmp_path)
+    file = broken / "optimizer.pt"
+    file.unlink() if spoil == "missing" else file.write_bytes(file.read_bytes()[:100])
+    assert training.checkpoints(tmp_path) == [whole]
+    resumed = train(tiny("olmoe", seed=9), ROWS, config(), folder=tmp_path, resume=whole)
+    assert resumed.losses == straight.losses
+    assert training.checkpoints(tmp_path) == [whole, broken], "and the broken one is written anew"
+
+
+def test_a_checkpoint_of_the_last_step_is_the_trained_model(tmp_path):
+    trained = tiny("olmoe")
+    log = train(trained, ROWS, config(checkpoint_steps=4), folder=tmp_path)
+    resumed = tiny("olmoe", seed=9)
+    last = training.checkpoints(tmp_path)[-1]
+    assert train(resumed, ROWS, config(checkpoint_steps=4), folder=tmp_path, resume=last).losses == log.losses
+    assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in trained.named_parameters())
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
+    model = tiny("olmoe")
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    train(model, ROWS, config(checkpoint_steps=4), folder=tmp_path)
+    model.model.norm.requires_grad_(True)
+    with pytest.raises(ModelError, match="holds other parameters than train now"):
+        train(model, ROWS, config(), folder=tmp_path, resume=training.checkpoints(tmp_path)[0])
+
+
 def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, monkeypatch):
     save_at(2, 4)
     straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")
@@ -205,6 +237,36 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     rows[13, 3] = 5  # in the fourth batch
     with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*resume"):
         train(model, rows, config(), folder=tmp_path)
+
+
+def test_losses_that_climb_far_stop_the_training(tmp_path):
+    settings = config(steps=60, learning_rate=30.0, checkpoint_steps=5, warmup=15)
+    with pytest.raises(ModelError, match=r"training diverged: at step \d+ .*the last good state is .*checkpoint-"):
+        train(tiny("olmoe"), ROWS[:4], settings, folder=tmp_path)
+    assert training.checkpoints(tmp_path), "what the sentence names is there"
+
+
+def test_gradient_checkpointing_changes_no_loss(tmp_path):
+    models = [tiny("olmoe"), tiny("olmoe")]
+    logs = [
+        train(m, ROWS, config(gradient_checkpointing=on), layers=moe_layers(m), folder=tmp_path / str(on))
+        for m, on in zip(models, (True, False), strict=True)
+    ]
+    np.testing.assert_allclose(logs[0].losses, logs[1].losses, rtol=1e-6)
+    assert not models[0].is_gradient_checkpointing
+
+
+def test_quantised_weights_are_read_and_not_trained(tmp_path):
+    """torch's own dynamic int8 of all linear layers."""
+    from torch.ao.quantization import quantize_dynamic
+
+    from dragoman.routing.capture import capture
+
+    model = quantize_dynamic(tiny("olmoe"), {torch.nn.Linear}, dtype=torch.qint8)
+    trace = capture(model, {"en": ROWS.tolist()}, start_id=1)
+    assert trace.chosen_GLE.sum() == ROWS.size * 2 * 3
+    with pytest.raises(ModelError, match=r"quantised \(Linear.*\), they cannot be trained; open the original"):
+        train(model, ROWS, config(), folder=tmp_path)
 
 
 def test_impossible_settings_are_all_named():

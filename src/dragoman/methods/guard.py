@@ -47,7 +47,7 @@ class Guard:
     """When to evaluate, what to compare with, when to stop and with which weights."""
 
     measure: Measure
-    """Measures the model that trains."""
+    """Measures the model that trains; it is in evaluation mode."""
     base: Measured
     """What it measured before anything changed."""
     target: str
@@ -112,6 +112,7 @@ class Guarding(TrainerCallback):
 
     def __init__(self, guard: Guard, model: nn.Module, log: Log):
         self.guard, self.log = guard, log
+        self.model = model
         self.own = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.kept: dict[str, torch.Tensor] = {}
         if not log.evaluations:
@@ -144,7 +145,9 @@ class Guarding(TrainerCallback):
 
     def _evaluate(self, step: int, last: bool) -> None:
         guard, found = self.guard, self.log.evaluations
+        self.model.eval()
         found.append(guard.entry(step, guard.measure()))
+        self.model.train()
         why = guard.verdict(found)
         best = min(e["bits"][guard.target] for e in found)
         if guard.within(found[-1]) and (not guard.patience or found[-1]["bits"][guard.target] == best):

@@ -25,7 +25,7 @@ from dragoman.methods.loop import Loop, Watch
 from dragoman.methods.losses import ExtraLoss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import Config
-from dragoman.modeling import MoELayer, Routed, quantisation, router_scores, sorted_experts, tap_routers
+from dragoman.modeling import MoELayer, isolates, quantisation, router_scores, sorted_experts, tap_routers
 
 __all__ = ["Config", "ExtraLoss", "Log", "checkpoints", "log_of", "train"]
 
@@ -55,9 +55,15 @@ def train(
     guard: evaluates while the model trains, and may end it early.
     The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
     another number of steps: the schedule is that of `config`, later checkpoints go.
-    Raises ModelError for a quantised model and when the loss diverges, ConfigError when a checkpoint cannot be written.
+    Raises ModelError for a model that cannot be trained so and when the loss diverges, ConfigError when a checkpoint
+    cannot be written.
     """
     _refuse_quantised(model)
+    if positions_NS is not None and not isolates(model):
+        raise ModelError(
+            f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
+            "pack them without isolation"
+        )
     log = log_of(resume)
     before = log.seconds
     for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
@@ -69,7 +75,7 @@ def train(
     started = time.monotonic()
     scores = router_scores(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
-    with _deterministic(), recomputing, sorted_experts(model), tap_training(model, layers) as routed:
+    with _deterministic(), recomputing, sorted_experts(model), tap_routers(model, layers, training=True) as routed:
         arguments = _arguments(config, folder, model)
         trainer = Loop(model=model, args=arguments, train_dataset=rows, config=config, routed=routed, log=log)
         for theirs in (PrinterCallback, ProgressCallback):
@@ -99,20 +105,6 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
             f"the weights of this model are quantised ({kind}), they cannot be trained; open the original in float32 "
             "or bfloat16 (reading its routing works as it is)"
         )
-
-
-@contextmanager
-def tap_training(model: PreTrainedModel, layers: Sequence[MoELayer]) -> Iterator[list[Routed]]:
-    """What the routers did in the last training pass, in order of depth; evaluations in between leave no trace."""
-    routed: list[Routed] = []
-
-    def keep(one: Routed) -> None:
-        if model.training:
-            routed.append(one)
-            routed.sort(key=lambda r: r.row)
-
-    with tap_routers(model, layers, each=keep):
-        yield routed
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from dragoman.modeling.packaged import (
     packaged_folder,
     require_gguf,
 )
+from dragoman.modeling.packing import isolates
 from dragoman.modeling.probing import (
     MoELayer,
     expert_weights,
@@ -63,6 +64,7 @@ __all__ = [
     "fetched_record",
     "find_routers",
     "hidden_states",
+    "isolates",
     "keep_freed_memory",
     "logit_difference",
     "model_checksum",
