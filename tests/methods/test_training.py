@@ -11,6 +11,7 @@ import torch
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import loop, training
+from dragoman.methods.guard import Guard, Measured
 from dragoman.methods.losses import balance_loss, z_loss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import WarmupStableDecay
@@ -267,6 +268,33 @@ def test_quantised_weights_are_read_and_not_trained(tmp_path):
     assert trace.chosen_GLE.sum() == ROWS.size * 2 * 3
     with pytest.raises(ModelError, match=r"quantised \(Linear.*\), they cannot be trained; open the original"):
         train(model, ROWS, config(), folder=tmp_path)
+
+
+def test_trackers_that_are_not_there_and_several_processes_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="report_to names abacus, installed are"):
+        train(tiny("olmoe"), ROWS, config(report_to=("abacus",)), folder=tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start it without torchrun"):
+        train(tiny("olmoe"), ROWS, config(), folder=tmp_path)
+
+
+def test_trackers_get_losses_and_evaluations(tmp_path, monkeypatch):
+    """The route to a tracker, up to the place where TensorBoard or W&B would be called."""
+    from transformers import TrainerCallback, integrations
+
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            seen.append(logs)
+
+    monkeypatch.setattr(training, "get_available_reporting_integrations", lambda: ["mine"])
+    monkeypatch.setitem(integrations.integration_utils.INTEGRATION_TO_CALLBACK, "mine", Tracker)
+    base = Measured({"ca": 2.0, "en": 1.0})
+    guard = Guard(measure=lambda: Measured({"ca": 1.5, "en": 1.0}), base=base, target="ca", every=4)
+    log = train(tiny("olmoe"), ROWS, config(report_to=("mine",)), folder=tmp_path, guard=guard)
+    assert [x["loss"] for x in seen if "loss" in x] == pytest.approx(log.losses, abs=1e-3)
+    assert [x["eval/bits_per_byte/ca"] for x in seen if "eval/bits_per_byte/ca" in x] == [1.5, 1.5]
 
 
 def test_impossible_settings_are_all_named():

@@ -208,7 +208,7 @@ def train_arm(
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
     guard = _guard(config, settings, measure, measured) if measure and measured else None
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps)
+    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
     with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
         log = training.train(
             model,

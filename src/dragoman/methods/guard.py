@@ -40,6 +40,7 @@ class Measured:
 
 
 Measure = Callable[[], Measured]
+Report = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +111,8 @@ class Guard:
 class Guarding(TrainerCallback):
     """Evaluates at intervals and at the end, stops, and puts back the weights that were kept."""
 
-    def __init__(self, guard: Guard, model: nn.Module, log: Log):
-        self.guard, self.log = guard, log
+    def __init__(self, guard: Guard, model: nn.Module, log: Log, report: Report | None = None):
+        self.guard, self.log, self.report = guard, log, report
         self.model = model
         self.own = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.kept: dict[str, torch.Tensor] = {}
@@ -139,7 +140,9 @@ class Guarding(TrainerCallback):
         every = self.guard.every
         last = control.should_training_stop or state.global_step == state.max_steps
         if last or (every and state.global_step % every == 0):
+            logs_loss = control.should_log
             self._evaluate(state.global_step, last)
+            control.should_log = logs_loss  # a report of ours counts as this step's
             if self.log.stopped:
                 control.should_training_stop, control.should_save = True, False
 
@@ -148,6 +151,9 @@ class Guarding(TrainerCallback):
         self.model.eval()
         found.append(guard.entry(step, guard.measure()))
         self.model.train()
+        if self.report:
+            kinds = {"bits_per_byte": found[-1]["bits"], "drift": found[-1]["drift"]}
+            self.report({f"eval/{kind}/{g}": value for kind, by in kinds.items() for g, value in by.items()})
         why = guard.verdict(found)
         best = min(e["bits"][guard.target] for e in found)
         if guard.within(found[-1]) and (not guard.patience or found[-1]["bits"][guard.target] == best):

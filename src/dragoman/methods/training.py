@@ -5,6 +5,7 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from torch.utils import deterministic
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from dragoman.errors import ModelError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.methods.balance import Balance
 from dragoman.methods.checkpoints import Log, checkpoints, discard, log_of
 from dragoman.methods.guard import Guard, Guarding
@@ -58,12 +60,7 @@ def train(
     Raises ModelError for a model that cannot be trained so and when the loss diverges, ConfigError when a checkpoint
     cannot be written.
     """
-    _refuse_quantised(model)
-    if positions_NS is not None and not isolates(model):
-        raise ModelError(
-            f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
-            "pack them without isolation"
-        )
+    _require_possible(model, config, isolated=positions_NS is not None)
     log = log_of(resume)
     before = log.seconds
     for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
@@ -84,7 +81,7 @@ def train(
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet))
         if guard:
-            trainer.guarding = Guarding(guard, model, log)
+            trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None)
             trainer.add_callback(trainer.guarding)
             if resume:
                 trainer.guarding.load(resume)
@@ -99,12 +96,25 @@ def train(
     return log
 
 
-def _refuse_quantised(model: PreTrainedModel) -> None:
+def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) -> None:
     if kind := quantisation(model):
         raise ModelError(
             f"the weights of this model are quantised ({kind}), they cannot be trained; open the original in float32 "
             "or bfloat16 (reading its routing works as it is)"
         )
+    if isolated and not isolates(model):
+        raise ModelError(
+            f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
+            "pack them without isolation"
+        )
+    there = get_available_reporting_integrations()
+    if absent := [name for name in config.report_to if name not in there]:
+        raise ConfigError(
+            f"report_to names {', '.join(absent)}, installed are {', '.join(there) or 'none'}; install the package of "
+            "that name, or leave it out"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training runs in one process; start it without torchrun")
 
 
 @contextmanager
