@@ -20,7 +20,7 @@ from dragoman.errors import ConfigError
 from dragoman.methods import training
 from dragoman.record import environment, read_json, write_json
 
-LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes"))
+LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes", "checkpoint_steps"))
 """What may change when a run is resumed: the text up to there and the rate stay the same."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 
@@ -85,7 +85,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Train and save the model; returns its record, which is also written to out/record.json."""
-    from dragoman.modeling import moe_layers, open_model, save_model
+    from dragoman.modeling import find_routers, moe_layers, open_model, save_model
 
     tables = [load(path) for path in config.data]
     for table in tables:
@@ -96,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
     model = open_model(config.start) if config.start else _new(config, codec)
     resume, extended = _resumable(config)
     rows_NS = _rows(config, tables, codec)
-    layers = moe_layers(model) if config.training.balance or config.training.z_loss else ()
+    layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()
     folder = config.out / "checkpoints"
     log = training.train(
         model,
