@@ -31,6 +31,7 @@ from dragoman.modeling.packaged import (
     packaged_folder,
     require_gguf,
 )
+from dragoman.modeling.planned import TunedRows, planned_forward, runs_planned
 from dragoman.modeling.probing import (
     MoELayer,
     expert_weights,
@@ -51,6 +52,7 @@ __all__ = [
     "Packaged",
     "Routed",
     "TextCodec",
+    "TunedRows",
     "active_parameters",
     "context_length",
     "convert",
@@ -72,9 +74,11 @@ __all__ = [
     "outline",
     "packaged_folder",
     "parameter_counts",
+    "planned_forward",
     "require_gguf",
     "router_kind",
     "router_probabilities",
+    "runs_planned",
     "save_model",
     "sorted_experts",
     "state_checksum",
