@@ -1,5 +1,6 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
+from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
 from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
 from dragoman.modeling.opening import (
@@ -57,6 +58,7 @@ __all__ = [
     "context_length",
     "convert",
     "copy_tag",
+    "decoder_layers",
     "default_device",
     "expert_weights",
     "fetched_record",
@@ -64,6 +66,7 @@ __all__ = [
     "hidden_states",
     "keep_freed_memory",
     "logit_difference",
+    "lowest_trained",
     "model_checksum",
     "model_path",
     "moe_layers",
@@ -84,6 +87,9 @@ __all__ = [
     "state_checksum",
     "stored_bytes",
     "tap_routers",
+    "trunk_output",
     "upcycle",
+    "why_no_trunk",
     "why_not_tunable",
+    "without_trunk",
 ]
