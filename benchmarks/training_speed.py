@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from dragoman.errors import ConfigError
 from dragoman.methods import training
+from dragoman.methods.loop import Loop
 from dragoman.modeling import moe_layers, open_model
 from dragoman.record import environment, write_json
 
@@ -44,14 +45,14 @@ class _Clock(TrainerCallback):
 @contextlib.contextmanager
 def _arm(clock: _Clock, ours: bool) -> Iterator[None]:
     """The trainer with a clock, and without our experts where the arm has none."""
-    made = training._Trainer.__init__
+    made = Loop.__init__
 
-    def with_clock(self: training._Trainer, *args: object, **kwargs: object) -> None:
+    def with_clock(self: Loop, *args: object, **kwargs: object) -> None:
         made(self, *args, **kwargs)
         self.add_callback(clock)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(training._Trainer, "__init__", with_clock))
+        stack.enter_context(mock.patch.object(Loop, "__init__", with_clock))
         if not ours:
             stack.enter_context(mock.patch.object(training, "sorted_experts", return_value=contextlib.nullcontext()))
         yield

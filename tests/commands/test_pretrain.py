@@ -11,6 +11,7 @@ from dragoman.commands.pretrain import Vocabulary
 from dragoman.corpora.mix import Mix
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
+from dragoman.methods.checkpoints import seal
 from dragoman.record import write_json
 from tests.models import FAMILIES, SHARED
 from tests.texts import corpus
@@ -94,6 +95,7 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
         dragoman.pretrain(**settings(table, folder, resume=True))
     made = folder / "checkpoints" / "checkpoint-3"
     write_json(made / "log.json", {"steps": 3, "decay_from": 2})
+    seal(made)
     with pytest.raises(ConfigError, match="block: 32 -> 16"):
         dragoman.pretrain(**settings(table, folder, resume=True, block=16))
     longer = replace(settings(table, folder)["training"], steps=1000)

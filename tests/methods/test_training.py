@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.methods import training
-from dragoman.methods.training import Config, WarmupStableDecay, balance_loss, train, z_loss
+from dragoman.methods import loop, training
+from dragoman.methods.losses import balance_loss, z_loss
+from dragoman.methods.rows import Rows
+from dragoman.methods.settings import WarmupStableDecay
+from dragoman.methods.training import Config, train
 from dragoman.modeling import moe_layers
 from tests.models import tiny
 
@@ -108,7 +111,7 @@ def test_prompts_and_filler_carry_no_loss(tmp_path):
 
 def test_only_trailing_filler_is_masked():
     """The pad token may be the end token, which also stands inside rows."""
-    rows = training._Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
+    rows = Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
     assert rows[0]["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0]
 
 
@@ -132,13 +135,13 @@ def save_at(monkeypatch):
     """Checkpoints after these steps."""
 
     def choose(*steps):
-        on_step_end = training._Watch.on_step_end
+        on_step_end = loop.Watch.on_step_end
 
         def then_save(self, args, state, control, **_):
             on_step_end(self, args, state, control)
             control.should_save = state.global_step in steps
 
-        monkeypatch.setattr(training._Watch, "on_step_end", then_save)
+        monkeypatch.setattr(loop.Watch, "on_step_end", then_save)
 
     return choose
 
@@ -165,17 +168,49 @@ def test_a_run_can_be_made_longer_from_where_its_rate_began_to_decay(tmp_path, s
     assert [path.name for path in training.checkpoints(tmp_path / "b")] == ["checkpoint-7", "checkpoint-8"]
 
 
+@pytest.mark.parametrize("spoil", ["missing", "short"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, save_at, spoil):
+    save_at(2, 4)
+    straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path)
+    whole, broken = training.checkpoints(tmp_path)
+    file = broken / "optimizer.pt"
+    file.unlink() if spoil == "missing" else file.write_bytes(file.read_bytes()[:100])
+    assert training.checkpoints(tmp_path) == [whole]
+    resumed = train(tiny("olmoe", seed=9), ROWS, config(), folder=tmp_path, resume=whole)
+    assert resumed.losses == straight.losses
+    assert training.checkpoints(tmp_path) == [whole, broken], "and the broken one is written anew"
+
+
+def test_a_checkpoint_of_the_last_step_is_the_trained_model(tmp_path):
+    trained = tiny("olmoe")
+    log = train(trained, ROWS, config(checkpoint_steps=4), folder=tmp_path)
+    resumed = tiny("olmoe", seed=9)
+    last = training.checkpoints(tmp_path)[-1]
+    assert train(resumed, ROWS, config(checkpoint_steps=4), folder=tmp_path, resume=last).losses == log.losses
+    assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in trained.named_parameters())
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
+    model = tiny("olmoe")
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    train(model, ROWS, config(checkpoint_steps=4), folder=tmp_path)
+    model.model.norm.requires_grad_(True)
+    with pytest.raises(ModelError, match="holds other parameters than train now"):
+        train(model, ROWS, config(), folder=tmp_path, resume=training.checkpoints(tmp_path)[0])
+
+
 def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, monkeypatch):
     save_at(2, 4)
     straight = train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "a")
     files = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = training._Trainer._save_optimizer_and_scheduler
+    save = loop.Loop._save_optimizer_and_scheduler
 
     def on_a_full_disk(self, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if self.state.global_step == 4 else files[1], files[1]))
         save(self, folder)
 
-    monkeypatch.setattr(training._Trainer, "_save_optimizer_and_scheduler", on_a_full_disk)
+    monkeypatch.setattr(loop.Loop, "_save_optimizer_and_scheduler", on_a_full_disk)
     try:
         with pytest.raises(ConfigError, match=r"checkpoint-4 could not be written .*is the disk full\?"):
             train(tiny("olmoe"), ROWS, config(), folder=tmp_path / "b")
@@ -189,7 +224,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_former_one(tmp_path, save_at, mo
 
 def test_time_limit_brings_the_decay_forward(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 30))  # every look at the clock is half a minute later
-    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
     log = train(tiny("olmoe"), ROWS, config(steps=500, minutes=5.0, decay=4), folder=tmp_path)
     assert log.steps < 20
 
@@ -202,6 +237,36 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     rows[13, 3] = 5  # in the fourth batch
     with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*resume"):
         train(model, rows, config(), folder=tmp_path)
+
+
+def test_losses_that_climb_far_stop_the_training(tmp_path):
+    settings = config(steps=60, learning_rate=30.0, checkpoint_steps=5, warmup=15)
+    with pytest.raises(ModelError, match=r"training diverged: at step \d+ .*the last good state is .*checkpoint-"):
+        train(tiny("olmoe"), ROWS[:4], settings, folder=tmp_path)
+    assert training.checkpoints(tmp_path), "what the sentence names is there"
+
+
+def test_gradient_checkpointing_changes_no_loss(tmp_path):
+    models = [tiny("olmoe"), tiny("olmoe")]
+    logs = [
+        train(m, ROWS, config(gradient_checkpointing=on), layers=moe_layers(m), folder=tmp_path / str(on))
+        for m, on in zip(models, (True, False), strict=True)
+    ]
+    np.testing.assert_allclose(logs[0].losses, logs[1].losses, rtol=1e-6)
+    assert not models[0].is_gradient_checkpointing
+
+
+def test_quantised_weights_are_read_and_not_trained(tmp_path):
+    """torch's own dynamic int8 of all linear layers."""
+    from torch.ao.quantization import quantize_dynamic
+
+    from dragoman.routing.capture import capture
+
+    model = quantize_dynamic(tiny("olmoe"), {torch.nn.Linear}, dtype=torch.qint8)
+    trace = capture(model, {"en": ROWS.tolist()}, start_id=1)
+    assert trace.chosen_GLE.sum() == ROWS.size * 2 * 3
+    with pytest.raises(ModelError, match=r"quantised \(Linear.*\), they cannot be trained; open the original"):
+        train(model, ROWS, config(), folder=tmp_path)
 
 
 def test_impossible_settings_are_all_named():

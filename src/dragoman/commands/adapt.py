@@ -1,57 +1,39 @@
-"""`dragoman adapt`: train a model for a new language by a method, on a plan."""
+"""`dragoman adapt`: train a model for a new language by a method, on a plan.
+
+The model is evaluated on dev text before, after and, for a guard, while it trains; `outcome` of the record is what the
+target gained, the worst that a known language lost, and the trained share (docs/adapting.md).
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from dragoman.commands import Switch
-from dragoman.corpora.languages import language
-from dragoman.corpora.mix import pad
-from dragoman.corpora.ntext import NText
+from dragoman.commands import Switch, Tags, forgetting
+from dragoman.commands.forgetting import Evaluation, Evaluator, share_of
+from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError
-from dragoman.record import claim_folder, environment, write_json
+from dragoman.errors import ConfigError
+from dragoman.record import claim_folder, environment, read_json, write_json
 from dragoman.routing.plan import ExpertPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dragoman.methods.training import Log
+    from dragoman.methods import training
+    from dragoman.methods.guard import Guard, Measured
     from dragoman.modeling import TextCodec
 
-# Shape letters: N rows, S tokens per row.
+__all__ = ["Config", "Rows", "Text", "run", "show", "train_arm", "training_rows"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """What of the corpus is trained on: each segment once alone and once as a translation."""
-
-    source: str = "en"
-    """Language translated from."""
-    segments: int = 1200
-    """Train segments of the target language."""
-    parallel: bool = True
-    """Also train the translation of each segment from `source`; the loss is on the translation alone."""
-    epochs: int = 1
-    """Times each segment is seen."""
-    block: int = 512
-    """Tokens per row; samples that are longer are left out, and the record says how many."""
-    batch: int = 4
-    """Rows per update."""
-
-    def __post_init__(self) -> None:
-        low = {"segments": 1, "epochs": 1, "block": 8, "batch": 1}
-        if faults := [
-            f"{name} is {getattr(self, name)}, at least {n}" for name, n in low.items() if getattr(self, name) < n
-        ]:
-            raise ConfigError(f"the text to train on cannot be so: {'; '.join(faults)}")
+CHANGEABLE = ("resume", "dry_run", "quiet", "out", "checkpoint_minutes", "checkpoint_steps", "report_to")
+"""What may change when a run goes on: no loss depends on it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +55,36 @@ class Config:
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
+    balance: float = 0.0
+    """Weight of the load-balance loss of the routers; balance is measured with or without."""
     text: Text = field(default_factory=Text)
     """What is trained on."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """What is measured on dev text."""
+    guard: str = ""
+    """Largest loss of a known language, such as 1%: more bits per byte than that end the training."""
+    guard_action: Literal["stop", "rollback"] = "stop"
+    """What the guard leaves: the weights as they are, or those of the last evaluation within the limit."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the weights; auto: as the model was saved."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """To compute in (autocast): auto takes bf16 where the machine is faster in it."""
+    micro_batch: int = 0
+    """Rows per forward pass, a divisor of text.batch; less needs less memory. Default: all of text.batch."""
+    gradient_checkpointing: Switch = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    report_to: Tags = ()
+    """Trackers that also get the curves: tensorboard, wandb."""
+    checkpoint_minutes: float = 0.0
+    """Write a checkpoint to go on from every so often; 0: none."""
+    checkpoint_steps: int = 0
+    """Write one after every so many updates too."""
+    resume: Switch = False
+    """Go on from the last whole checkpoint in `out`, or from the start where there is none yet."""
+    dry_run: Switch = False
+    """Only say what would train, tensor by tensor, and what time and memory it would take; nothing is written."""
     out: Path = Path("adapted")
     """New folder for the model and record.json."""
     seed: int = 0
@@ -82,80 +92,93 @@ class Config:
     quiet: Switch = False
     """No progress bars."""
 
+    def __post_init__(self) -> None:
+        faults = []
+        if self.guard_action != "stop" and not self.guard:
+            faults.append("guard_action has no effect without --guard")
+        if self.guard and not self.evaluation.segments:
+            faults.append("--guard has no effect without evaluation.segments")
+        if self.resume and self.dry_run:
+            faults.append("--resume has no effect on a dry run")
+        if faults:
+            raise ConfigError(f"the adaptation cannot run so: {'; '.join(faults)}; leave out one or the other")
+
 
 def run(config: Config) -> dict[str, Any]:
     """Train a model for a new language and save it as a plain model folder, with a record."""
     from dragoman.methods import METHODS
-    from dragoman.modeling import copy_tag, open_both, save_model
+    from dragoman.modeling import model_checksum, open_both, save_model
 
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
-    model, codec = open_both(config.model)
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed)
-    parent = config.parent or (plan.parent if plan else None)
-    if parent and not copy_tag(model, codec, parent, config.target) and config.parent:
-        raise ConfigError(
-            f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
-        )
-    out = claim_folder(config.out)
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id)
-    save_model(model, codec, out / "model")
+    asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
+    texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
+    _copy_parents_tag(model, codec, config, plan)
+    if config.dry_run:
+        from dragoman.commands.rehearsal import rehearse
+
+        return rehearse(model, codec, plan, rows, config, texts)
+    stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    if finished := _claim(config, stamp):
+        return finished
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, codec=codec, texts=texts)
+    save_model(model, codec, config.out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
-    write_json(out / "record.json", record)
+    write_json(config.out / "record.json", record)
     return record
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print what was trained and where it is."""
+    """Print what was trained, what that gained and cost, and where the model is."""
+    if record.get("dry_run"):
+        from dragoman.commands.rehearsal import text
+
+        print(text(record))
+        return
     log, out = record["log"], record["config"]["out"]
     print(
         f"trained {record['parameters']:,} parameters ({100 * record['trained_share']:.2f} %) for {log['steps']} steps "
         f"in {log['seconds']:.0f} s; loss {log['losses'][0]:.3f} -> {log['losses'][-1]:.3f}; "
         f"the model is in {out}/model"
     )
+    if stopped := log.get("stopped"):
+        weights = f"; the weights are those of step {stopped['weights_of']}" if "weights_of" in stopped else ""
+        print(f"stopped at step {stopped['step']}: {stopped['why']}{weights}")
+    if record.get("outcome"):
+        print(forgetting.line(record["outcome"]))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Packed training text."""
+def _copy_parents_tag(model: PreTrainedModel, codec: TextCodec, config: Config, plan: ExpertPlan | None) -> None:
+    from dragoman.modeling import copy_tag
 
-    tokens_NS: np.ndarray
-    labels_NS: np.ndarray
-    samples: int
-    too_long: int
-    """Samples left out because they do not fit into a row."""
-
-
-def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed: int) -> Rows:
-    """The target's train segments, alone and as translations, in a seeded order."""
-    corpus.require([target, *([text.source] if text.parallel else [])])
-    if text.parallel and text.source == target:
+    parent = config.parent or (plan.parent if plan else None)
+    if parent and not copy_tag(model, codec, parent, config.target) and config.parent:
         raise ConfigError(
-            f"source and target are both {target}; give another text.source, or set text.parallel to false"
+            f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
         )
-    table = corpus.select(split="train", complete=(text.source, target) if text.parallel else (target,))
-    if not len(table):
-        raise DataError(f"the corpus has no train segment in {target}; give another corpus or target")
-    rng = np.random.default_rng(seed)
-    chosen = table.take(sorted(rng.permutation(len(table))[: text.segments].tolist()))
-    samples: list[tuple[list[int], int]] = [
-        ([codec.start_id, *ids, codec.end_id], 0) for ids in codec.encode(_cells(chosen, target))
-    ]
-    if text.parallel:
-        names = {g: language(g).name for g in (text.source, target)}
-        samples += codec.pairs(_cells(chosen, text.source), _cells(chosen, target), text.source, target, names)
-    fitting = [s for s in samples if len(s[0]) <= text.block]
-    if not fitting:
-        raise DataError(f"no sample fits into {text.block} tokens; give a larger text.block")
-    ordered = [fitting[i] for _ in range(text.epochs) for i in rng.permutation(len(fitting))]
-    tokens_NS, labels_NS = pad(ordered, text.block, codec.pad_id)
-    return Rows(tokens_NS, labels_NS, len(fitting), len(samples) - len(fitting))
 
 
-def _cells(table: NText, tag: str) -> Sequence[str]:
-    return [cell for cell in table.columns[tag] if cell is not None]
+def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
+    fields = {k: v for k, v in asdict(config).items() if k not in CHANGEABLE} | {"plan": plan and asdict(plan)}
+    return json.loads(json.dumps(fields, default=str))
+
+
+def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    """Make the output folder, or find there what --resume goes on with; the record of a run that is done already."""
+    path = config.out / "config.json"
+    if not config.resume or not config.out.exists():
+        claim_folder(config.out)
+        write_json(path, stamp)
+        return None
+    before = read_json(path)
+    if changed := [f"{k}: {before.get(k)} -> {stamp[k]}" for k in stamp if before.get(k) != stamp[k]]:
+        raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
+    done = config.out / "record.json"
+    return read_json(done) if done.is_file() else None
 
 
 def train_arm(
@@ -165,33 +188,39 @@ def train_arm(
     rows: Rows,
     config: Config,
     pad_id: int,
+    *,
+    codec: TextCodec | None = None,
+    texts: dict[str, list[str]] | None = None,
 ) -> dict[str, Any]:
-    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log."""
-    from dragoman.methods import METHODS, base, training
+    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log.
 
-    method = METHODS[method_name]
+    With a codec and dev texts (language -> texts) it is evaluated too. Checkpoints, where the config asks for them, are
+    in its `out`.
+    """
+    from dragoman.methods import METHODS, base, training
+    from dragoman.modeling import device_memory_mb, find_routers, moe_layers
+
+    method, settings = METHODS[method_name], training_settings(config, rows)
+    evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
+    measure = partial(evaluator, model, codec) if evaluator and codec else None
+    measured = measure() if measure else None
     total = sum(p.numel() for p in model.parameters())
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
-    steps = math.ceil(len(rows.tokens_NS) / config.text.batch)
-    settings = training.Config(
-        learning_rate=config.learning_rate,
-        steps=steps,
-        batch=config.text.batch,
-        micro_batch=config.text.batch,
-        warmup=max(1, steps // 10),
-        decay=steps // 2,
-        weight_decay=0.0,
-        seed=config.seed,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        log: Log = training.train(
+    guard = _guard(config, settings, measure, measured) if measure and measured else None
+    kept = bool(config.checkpoint_minutes or config.checkpoint_steps)
+    with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
+        log = training.train(
             model,
             rows.tokens_NS,
             settings,
+            layers=moe_layers(model) if find_routers(model) else (),
             labels_NS=rows.labels_NS,
+            positions_NS=rows.positions_NS,
+            guard=guard,
             pad_id=pad_id,
-            folder=Path(scratch),
+            folder=Path(folder),
+            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
             quiet=config.quiet,
         )
     method.merge(model)
@@ -201,6 +230,53 @@ def train_arm(
         "trained_share": trained.share,
         "samples": rows.samples,
         "samples_too_long": rows.too_long,
+        "tokens_by_source": rows.tokens,
         "log": asdict(log),
+        "outcome": forgetting.outcome(asdict(log), config.target, trained.share),
+        "dev_sha256": evaluator.checksums if evaluator else {},
         "training": asdict(settings),
+        "device_memory_mb": device_memory_mb(model),
     }
+
+
+def training_settings(config: Config, rows: Rows) -> training.Config:
+    """The loop's settings for these rows: one pass, a tenth of it warm-up and half of it decay."""
+    from dragoman.methods import training
+
+    steps = math.ceil(len(rows.tokens_NS) / config.text.batch)
+    return training.Config(
+        learning_rate=config.learning_rate,
+        steps=steps,
+        batch=config.text.batch,
+        micro_batch=config.micro_batch or config.text.batch,
+        warmup=max(1, steps // 10),
+        decay=steps // 2,
+        weight_decay=0.0,
+        precision=config.precision,
+        balance=config.balance,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        checkpoint_minutes=config.checkpoint_minutes,
+        checkpoint_steps=config.checkpoint_steps,
+        report_to=tuple(config.report_to),
+    )
+
+
+def evaluation_interval(config: Config, steps: int) -> int:
+    """Updates between evaluations; 0 where only the end is evaluated."""
+    asked = config.guard or config.evaluation.patience
+    return config.evaluation.every or (max(1, steps // 10) if asked else 0)
+
+
+def _guard(config: Config, settings: training.Config, measure: Any, measured: Measured) -> Guard:
+    from dragoman.methods.guard import Guard
+
+    return Guard(
+        measure=measure,
+        base=measured,
+        target=config.target,
+        limit=share_of(config.guard) if config.guard else None,
+        action=config.guard_action,
+        every=evaluation_interval(config, settings.steps),
+        patience=config.evaluation.patience,
+    )

@@ -9,7 +9,7 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -157,24 +157,69 @@ def pack(samples: Iterator[Sample], num_blocks: int, block: int) -> np.ndarray:
     return flat.reshape(num_blocks, block)
 
 
-def pad(samples: Sequence[tuple[Sample, int]], block: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(
+    samples: Sequence[tuple[Sample, int | Sequence[bool]]], block: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Samples packed whole into rows, first fit in the given order: tokens int32 [N, S] and labels int64 [N, S].
 
-    A sample comes with the number of its first tokens that are no label (a prompt). Labels are -100 there and on
-    filler. Samples longer than a row are cut.
+    A sample comes with the number of its first tokens that are no label (a prompt), or with one flag a token: is it a
+    label. Labels are -100 elsewhere and on filler. Samples longer than a row are cut.
     """
-    rows: list[list[int]] = []
-    labels: list[list[int]] = []
-    for ids, silent in samples:
-        ids = ids[:block]
-        if not rows or len(rows[-1]) + len(ids) > block:
-            rows.append([])
-            labels.append([])
-        rows[-1] += ids
-        labels[-1] += [-100] * min(silent, len(ids)) + ids[silent:]
+    rows = _fitted([len(ids) for ids, _ in samples], block)
     tokens_NS = np.full((len(rows), block), pad_id, dtype=np.int32)
     labels_NS = np.full((len(rows), block), -100, dtype=np.int64)
-    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        tokens_NS[i, : len(row)] = row
-        labels_NS[i, : len(label)] = label
+    for n, row in enumerate(rows):
+        for k, begin, size in row:
+            ids, labelled = samples[k][0][:size], samples[k][1]
+            tokens_NS[n, begin : begin + size] = ids
+            said = np.arange(size) >= labelled if isinstance(labelled, int) else np.array(labelled[:size], dtype=bool)
+            labels_NS[n, begin : begin + size] = np.where(said, ids, -100)
     return tokens_NS, labels_NS
+
+
+def positions(lengths: Sequence[int], block: int) -> np.ndarray:
+    """Place of each token in its own sample, where `pad` puts samples of these lengths; -1 on filler. int32 [N, S]."""
+    rows = _fitted(lengths, block)
+    places_NS = np.full((len(rows), block), -1, dtype=np.int32)
+    for n, row in enumerate(rows):
+        for _, begin, size in row:
+            places_NS[n, begin : begin + size] = np.arange(size)
+    return places_NS
+
+
+def _fitted(lengths: Sequence[int], block: int) -> list[list[tuple[int, int, int]]]:
+    """Rows of (sample, where it begins, tokens of it)."""
+    rows: list[list[tuple[int, int, int]]] = []
+    filled = block
+    for k, length in enumerate(lengths):
+        size = min(length, block)
+        if filled + size > block:
+            rows.append([])
+            filled = 0
+        rows[-1].append((k, filled, size))
+        filled += size
+    return rows
+
+
+def mixed(
+    sizes: Mapping[str, Sequence[int]], temperature: float, epochs: int, rng: np.random.Generator
+) -> list[tuple[str, int]]:
+    """An order of (source, number of its sample) in which each source has its share of tokens.
+
+    sizes: source -> tokens of each of its samples. A source with n tokens gets a share proportional to
+        n ** (1 / temperature) of `epochs` times all tokens: 1 reads everything `epochs` times, more repeats small
+        sources and shortens large ones. A source is read whole, in an order of its own each time, before it repeats.
+    Source: the exponent of Arivazhagan et al. 2019 (arXiv:1907.05019), sec. 3.2. Differs: counted in tokens.
+    """
+    total = {name: sum(tokens) for name, tokens in sizes.items()}
+    weight = {name: n ** (1 / temperature) for name, n in total.items()}
+    order: list[tuple[str, int]] = []
+    for name, tokens in sizes.items():
+        budget = epochs * sum(total.values()) * weight[name] / sum(weight.values())
+        while budget > 0.5:  # tokens; shares are fractions, so a rest of rounding stays
+            for k in rng.permutation(len(tokens)):
+                if budget <= 0.5:
+                    break
+                order.append((name, int(k)))
+                budget -= tokens[k]
+    return order if len(sizes) == 1 else [order[i] for i in rng.permutation(len(order))]

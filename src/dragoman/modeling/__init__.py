@@ -2,7 +2,7 @@
 
 from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind, router_scores
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -10,6 +10,7 @@ from dragoman.modeling.opening import (
     context_length,
     copy_tag,
     default_device,
+    device_memory_mb,
     hidden_states,
     keep_freed_memory,
     model_checksum,
@@ -19,6 +20,7 @@ from dragoman.modeling.opening import (
     open_model,
     open_tokenizer,
     outline,
+    quantisation,
     save_model,
     state_checksum,
     stored_bytes,
@@ -32,6 +34,7 @@ from dragoman.modeling.packaged import (
     packaged_folder,
     require_gguf,
 )
+from dragoman.modeling.packing import isolates
 from dragoman.modeling.planned import TunedRows, planned_forward, runs_planned
 from dragoman.modeling.probing import (
     MoELayer,
@@ -60,10 +63,12 @@ __all__ = [
     "copy_tag",
     "decoder_layers",
     "default_device",
+    "device_memory_mb",
     "expert_weights",
     "fetched_record",
     "find_routers",
     "hidden_states",
+    "isolates",
     "keep_freed_memory",
     "logit_difference",
     "lowest_trained",
@@ -78,9 +83,11 @@ __all__ = [
     "packaged_folder",
     "parameter_counts",
     "planned_forward",
+    "quantisation",
     "require_gguf",
     "router_kind",
     "router_probabilities",
+    "router_scores",
     "runs_planned",
     "save_model",
     "sorted_experts",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,13 @@ def router_kind(model: PreTrainedModel, layer: MoELayer) -> tuple[str, ...]:
         if plain is not None:
             return _kind(trial, plain, layer)
     return ("unknown",)
+
+
+def router_scores(model: PreTrainedModel, layers: Sequence[MoELayer]) -> tuple[str, ...]:
+    """Score function of each layer's router, of SCORES; one router of a class speaks for all, as asking takes time."""
+    of_class = {type(layer.router): layer for layer in reversed(layers)}
+    found = {cls: router_kind(model, layer)[0] for cls, layer in of_class.items()}
+    return tuple(found[type(layer.router)] if found[type(layer.router)] in SCORES else "softmax" for layer in layers)
 
 
 def _kind(trial: _Trial, plain: Routed, layer: MoELayer) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import ctypes
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -99,9 +99,11 @@ def open_tokenizer(name: str) -> TextCodec:
     return TextCodec(tokenizer)
 
 
-def open_both(name: str) -> tuple[PreTrainedModel, TextCodec]:
+def open_both(
+    name: str, *, dtype: str = "float32", device: str | None = None
+) -> tuple[PreTrainedModel, TextCodec]:
     """A model and its tokenizer. ModelError where they do not belong together."""
-    codec, model = open_tokenizer(name), open_model(name)
+    codec, model = open_tokenizer(name), open_model(name, dtype=dtype, device=device)
     weight_VD: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     rows = len(weight_VD)
     if len(codec.tokenizer) > rows:
@@ -163,12 +165,28 @@ def model_checksum(name: str) -> str | None:
     return sha256(*files) if files else None
 
 
+def device_memory_mb(model: nn.Module) -> float | None:
+    """Most memory that tensors have taken on the model's GPU so far; None on a CPU."""
+    device = next(model.parameters()).device
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None
+
+
 def state_checksum(model: nn.Module) -> str:
     """SHA-256 over the names and the bits of all weights."""
     parts: list[bytes | str | Path] = []
     for name, tensor in sorted(model.state_dict().items()):
         parts += [name, tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()]
     return sha256(*parts)
+
+
+def quantisation(model: nn.Module) -> str | None:
+    """How a model's weights are quantised; None where they are plain numbers."""
+    told = getattr(getattr(model, "config", None), "quantization_config", None)
+    if told is not None:
+        return str(getattr(told, "quant_method", None) or dict(told).get("quant_method", "quantised"))
+    packed = {type(m).__name__ for m in model.modules() if ".quantized." in type(m).__module__}
+    whole = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()}
+    return ", ".join(sorted(packed | whole)) or None
 
 
 def keep_freed_memory() -> None:
@@ -244,6 +262,34 @@ class TextCodec:
         found = zip(read["offset_mapping"], texts, strict=True)
         flags = [[a < start + len(t) and b > start for a, b in spans] for spans, t in found]
         return [list(i) for i in read["input_ids"]], flags
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
+        """A conversation in the model's chat template, and token by token whether the assistant says it.
+
+        What ends an answer is part of it. Raises ModelError without a template, or with one that changes earlier turns.
+        """
+        if not self.tokenizer.chat_template or not self.tokenizer.is_fast:
+            raise ModelError(
+                "conversations need a chat template and a fast tokenizer; train on plain text, or take a model that "
+                "has both"
+            )
+        whole = self._rendered(messages)
+        spans = []
+        for k, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, after = self._rendered(messages[:k], answer=True), self._rendered(messages[: k + 1])
+                if not whole.startswith(before) or not whole.startswith(after):
+                    raise ModelError(
+                        f"the chat template writes turn {k + 1} otherwise when more follow; cut the conversation there"
+                    )
+                spans.append((len(before), len(after)))
+        read = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        said = [any(a < end and b > begin for begin, end in spans) for a, b in read["offset_mapping"]]
+        return list(read["input_ids"]), said
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], answer: bool = False) -> str:
+        turns = [dict(message) for message in messages]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
 
     def _in_chat(self, text: str) -> str:
         said = [{"role": "user", "content": text}]

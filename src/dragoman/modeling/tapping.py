@@ -33,14 +33,19 @@ class Routed:
 
 @contextlib.contextmanager
 def tap_routers(
-    model: nn.Module, layers: Sequence[MoELayer], each: Callable[[Routed], None] | None = None
+    model: nn.Module,
+    layers: Sequence[MoELayer],
+    each: Callable[[Routed], None] | None = None,
+    *,
+    training: bool = False,
 ) -> Iterator[list[Routed]]:
     """Within the block, every forward pass appends one Routed per MoE layer to the list, in order of depth.
 
     With `each`, that is called instead as soon as a layer has chosen, and nothing is kept: memory of one layer.
     The indices are the router's own selection, not a top-k re-applied to logits: sigmoid routers choose with a
     correction bias that the recorded logits do not hold. Where a router returns none, they are what its experts
-    received. Clear the list between passes. ModelError, at the end, for a selection that could not be read.
+    received. With `training`, what modules do in evaluation mode goes unseen. Clear the list between passes.
+    ModelError, at the end, for a selection that could not be read.
     """
     seen: list[Routed] = []
 
@@ -49,7 +54,7 @@ def tap_routers(
         if len(seen) == len(layers):  # the order of running need not be that of `layers`
             seen.sort(key=lambda r: r.row)
 
-    taps = [_Tap(layer, row, each or keep) for row, layer in enumerate(layers)]
+    taps = [_Tap(layer, row, each or keep, training) for row, layer in enumerate(layers)]
     handles = [h for tap in taps for h in tap.handles()]
     try:
         yield seen
@@ -63,8 +68,8 @@ def tap_routers(
 class _Tap:
     """Hooks of one layer. A router that returns no indices waits for its experts, or they for it."""
 
-    def __init__(self, layer: MoELayer, row: int, keep: Any):
-        self.layer, self.row, self.keep = layer, row, keep
+    def __init__(self, layer: MoELayer, row: int, keep: Any, training: bool):
+        self.layer, self.row, self.keep, self.training = layer, row, keep, training
         self.output: Any = None
         self.received: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.experts_first = any(m is layer.experts for m in layer.router.modules())
@@ -78,13 +83,17 @@ class _Tap:
             receiver.register_forward_pre_hook(self.on_experts, with_kwargs=True),
         ]
 
-    def on_router(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_router(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if self.training and not module.training:
+            return
         selection = returned_selection(self.layer, output) or self.received
         self.output, self.received = output, None
         if selection is not None:
             self._finish(selection)
 
-    def on_experts(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def on_experts(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if self.training and not module.training:
+            return
         if self.output is None and not self.experts_first:
             return  # the router itself told
         flat = _flat([*args, *kwargs.values()])

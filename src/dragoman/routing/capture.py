@@ -24,8 +24,8 @@ from dragoman.modeling import (
     context_length,
     hidden_states,
     moe_layers,
-    router_kind,
     router_probabilities,
+    router_scores,
     tap_routers,
 )
 from dragoman.record import sha256
@@ -72,7 +72,7 @@ def capture(
     layers = moe_layers(model)
     texts = read_segments(sequences, codec=codec, start_id=start_id, chat=chat, count_special=count_special)
     ranks = Ranks.all() if distributed else Ranks()
-    kinds, width = _kinds(model, layers), max(layer.num_experts for layer in layers)
+    kinds, width = router_scores(model, layers), max(layer.num_experts for layer in layers)
     shapes = {g: (len(text.ids), len(layers), width) for g, text in texts.items()}
     parts: dict[str, dict[str, np.ndarray]] = {}
     with segment_counts(per_segment, shapes, ranks) as kept, _evaluating(model):
@@ -91,13 +91,6 @@ def capture(
     facts |= {"routers_sha256": _routers_checksum(layers), "router_mass": kinds[0]}
     facts |= {"excluded": _excluded(chat, count_special)}
     return _trace(layers, parts, kept.kept() if kept is not None else {}, facts | dict(about or {}))
-
-
-def _kinds(model: PreTrainedModel, layers: Sequence[MoELayer]) -> tuple[str, ...]:
-    """Score function of each layer's router; one router of a class speaks for all, as asking takes time."""
-    of_class = {type(layer.router): layer for layer in reversed(layers)}
-    found = {cls: router_kind(model, layer)[0] for cls, layer in of_class.items()}
-    return tuple(found[type(layer.router)] if found[type(layer.router)] in SCORES else "softmax" for layer in layers)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,83 @@
+"""Checkpoints of a training run: which there are and are whole, which may go, what each keeps of the log."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dragoman.record import read_json, write_json
+
+LOG_FILE = "log.json"
+"""What a checkpoint keeps of the Log."""
+FILES_FILE = "files.json"
+"""Names and sizes of all other files of a checkpoint, written last: without it, or where a size differs, it is not
+whole."""
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class Log:
+    """What a training run reports."""
+
+    losses: list[float] = field(default_factory=list)
+    """Cross-entropy in nats per token of every update, extra losses left out."""
+    tokens: int = 0
+    """Tokens that entered the model, filler included."""
+    seconds: float = 0.0
+    steps: int = 0
+    decay_from: int = 0
+    """Update after which the rate decays."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Of every update, evaluations and checkpoints left out."""
+    balance: list[dict[str, Any]] = field(default_factory=list)
+    """How evenly the experts worked (`balance.Balance`), at intervals."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """The base, then each evaluation (`guard.Guard.entry`)."""
+    kept_step: int = 0
+    """Last evaluation within the guard's limit, or the best one where training has a patience."""
+    stopped: dict[str, Any] | None = None
+    """Where and why training ended before its last step, and of which step the weights are."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether the rate had not begun to decay: from here training can go on for longer than was planned."""
+        return self.steps <= self.decay_from
+
+
+def seal(checkpoint: Path) -> None:
+    """Write down what a checkpoint consists of; from then on it is whole."""
+    write_json(checkpoint / FILES_FILE, _sizes(checkpoint))
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != FILES_FILE)
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+
+
+def _whole(checkpoint: Path) -> bool:
+    return (checkpoint / FILES_FILE).is_file() and read_json(checkpoint / FILES_FILE) == _sizes(checkpoint)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first; what a kill or a copy left unfinished is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if _whole(path)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def superfluous(checkpoints: list[Path]) -> list[Path]:
+    """All but the last ones and the last stable one."""
+    stable = [path for path in checkpoints if log_of(path).stable][-1:]
+    return [path for path in checkpoints[:-KEPT_CHECKPOINTS] if path not in stable]
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed half-way, what is left counts as none."""
+    (checkpoint / FILES_FILE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def log_of(checkpoint: Path | None) -> Log:
+    """What had been logged at a checkpoint."""
+    return Log(**read_json(checkpoint / LOG_FILE)) if checkpoint else Log()

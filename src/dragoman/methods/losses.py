@@ -1,0 +1,52 @@
+"""Losses: cross-entropy, and what is asked of routers.
+
+Shape letters: B rows of a pass, S tokens per row, T tokens, E experts, K chosen per token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dragoman.modeling import SCORES, Routed, router_probabilities
+
+ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
+"""A method's own term: (inputs of the pass, row_B: which rows of the text it holds, what the tapped routers did)."""
+
+
+def balance_loss(
+    logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor, score: str = "softmax"
+) -> torch.Tensor:
+    """E * sum_e f_e P_e of one layer: f the share of slots that went to e, P the mean router probability.
+
+    1 where routing is uniform. score: one of SCORES; scores that are no distribution are divided by their sum.
+    Source: Fedus et al. 2022 (arXiv:2101.03961), eq. 4-6, with slots for top-k; for sigmoid scores DeepSeek-V3
+    (arXiv:2412.19437), eq. 17-20.
+    Differs: per layer and without filler; transformers pools all layers, which can hide a collapsed one. Over the whole
+    pass, where DeepSeek-V3 takes each sequence alone.
+    """
+    num_experts = logits_TE.shape[-1]
+    probability_E = _probabilities(logits_TE, score)[real_T].mean(0)
+    slots_E = torch.bincount(indices_TK[real_T].flatten(), minlength=num_experts).float()
+    return num_experts * (slots_E / slots_E.sum() * probability_E).sum()
+
+
+def _probabilities(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
+    if score == "softmax":
+        return router_probabilities(logits_TE)
+    score_TE = SCORES[score](logits_TE.float())
+    return score_TE / score_TE.sum(-1, keepdim=True)
+
+
+def z_loss(logits_TE: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
+    """Mean squared log-partition of the router. Source: Zoph et al. 2022 (arXiv:2202.08906), eq. 5."""
+    return logits_TE[real_T].float().logsumexp(-1).square().mean()
+
+
+def cross_entropy(model: Any, inputs: dict, labels_BS: torch.Tensor) -> torch.Tensor:
+    """Mean nats per token that has a label; a label stands under its own token."""
+    logits_BSV = model(**inputs, use_cache=False).logits
+    shifted_BS = torch.nn.functional.pad(labels_BS[:, 1:], (0, 1), value=-100)
+    return torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), shifted_BS.flatten())

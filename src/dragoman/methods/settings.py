@@ -1,0 +1,102 @@
+"""How to train: settings, and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dragoman.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How to train. Batches are counted in rows of the packed text."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    steps: int = 100
+    """Updates of the weights, decay included."""
+    batch: int = 16
+    """Rows per update."""
+    micro_batch: int = 16
+    """Rows per forward pass; less of it needs less memory and changes nothing else."""
+    warmup: int = 10
+    """Updates of linear warm-up."""
+    decay: int = 50
+    """Updates of the final decay to zero (1 - sqrt); between warm-up and decay the rate is constant."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices; norms and biases have none."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay; the first is 0.9."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    precision: str = "auto"
+    """bf16 (autocast), fp32, or auto: bf16 where the machine is faster in it (a GPU, or a CPU with AMX)."""
+    compile: bool = False
+    """Compile model and loss with torch.compile (on a CPU it needs a C++ compiler): about a third faster, after half
+    a minute. Losses differ from the plain ones by rounding."""
+    balance: float = 0.0
+    """Weight of the load-balance loss, per MoE layer (0.01 is common in pretraining)."""
+    z_loss: float = 0.0
+    """Weight of the router z-loss (0.001 is common in pretraining)."""
+    balance_every: int = 20
+    """Updates between two entries of the log that say how evenly the experts of each layer work."""
+    diverged: float = 2.0
+    """Stop where the mean loss of ten updates is so many nats above the lowest such mean before; 0: never."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    seed: int = 0
+    """Of weights, dropout and order."""
+    checkpoint_minutes: float = 0.0
+    """Write a checkpoint that can be resumed every so often; 0 writes none."""
+    checkpoint_steps: int = 0
+    """Write one after every so many updates too; 0: not by count."""
+    minutes: float = 0.0
+    """Start the decay after this long, wherever the step count is; 0 for no limit."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that also get the curves: tensorboard, wandb."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.batch % self.micro_batch:
+            faults.append(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+        if self.warmup + self.decay > self.steps:
+            faults.append(f"warmup {self.warmup} and decay {self.decay} do not fit into {self.steps} steps")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            faults.append(f"precision is auto, bf16 or fp32, not {self.precision!r}")
+        if self.balance_every < 1:
+            faults.append(f"balance_every is 1 or more, not {self.balance_every}")
+        if faults:
+            raise ConfigError(f"training cannot run so: {'; '.join(faults)}")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to compute in bfloat16."""
+        return self.precision == "bf16" or (self.precision == "auto" and _computes_bf16())
+
+
+def _computes_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    check = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # with AVX512 alone, fp32 is faster
+    return bool(check())
+
+
+class WarmupStableDecay:
+    """Factor on the learning rate: linear warm-up, constant, then 1 - sqrt over the last `decay` updates.
+
+    Source: Hägele et al. 2024 (arXiv:2405.18392), the 1-sqrt cooldown. The decay can be brought forward while
+    training runs (`decay_from`), and a checkpoint keeps that: torch stores the fields of a callable schedule.
+    """
+
+    def __init__(self, warmup: int, decay: int, steps: int):
+        self.warmup, self.decay, self.decay_from = warmup, decay, steps - decay
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if step < self.decay_from or not self.decay:
+            return 1.0
+        return max(0.0, 1.0 - math.sqrt((step - self.decay_from) / self.decay))

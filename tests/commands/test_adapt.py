@@ -1,0 +1,227 @@
+"""`dragoman adapt` on a toy: evaluation, guard, early stop, dry run, resuming after kills, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dragoman
+from dragoman.commands import adapt, scoring
+from dragoman.commands.forgetting import Evaluation, share_of
+from dragoman.commands.training_text import Text
+from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.modeling import TextCodec, save_model
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
+from tests.models import tiny
+from tests.texts import corpus, tokenizer
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with a model, a corpus and a plan."""
+    folder = tmp_path_factory.mktemp("toy")
+    save_model(tiny("olmoe", vocab_size=400), TextCodec(tokenizer()), folder / "model")
+    corpus().save(folder / "text.tsv")
+    planned = (PlannedExpert(1, "language"), PlannedExpert(3, "language"))
+    plan = ExpertPlan("test", {2: planned}, {0: 8, 1: 8, 2: 8}, target="ca", settings={"known": ["en", "es"]})
+    plan.save(folder / "plan.json")
+    return folder
+
+
+def settings(toy, out, **changes):
+    return {
+        "model": str(toy / "model"),
+        "corpus": str(toy / "text.tsv"),
+        "target": "ca",
+        "plan": toy / "plan.json",
+        "precision": "fp32",
+        "text": Text(segments=40, block=48, batch=4),
+        "evaluation": Evaluation(segments=6),
+        "out": out,
+        "quiet": True,
+    } | changes
+
+
+def weights(folder):
+    return dragoman.open_model(str(folder)).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_the_outcome_is_what_evaluation_measures(toy, tmp_path, capsys):
+    """Oracle: the scoring of `dragoman evaluate` on the base and on the saved model."""
+    record = dragoman.adapt(**settings(toy, tmp_path / "a"))
+    found = record["outcome"]
+    assert [e["step"] for e in record["log"]["evaluations"]] == [0, record["log"]["steps"]]
+    bits = {}
+    for name, folder in (("base", toy / "model"), ("adapted", tmp_path / "a" / "model")):
+        model, codec = dragoman.open_model(str(folder)), dragoman.open_tokenizer(str(folder))
+        sums = scoring.score_model(model, codec, corpus(), ("ca", "en", "es"), {}, split="dev", segments=6, quiet=True)
+        bits[name] = scoring.values({name: sums}, "bits_per_byte", 0)["bits_per_byte"][name]
+    assert found["bits_before"] == pytest.approx(bits["base"]["ca"], rel=1e-5)
+    assert found["bits_after"] == pytest.approx(bits["adapted"]["ca"], rel=1e-5)
+    losses = {g: bits["adapted"][g] / bits["base"][g] - 1 for g in ("en", "es")}
+    assert found["worst"] == max(losses, key=losses.get)
+    assert found["loss"] == pytest.approx(max(losses.values()), abs=1e-5)
+    adapt.show(record)
+    assert f"trained {100 * record['trained_share']:.2f} % of parameters" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_routing_drift_is_zero_at_the_base_and_not_after(toy, tmp_path):
+    record = dragoman.adapt(**settings(toy, tmp_path / "a", learning_rate=0.1))
+    first, last = record["log"]["evaluations"]
+    assert set(first["drift"].values()) == {0.0}
+    assert first["loss"] == 0.0
+    assert all(moved > 0 for moved in last["drift"].values())
+
+
+def test_balance_is_in_the_log_without_being_asked_for(toy, tmp_path):
+    entry = dragoman.adapt(**settings(toy, tmp_path / "a", evaluation=Evaluation(segments=0)))["log"]["balance"][-1]
+    assert entry["layers"] == [0, 1, 2]
+    assert all(busiest >= 1 and v >= 0 for busiest, v in zip(entry["max_load"], entry["variation"], strict=True))
+
+
+@pytest.mark.parametrize("action", ["stop", "rollback"])
+def test_the_guard_ends_training_that_loses_a_known_language(toy, tmp_path, action, capsys):
+    every_step = Evaluation(segments=6, every=1)
+    record = dragoman.adapt(
+        **settings(toy, tmp_path / "a", learning_rate=0.5, guard="0.1%", guard_action=action, evaluation=every_step)
+    )
+    log = record["log"]
+    assert log["steps"] < record["training"]["steps"]
+    assert "lost" in log["stopped"]["why"] and "more than 0.10%" in log["stopped"]["why"]
+    within = [e["step"] for e in log["evaluations"] if e["loss"] <= 0.001]
+    assert log["kept_step"] == within[-1]
+    if action == "rollback":
+        assert log["stopped"]["weights_of"] == within[-1]
+        assert record["outcome"]["loss"] <= 0.001
+        assert same(weights(tmp_path / "a" / "model"), weights(toy / "model")) is (within[-1] == 0)
+    else:
+        assert "weights_of" not in log["stopped"]
+        assert record["outcome"]["loss"] > 0.001
+        assert not same(weights(tmp_path / "a" / "model"), weights(toy / "model"))
+    adapt.show(record)
+    assert f"stopped at step {log['stopped']['step']}" in capsys.readouterr().out
+
+
+def test_a_guard_that_nothing_offends_changes_nothing(toy, tmp_path):
+    plain = dragoman.adapt(**settings(toy, tmp_path / "a"))
+    guarded = dragoman.adapt(**settings(toy, tmp_path / "b", guard="500%", guard_action="rollback"))
+    assert guarded["log"]["losses"] == plain["log"]["losses"]
+    assert guarded["log"]["stopped"] is None
+    assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
+
+
+def test_early_stop_takes_the_best_weights(toy, tmp_path):
+    """A rate so high that the target gets worse before the end."""
+    patient = Evaluation(segments=6, every=1, patience=2)
+    wild = {"method": "full", "plan": None, "learning_rate": 1.0}
+    record = dragoman.adapt(**settings(toy, tmp_path / "a", **wild, evaluation=patient))
+    bits = [e["bits"]["ca"] for e in record["log"]["evaluations"]]
+    best = bits.index(min(bits))
+    assert record["log"]["steps"] == best + 2 < record["training"]["steps"]
+    assert record["log"]["stopped"]["weights_of"] == best
+    assert record["outcome"]["bits_after"] == bits[best]
+    assert same(weights(tmp_path / "a" / "model"), weights(toy / "model")) is (best == 0)
+
+
+def test_a_dry_run_says_what_trains_and_writes_nothing(toy, tmp_path, capsys):
+    record = dragoman.adapt(**settings(toy, tmp_path / "a", dry_run=True))
+    assert not (tmp_path / "a").exists()
+    names = [t["name"] for t in record["tensors"]]
+    # layer 2: router 8 x 16; of two experts gate and up 2 x 8 x 16, down 16 x 8
+    assert record["parameters"] == 8 * 16 + 2 * (2 * 8 * 16 + 16 * 8)
+    assert len(names) == 3 and "model.layers.2.mlp.gate.weight" in names
+    done = dragoman.adapt(**settings(toy, tmp_path / "b"))
+    assert record["steps"] == done["log"]["steps"]
+    assert record["seconds"] >= record["steps"] * record["step_seconds"] * 0.5 > 0
+    adapt.show(record)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names) and "expected:" in printed
+
+
+def killed(toy, tmp_path, *points):
+    for name in ("model", "text.tsv", "plan.json"):
+        (tmp_path / name).symlink_to(toy / name)
+    script = Path(__file__).with_name("kill_and_resume.py")
+    done = subprocess.run([sys.executable, script, tmp_path, *points], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def require_same(found):
+    for kill in found["kills"]:
+        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
+        assert kill["resumed"] == 0 and kill["same"], kill
+
+
+def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(toy, tmp_path):
+    found = killed(toy, tmp_path, "step:5", "torch_save:3")
+    assert found["steps"] >= 6, "the kills have to come before the end"
+    require_same(found)
+
+
+@pytest.mark.slow  # forty toy trainings
+def test_killed_at_twenty_random_points_it_resumes_to_the_bit(toy, tmp_path):
+    found = killed(toy, tmp_path, *map(str, range(20)))
+    require_same(found)
+    points = {kill["point"].split(":")[0] for kill in found["kills"]}
+    assert "step" in points and points & {"save_file", "torch_save"}, "some inside a save, some not"
+
+
+def test_a_finished_run_is_not_trained_again(toy, tmp_path):
+    first = dragoman.adapt(**settings(toy, tmp_path / "a"))
+    again = dragoman.adapt(**settings(toy, tmp_path / "a", resume=True))
+    assert again["created"] == first["created"]
+    with pytest.raises(ConfigError, match=r"was another \(learning_rate: 0.01 -> 0.02\); resume with the old"):
+        dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, learning_rate=0.02))
+    with pytest.raises(ConfigError, match="not empty"):
+        dragoman.adapt(**settings(toy, tmp_path / "a"))
+
+
+def test_divergence_says_at_which_step_and_leaves_the_last_good_state(toy, tmp_path):
+    diverging = settings(toy, tmp_path / "a", learning_rate=1e6, method="full", plan=None, checkpoint_steps=1)
+    with pytest.raises(ModelError, match=r"at step \d+.*last good state is .*checkpoint-\d+: lower the learning rate"):
+        dragoman.adapt(**diverging | {"text": Text(segments=40, block=48, batch=2, epochs=2)})
+    assert not (tmp_path / "a" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guard_action": "rollback"}, "guard_action has no effect without --guard"),
+        ({"guard": "1%", "evaluation": Evaluation(segments=0)}, "--guard has no effect without evaluation.segments"),
+        ({"guard": "little"}, "--guard is a share such as 1% or 0.01, not 'little'"),
+        ({"guard": "-1%"}, "the limit is a share from 0 on"),
+        ({"resume": True, "dry_run": True}, "--resume has no effect on a dry run"),
+        ({"method": "magic"}, "there is no method 'magic'"),
+    ],
+)
+def test_settings_without_effect_are_refused(toy, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dragoman.adapt(**settings(toy, tmp_path / "a", **changes))
+
+
+def test_evaluation_that_cannot_be_is_refused_where_it_was_asked_for(toy, tmp_path):
+    with pytest.raises(ConfigError, match=r"segments is 0, so nothing else"):
+        Evaluation(segments=0, every=3)
+    with pytest.raises(ConfigError, match="0 or more"):
+        Evaluation(patience=-1)
+    lines = (toy / "text.tsv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.tsv").write_text("\n".join(r for r in lines if "\tdev\t" not in r) + "\n", encoding="utf-8")
+    nothing = settings(toy, tmp_path / "a", corpus=str(tmp_path / "train.tsv"))
+    with pytest.raises(DataError, match="fewer than two dev segments of ca, en, es"):
+        dragoman.adapt(**nothing, guard="1%")
+    record = dragoman.adapt(**nothing)
+    assert record["outcome"] is None and record["log"]["evaluations"] == []
+
+
+def test_shares_by_hand():
+    assert share_of("1%") == share_of("0.01") == share_of(" 1 %") == 0.01
