@@ -67,7 +67,7 @@ def cached_trunk(
     bf16: bool = False,
     announce: Callable[[str], None] = print,
 ) -> Iterator[float]:
-    """Within the block, forward passes of `model` on any of `rows` run only the layers from the lowest trained one up.
+    """Within the block, training passes of `model` on any of `rows` run only the layers from the lowest trained one up.
 
     Yields the difference of cached from full logits on the first batch (mean, in standard deviations). `bf16` computes
     the trunk under autocast. Raises ModelError for a model that needs more than the trunk's output or trains below the
@@ -147,14 +147,12 @@ class _Trunk:
             return self.model(**self.inputs(self.first_batch()), use_cache=False).logits.float()
 
     def refuse_what_cannot_be_cached(self) -> None:
-        """ModelError where the first batch shows, or the settings say, that the upper layers need more than the trunk."""
+        """ModelError where settings or the first batch show that the upper layers need more than a frozen trunk."""
         reason = why_no_trunk(self.model)
         if self.cut == 0:
             reason = "its first layer trains, so there is no frozen trunk"
-        if reason is None:
-            with self._computing(gradients=True):
-                if trunk_output(self.model, self.cut, self.inputs([0])).requires_grad:
-                    reason = f"{self._trained_below()} below layer {self.cut} trains, so the trunk changes"
+        if reason is None and (below := self._trained_below()):
+            reason = f"{', '.join(below)} below layer {self.cut} trains, so the trunk changes"
         if reason is None:
             exact = self.run(self.first_batch())
             try:
@@ -168,29 +166,39 @@ class _Trunk:
             name = type(self.model).__name__
             raise ModelError(f"{name} can have no trunk cache: {reason}; train without one")
 
-    def _trained_below(self) -> str:
-        above = {id(p) for layer in decoder_layers(self.model)[self.cut :] for p in layer.parameters()}
-        return ", ".join(n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in above)
+    def _trained_below(self) -> list[str]:
+        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        with self._computing(gradients=True):
+            out = trunk_output(self.model, self.cut, self.inputs([0]))
+            if not out.requires_grad:
+                return []
+            gradients = torch.autograd.grad(out.sum(), list(own.values()), allow_unused=True)
+        return [n for n, g in zip(own, gradients, strict=True) if g is not None]
 
     def difference(self, read: Callable[[list[int]], torch.Tensor]) -> float:
-        """Mean difference of the logits on the first batch without the trunk from those with it, in their deviations."""
+        """Mean difference of the first batch's logits without the trunk from those with it, in their deviations."""
         full = self.logits()
         with self.served(read):
             return float((self.logits() - full).abs().mean() / full.std())
 
     @contextmanager
     def served(self, read: Callable[[list[int]], torch.Tensor]) -> Iterator[None]:
-        """Forward passes take the trunk's output from `read`, which is given places among the different rows."""
-        rows: list[int] = []
+        """Training passes take the trunk's output from `read`, which is given places among the different rows.
+
+        Other passes, as of an evaluation on other text, run the whole model.
+        """
+        current: list[torch.Tensor] = []
 
         def find(_model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            digests = _digests({n: t for n, t in kwargs.items() if n not in NO_INPUTS})
-            assert all(d in self.place for d in digests), "a row that is not in the cache"
-            rows[:] = [self.place[d] for d in digests]
+            current.clear()
+            if kwargs.get("use_cache") is False and "input_ids" in kwargs:  # as the training loop calls it
+                places = [self.place.get(d) for d in _digests({n: kwargs[n] for n in kwargs if n not in NO_INPUTS})]
+                if found := [p for p in places if p is not None]:
+                    current.extend([read(found)] if len(found) == len(places) else [])
 
         handle = self.model.register_forward_pre_hook(find, with_kwargs=True)
         try:
-            with without_trunk(self.model, self.cut, lambda: read(rows)):
+            with without_trunk(self.model, self.cut, lambda: current[0] if current else None):
                 yield
         finally:
             handle.remove()

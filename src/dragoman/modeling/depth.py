@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def lowest_trained(model: PreTrainedModel) -> int:
 
 
 def why_no_trunk(model: PreTrainedModel) -> str | None:
-    """Why later layers cannot run on the output of earlier ones alone, as far as the settings tell; None if they can."""
+    """Why later layers need more than the output of earlier ones, as far as the settings tell; None if they do not."""
     config = model.config.get_text_config()
     return next((why for name, why in LINKS.items() if getattr(config, name, 0)), None)
 
@@ -78,18 +79,22 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def without_trunk(model: PreTrainedModel, cut: int, source: Callable[[], torch.Tensor]) -> Iterator[None]:
-    """Within the block the layers below `cut` do not run: what leaves the last of them comes from `source`."""
+def without_trunk(model: PreTrainedModel, cut: int, source: Callable[[], torch.Tensor | None]) -> Iterator[None]:
+    """Within the block layers below `cut` do not run where `source` has what leaves the last of them; None: they do."""
     below = decoder_layers(model)[:cut]
-
-    def give(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden_states
-
     for layer in below[:-1]:
-        layer.forward = give
-    below[-1].forward = lambda *_, **__: source()
+        layer.forward = MethodType(_instead(lambda hidden: hidden if source() is not None else None), layer)
+    below[-1].forward = MethodType(_instead(lambda _: source()), below[-1])
     try:
         yield
     finally:
         for layer in below:
             del layer.forward
+
+
+def _instead(given: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Callable[..., Any]:
+    def forward(layer: nn.Module, hidden_states: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        out = given(hidden_states)
+        return type(layer).forward(layer, hidden_states, *args, **kwargs) if out is None else out
+
+    return forward
