@@ -6,12 +6,13 @@ target gained, the worst that a known language lost, and the trained share (docs
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from dragoman.methods import training
     from dragoman.methods.guard import Guard, Measured
-    from dragoman.modeling import TextCodec
+    from dragoman.modeling import MoELayer, TextCodec
 
 __all__ = ["Config", "Rows", "Text", "run", "show", "train_arm", "training_rows"]
 
@@ -75,6 +76,11 @@ class Config:
     """Rows per forward pass, a divisor of text.batch; less needs less memory. Default: all of text.batch."""
     gradient_checkpointing: Switch = False
     """Compute activations again in the backward pass: less memory, a third more time."""
+    trunk_cache: Path | None = None
+    """Folder for what enters the lowest trained layer: computed once, read from there in every epoch. Each epoch then
+    has the same rows, in an order of its own."""
+    trunk_dtype: Literal["bf16", "fp32"] = "bf16"
+    """How numbers of the trunk cache are kept; fp32 takes twice the disk and rounds nothing."""
     report_to: Tags = ()
     """Trackers that also get the curves: tensorboard, wandb."""
     checkpoint_minutes: float = 0.0
@@ -100,6 +106,8 @@ class Config:
             faults.append("--guard has no effect without evaluation.segments")
         if self.resume and self.dry_run:
             faults.append("--resume has no effect on a dry run")
+        if self.trunk_dtype != "bf16" and not self.trunk_cache:
+            faults.append("trunk_dtype has no effect without --trunk-cache")
         if faults:
             raise ConfigError(f"the adaptation cannot run so: {'; '.join(faults)}; leave out one or the other")
 
@@ -117,7 +125,7 @@ def run(config: Config) -> dict[str, Any]:
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
-    rows = training_rows(codec, corpus, config.target, config.text, config.seed)
+    rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
     _copy_parents_tag(model, codec, config, plan)
@@ -201,23 +209,22 @@ def train_arm(
     in its `out`.
     """
     from dragoman.methods import METHODS, base, training
-    from dragoman.modeling import device_memory_mb, find_routers, moe_layers
+    from dragoman.modeling import device_memory_mb
 
     method, settings = METHODS[method_name], training_settings(config, rows)
     evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
-    measure = partial(evaluator, model, codec) if evaluator and codec else None
+    measure = functools.partial(evaluator, model, codec) if evaluator and codec else None
     measured = measure() if measure else None
     total = sum(p.numel() for p in model.parameters())
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
     guard = _guard(config, settings, measure, measured) if measure and measured else None
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
+    with _trunk(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
         log = training.train(
             model,
             rows.tokens_NS,
             settings,
-            layers=moe_layers(model) if find_routers(model) else (),
+            layers=_running_routers(model, config),
             labels_NS=rows.labels_NS,
             positions_NS=rows.positions_NS,
             guard=guard,
@@ -239,7 +246,35 @@ def train_arm(
         "dev_sha256": evaluator.checksums if evaluator else {},
         "training": asdict(settings),
         "device_memory_mb": device_memory_mb(model),
+        "trunk_difference": difference,
     }
+
+
+def _checkpoint_folder(config: Config) -> Any:
+    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
+    return nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory()
+
+
+def _running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, ...]:
+    """The MoE layers to measure: those of a cached trunk do not run."""
+    from dragoman.modeling import find_routers, lowest_trained, moe_layers
+
+    layers = moe_layers(model) if find_routers(model) else ()
+    lowest = lowest_trained(model) if config.trunk_cache else 0
+    return tuple(layer for layer in layers if layer.layer_id >= lowest)
+
+
+def _trunk(model: PreTrainedModel, rows: Rows, config: Config, settings: training.Config, pad_id: int) -> Any:
+    """The trunk cache around a training, or nothing; gives the difference of cached from full logits, or None."""
+    from dragoman.methods import rows as read
+    from dragoman.methods import trunk
+
+    if not config.trunk_cache:
+        return nullcontext()
+    text = read.Rows(rows.tokens_NS, rows.labels_NS, pad_id, len(rows.tokens_NS), rows.positions_NS)
+    cache = trunk.Config(folder=config.trunk_cache, dtype=config.trunk_dtype)
+    announce = functools.partial(print, file=sys.stderr)
+    return trunk.cached_trunk(model, text, cache, batch=settings.micro_batch, bf16=settings.bf16, announce=announce)
 
 
 def training_settings(config: Config, rows: Rows) -> training.Config:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +85,15 @@ class Rows:
     """Source -> tokens taken from it."""
 
 
-def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed: int) -> Rows:
-    """The target's train segments, alone and as translations, and the further sources, in a seeded order."""
+def training_rows(
+    codec: TextCodec, corpus: NText, target: str, text: Text, seed: int, *, same: bool = False
+) -> Rows:
+    """The target's train segments, alone and as translations, and the further sources, in a seeded order.
+
+    With `same` every epoch has the rows of the first one, in an order of its own; else each epoch packs anew.
+    """
+    if same and text.epochs > 1:
+        return _repeated(training_rows(codec, corpus, target, replace(text, epochs=1), seed), text.epochs, seed)
     rng = np.random.default_rng(seed)
     found: dict[str, list[Labelled]] = {}
     if text.segments:
@@ -110,6 +117,18 @@ def training_rows(codec: TextCodec, corpus: NText, target: str, text: Text, seed
         too_long=left_out,
         positions_NS=positions(lengths, text.block) if text.isolate else None,
         tokens={name: sum(sizes[n][k] for n, k in order if n == name) for name in sizes},
+    )
+
+
+def _repeated(rows: Rows, epochs: int, seed: int) -> Rows:
+    rng, number = np.random.default_rng(seed), len(rows.tokens_NS)
+    order_N = np.concatenate([np.arange(number), *(rng.permutation(number) for _ in range(epochs - 1))])
+    return replace(
+        rows,
+        tokens_NS=rows.tokens_NS[order_N],
+        labels_NS=rows.labels_NS[order_N],
+        positions_NS=None if rows.positions_NS is None else rows.positions_NS[order_N],
+        tokens={name: epochs * n for name, n in rows.tokens.items()},
     )
 
 

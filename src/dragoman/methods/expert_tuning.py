@@ -5,7 +5,8 @@
 Source: Wang et al. 2024 (ESFT, arXiv:2407.01906), sec. 3; routers of the planned layers train as in Khandelwal et al.
 2026 (SSFT, arXiv:2605.29714), released code.
 Differs: planned rows are parameters of their own, so an optimizer never sees the frozen rows: under a gradient mask
-AdamW's weight decay still moves them.
+AdamW's weight decay still moves them. Gradients of frozen rows are never computed (`modeling/planned.py`); under an
+experts implementation that was chosen by hand, or in a family of another layout, they are computed and dropped.
 Trains: planned rows of the expert weights, routers if the plan says so. Merges: exactly.
 """
 
@@ -13,9 +14,8 @@ Trains: planned rows of the expert weights, routers if the plan says so. Merges:
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,7 +24,15 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling import MoELayer, expert_weights, moe_layers, why_not_tunable
+from dragoman.modeling import (
+    MoELayer,
+    TunedRows,
+    expert_weights,
+    moe_layers,
+    planned_forward,
+    runs_planned,
+    why_not_tunable,
+)
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -61,6 +69,7 @@ class PlannedRows(nn.Module):
     def __init__(self, base_EFD: torch.Tensor, planned: tuple[int, ...]):
         super().__init__()
         self.register_buffer("planned_P", torch.tensor(planned, device=base_EFD.device), persistent=False)
+        self.planned = planned
         self.tuned_PFD = nn.Parameter(base_EFD[list(planned)].detach().clone())
 
     def forward(self, base_EFD: torch.Tensor) -> torch.Tensor:
@@ -79,19 +88,20 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
         for name in expert_weights(layer.experts):
             rows = PlannedRows(getattr(layer.experts, name), planned)
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
-        layer.experts.forward = _writing_once(layer.experts.forward)
+        layer.experts.forward = MethodType(_forward, layer.experts)
         layer.router.requires_grad_(routers)
 
 
-def _writing_once(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Within one pass the rows are written once, however often the experts' code looks at its weights."""
-
-    @functools.wraps(forward)
-    def cached(*args: Any, **kwargs: Any) -> Any:
-        with parametrize.cached():
-            return forward(*args, **kwargs)
-
-    return cached
+def _forward(experts: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the forward of an experts module whose stacks have planned rows."""
+    rows = {
+        name: TunedRows(stack.original, stack[0].tuned_PFD, stack[0].planned)
+        for name, stack in experts.parametrizations.items()
+    }
+    if not kwargs and runs_planned(experts, tuple(rows)):
+        return planned_forward(experts, rows, *args)
+    with parametrize.cached():  # within one pass the rows are written once, however often the code looks at its weights
+        return type(experts).forward(experts, *args, **kwargs)
 
 
 def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoELayer, tuple[int, ...]]]:

@@ -1,5 +1,6 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
+from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
 from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.kinds import (
     SCORES,
@@ -44,6 +45,7 @@ from dragoman.modeling.packaged import (
     require_gguf,
 )
 from dragoman.modeling.packing import isolates
+from dragoman.modeling.planned import TunedRows, planned_forward, runs_planned
 from dragoman.modeling.probing import (
     MoELayer,
     expert_weights,
@@ -64,11 +66,13 @@ __all__ = [
     "Packaged",
     "Routed",
     "TextCodec",
+    "TunedRows",
     "active_parameters",
     "attention_maps",
     "context_length",
     "convert",
     "copy_tag",
+    "decoder_layers",
     "default_device",
     "device_memory_mb",
     "expert_shares",
@@ -80,6 +84,7 @@ __all__ = [
     "keep_freed_memory",
     "layer_sizes",
     "logit_difference",
+    "lowest_trained",
     "model_checksum",
     "model_path",
     "moe_layers",
@@ -90,17 +95,22 @@ __all__ = [
     "outline",
     "packaged_folder",
     "parameter_counts",
+    "planned_forward",
     "quantisation",
     "require_gguf",
     "router_kind",
     "router_probabilities",
+    "runs_planned",
     "save_model",
     "score_names",
     "sorted_experts",
     "state_checksum",
     "stored_bytes",
     "tap_routers",
+    "trunk_output",
     "upcycle",
     "upstream_parameters",
+    "why_no_trunk",
     "why_not_tunable",
+    "without_trunk",
 ]

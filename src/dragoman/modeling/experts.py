@@ -59,19 +59,31 @@ class _Permuted(torch.autograd.Function):
         return grads[0].index_select(0, back_S).view(-1, ctx.k, grads[0].shape[-1]).sum(1), None, None, None
 
 
+def permuted(x: torch.Tensor, slots_S: torch.Tensor, back_S: torch.Tensor, k: int) -> torch.Tensor:
+    """Rows of x, each used k times, in the order of `slots_S`; `back_S` is its inverse. The gradient is a gather."""
+    return _Permuted.apply(x, slots_S, back_S, k)
+
+
+def by_expert(
+    indices_TK: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slots in the order of experts, the inverse permutation, the expert of each, and where each expert's slots end."""
+    expert_S, slots_S = torch.sort(indices_TK.flatten(), stable=True)
+    back_S = torch.empty_like(slots_S).scatter_(0, slots_S, torch.arange(len(slots_S), device=slots_S.device))
+    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only
+    counted = expert_S.float() if expert_S.device.type in ("cpu", "mps") else expert_S.int()
+    load_E = torch.histc(counted, bins=num_experts, min=0, max=num_experts - 1)
+    return slots_S, back_S, expert_S, load_E.cumsum(0, dtype=torch.int32)
+
+
 def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
     told = [getattr(experts, flag, False) for flag in ("has_bias", "has_post_expert_norm", "_is_expert_parallel")]
     if any(told) or not getattr(experts, "has_gate", True):
         return moe.grouped_mm_experts_forward(experts, x_TD, indices_TK, weights_TK)
     top_k = indices_TK.shape[-1]
-    expert_S, slots_S = torch.sort(indices_TK.flatten(), stable=True)
-    back_S = torch.empty_like(slots_S).scatter_(0, slots_S, torch.arange(len(slots_S), device=slots_S.device))
-    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only
-    counted = expert_S.float() if expert_S.device.type in ("cpu", "mps") else expert_S.int()
-    load_E = torch.histc(counted, bins=experts.num_experts, min=0, max=experts.num_experts - 1)
-    ends_E = load_E.cumsum(0, dtype=torch.int32)
-    x_SD = _Permuted.apply(x_TD, slots_S, back_S, top_k)
+    slots_S, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
+    x_SD = permuted(x_TD, slots_S, back_S, top_k)
     layout = {"is_transposed": experts.is_transposed}
     hidden_SF = experts._apply_gate(moe._grouped_linear(x_SD, experts.gate_up_proj, ends_E, **layout))
-    y_SD = _Permuted.apply(moe._grouped_linear(hidden_SF, experts.down_proj, ends_E, **layout), back_S, slots_S, 1)
+    y_SD = permuted(moe._grouped_linear(hidden_SF, experts.down_proj, ends_E, **layout), back_S, slots_S, 1)
     return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(x_TD.dtype)
