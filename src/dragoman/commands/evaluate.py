@@ -3,9 +3,10 @@
 The record holds, for each metric, `{metric: {system: {label: value}}}` and `{metric}_interval`; a label is a language
 or a direction such as `en-de`. `comparisons` lists paired tests, `means` what the tables show beside the labels,
 `left_out` metrics that could not be had and why, `warnings` what to mind, `texts` checksums of what was scored
-(`{"references" | "sources" | "likelihoods" | "choices": {label: sha256}}`). The sums of every segment, from which
-`segments.json` beside the record gives all of it again, are too many to read: `{"documents": {metric: {label: [N]}},
-"sums": {system: {metric: {label: [N][S]}}}, "outputs": {system: {label: [N]}}}`.
+(`{"references" | "sources" | "likelihoods" | "choices": {label: sha256}}`), `task` the items that were answered, with
+their checksum. The sums of every segment, from which `segments.json` beside the record gives all of it again, are too
+many to read: `{"documents": {metric: {label: [N]}}, "sums": {system: {metric: {label: [N][S]}}}, "outputs": {system:
+{label: [N]}}}`.
 """
 
 from __future__ import annotations
