@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "evaluate", "pretrain")
+VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "evaluate", "translate", "pretrain")
 """Functions that build a command's config from their arguments and return its record."""
 
 NAMES = {

@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "Choose from a trace which experts to change for a new language, and say why.",
     "adapt": "Train a model for a new language by a method, on a plan.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
+    "translate": "Translate documents with a model or a server, and account for every segment.",
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except cyclopts.CycloptsError as e:
         _stop(_sentence(e))
     except KeyboardInterrupt:
-        _stop("interrupted; a tour or a pretraining with checkpoints goes on where it was", code=130)
+        _stop("interrupted; a tour, a translation or a pretraining with checkpoints goes on where it was", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
