@@ -51,8 +51,9 @@ class Config:
     """JSON and YAML: patterns of the keys whose values are translated, such as title menu.*; default: all."""
     wrapped: Switch = False
     """Plain text: lines belong together up to an empty one."""
-    steps: Tags = ("zero_shot", "instruct", "by_sentence", "by_piece")
-    """What is tried, in this order, until a translation passes."""
+    steps: Tags = ()
+    """What is tried, in this order, until a translation passes: zero_shot, instruct, by_sentence, by_piece; default:
+    all of them with --server, instruct first, and all but instruct for a local model."""
     estimate: Switch = False
     """Count segments and characters, translate nothing."""
     batch: int = 64
@@ -65,10 +66,13 @@ class Config:
     """No progress bar."""
 
     def __post_init__(self) -> None:
-        if unknown := [s for s in self.steps if s not in job.STEPS]:
-            raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(job.STEPS)}")
-        if not self.files or not self.steps or self.batch < 1 or self.concurrency < 1:
-            raise ConfigError("files and steps are at least one, batch and concurrency at least 1")
+        known = (*job.WHOLE, *job.PARTS)
+        if unknown := [s for s in self.steps if s not in known]:
+            raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(known)}")
+        if self.steps and not {*self.steps} & {*job.WHOLE}:
+            raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
+        if not self.files or self.batch < 1 or self.concurrency < 1:
+            raise ConfigError("files are one or more, batch and concurrency at least 1")
         kinds = {Path(file).suffix.lower() for file in self.files}
         unused = {"keys": bool(self.keys) and not kinds & {*KEYED}, "wrapped": self.wrapped and not kinds & {*PLAIN}}
         unused["concurrency"] = not self.server and self.concurrency != Config.concurrency
@@ -93,7 +97,7 @@ def run(config: Config) -> dict[str, Any]:
         engine = _engine(config)
         with tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2) as bar:
             bar.update(sum(not a.faults for a in journal.attempts().values()))
-            best = job.run(units, engine, journal, languages, config.steps, checks(languages[1]), bar.update)
+            best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
             bar.update(len(units) - bar.n)
     finally:
         journal.close()
@@ -136,11 +140,17 @@ def _fault(kind: str) -> Callable[[str, str], bool]:
     return lambda source, answer: bool(metric.segment_sums(answer, source, source)[metric.counted])
 
 
+def steps(config: Config) -> tuple[str, ...]:
+    """The steps that were asked for, or those that suit the engine."""
+    whole = ("instruct", "zero_shot") if config.server else ("zero_shot",)
+    return config.steps or (*whole, *job.PARTS)
+
+
 def _journal(config: Config, languages: tuple[str, str], documents: Sequence[Document]) -> Journal:
     if not (config.out / JOURNAL).exists():
         claim_folder(config.out)
     files = {document.path.name: document.checksum for document in documents}
-    settings = {"keys": config.keys, "wrapped": config.wrapped, "steps": config.steps}
+    settings = {"keys": config.keys, "wrapped": config.wrapped, "steps": steps(config)}
     about = {"files": files, "languages": languages, "model": config.model, "server": config.server}
     return Journal(config.out / JOURNAL, about | settings)
 

@@ -26,10 +26,10 @@ from dragoman.translation.documents import Document
 from dragoman.translation.formats import Broken, Edit, Place, line_of
 from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.protection import Masked, bare, mask, stretches, unmask
-from dragoman.translation.request import Answer, Request
+from dragoman.translation.request import TEMPLATES, Answer, Request
 
-STEPS = {"zero_shot": "zero_shot", "instruct": "instruct", "by_sentence": "zero_shot", "by_piece": "zero_shot"}
-"""Step -> template of its prompts."""
+WHOLE, PARTS = tuple(TEMPLATES), ("by_sentence", "by_piece")
+"""Steps that bear the name of their template, and steps that take the first of those that are asked for."""
 TOO_LONG = "does not fit the context"
 Checks = Mapping[str, Callable[[str, str], bool]]
 """Name of a doubt -> whether (source, translation), both without marks, give rise to it."""
@@ -94,12 +94,14 @@ def run(
 ) -> dict[str, Attempt]:
     """The best attempt at each unit; what the journal holds is not asked again."""
     known = journal.attempts()
+    first = next(step for step in steps if step in WHOLE)
     for step in steps:
         todo = [u for u in units.values() if _open(u, known, steps) and (u.key, step) not in known]
         todo = [u for u in todo if _applies(u, step, known, steps)]
         for at in range(0, len(todo), engine.batch):
-            for unit, attempt in _attempts(todo[at : at + engine.batch], step, engine, languages, checks):
-                journal.add(unit.key, step, attempt)
+            for unit, attempt in _attempts(todo[at : at + engine.batch], step, first, engine, languages, checks):
+                if not attempt.passing:
+                    journal.add(unit.key, step, attempt)
                 known[unit.key, step] = attempt
                 progress(not attempt.faults)
     return {key: _best([known[key, step] for step in steps if (key, step) in known]) for key in units}
@@ -119,7 +121,7 @@ def _applies(unit: Unit, step: str, known: Mapping[tuple[str, str], Attempt], st
 
 
 def _attempts(
-    units: Sequence[Unit], step: str, engine: Engine, languages: tuple[str, str], checks: Checks
+    units: Sequence[Unit], step: str, first: str, engine: Engine, languages: tuple[str, str], checks: Checks
 ) -> Iterator[tuple[Unit, Attempt]]:
     """Attempts as soon as all chunks of a unit are answered."""
     chunks = [_chunks(unit.masked.text, step, languages[0]) for unit in units]
@@ -127,7 +129,7 @@ def _attempts(
     requests = [Request(chunks[n][c].strip(), *languages, context=units[n].context) for n, c in wanted]
     missing = Counter(n for n, _ in wanted)
     answered: list[dict[int, Answer]] = [{} for _ in units]
-    for i, answer in engine.answers(requests, STEPS[step]):
+    for i, answer in engine.answers(requests, step if step in WHOLE else first):
         n, c = wanted[i]
         answered[n][c] = answer
         missing[n] -= 1
@@ -148,7 +150,7 @@ def _speaks(chunk: str) -> bool:
 
 def _judged(unit: Unit, chunks: Sequence[str], answers: Mapping[int, Answer], checks: Checks) -> Attempt:
     if faults := sorted({TOO_LONG if a.too_long else a.fault for a in answers.values() if a.text is None}):
-        return Attempt(None, tuple(faults))
+        return Attempt(None, tuple(faults), any(a.passing for a in answers.values()))
     texts = [_around(chunk, answers[c].text or "") if c in answers else chunk for c, chunk in enumerate(chunks)]
     answer = "".join(texts)
     _, faults = unmask(unit.masked, answer)

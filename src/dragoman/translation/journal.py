@@ -31,6 +31,8 @@ class Attempt:
     """Masked translation; None where there is none that could be used."""
     faults: tuple[str, ...]
     """What is wrong with it; none where it passed."""
+    passing: bool = False
+    """It failed for a reason that passes, so it is not written down."""
 
 
 class Journal:

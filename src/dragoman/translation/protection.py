@@ -20,7 +20,7 @@ from dragoman.translation.formats.base import Kind, Part, has_letters, merged
 VALUE = re.compile(
     r"\b(?:https?|ftp|file|mailto):(?://)?[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"  # addresses
     r"|\bwww\.[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"
-    r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+    r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"
     r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}"
     r"|\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\b[^{}]*\}"  # ICU, without text inside
     rf"|{PLACEHOLDER.pattern}"

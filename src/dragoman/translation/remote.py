@@ -1,7 +1,7 @@
 """The engine on a server that speaks the OpenAI API: vLLM, llama.cpp, SGLang, hosted ones.
 
 Requests run side by side; each is tried again after 429, 5xx, time-outs and cut or odd answers, with waits that double
-(or as the server asks). What still fails is that segment's fault; where a server answers nothing at all, the job stops.
+(or as the server asks). What still fails is that segment's fault; where a server is down, the job stops.
 The key comes from the environment and is in no message and no record.
 """
 
@@ -51,14 +51,14 @@ class RemoteEngine:
             httpx.Client(headers=headers, timeout=self.timeout) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            jobs = {pool.submit(self._answer, client, render(r, "instruct")): i for i, r in enumerate(requests)}
+            jobs = {pool.submit(self._answer, client, render(r, template)): i for i, r in enumerate(requests)}
             for job in as_completed(jobs):
                 answer = job.result()
                 if answer.text is None:
                     silent.append((jobs[job], answer))
                 else:
                     yield jobs[job], answer
-        if silent and len(silent) == len(requests):
+        if silent and len(silent) == len(requests) and self._is_down(headers):
             raise ModelError(
                 f"{self.url} answered none of {len(requests)} requests, {self.tries} times each: {silent[0][1].fault}; "
                 "when it is back, the same command goes on where this one stopped"
@@ -74,7 +74,14 @@ class RemoteEngine:
             if isinstance(found, Answer):
                 return found
             fault, wait = found, asked if asked is not None else 2 * wait if n else wait
-        return Answer(None, fault)
+        return Answer(None, fault, passing=True)
+
+    def _is_down(self, headers: dict[str, str]) -> bool:
+        try:
+            reply = httpx.get(f"{self.url.rstrip('/')}/models", headers=headers, timeout=self.timeout)
+        except httpx.HTTPError:
+            return True
+        return reply.status_code >= 500
 
     def _once(self, client: httpx.Client, prompt: str) -> tuple[Answer | str, float | None]:
         """An answer, or what went wrong and how long the server asks to wait."""
@@ -87,6 +94,8 @@ class RemoteEngine:
             raise ModelError(
                 f"{self.url} refuses with status {reply.status_code}; look at the address, the model's name and {KEY}"
             )
+        if reply.status_code in (400, 413, 422):
+            return Answer(None, f"the server refuses this text with status {reply.status_code}"), None
         if reply.status_code != 200:
             after = reply.headers.get("retry-after", "")
             asked = min(float(after), LONGEST_WAIT) if after.isdigit() else None

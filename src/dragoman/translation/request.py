@@ -54,6 +54,8 @@ class Answer:
     fault: str = ""
     too_long: bool = False
     """The text does not fit the context; parts of it may."""
+    passing: bool = False
+    """The fault is the engine's, not the text's: worth asking again another day."""
 
 
 def render(request: Request, template: str) -> str:

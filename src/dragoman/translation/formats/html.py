@@ -100,7 +100,9 @@ def _place(text: str, run: list[tuple[int, int, Tag | None]]) -> Iterator[Place]
         run = run[1:]
     while run and run[-1][2] is None and not text[run[-1][0] : run[-1][1]].strip():
         run = run[:-1]
-    if not run:
+    if all(tag for _, _, tag in run):
+        for _, _, tag in run:
+            yield from _attributes(tag) if tag else ()
         return
     (start, _, first), (_, end, last) = run[0], run[-1]
     start += 0 if first else len(text[start:end]) - len(text[start:end].lstrip())

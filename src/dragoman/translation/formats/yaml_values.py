@@ -16,6 +16,8 @@ from dragoman.translation.formats.base import Edit, Options, Part, Place, encode
 from dragoman.translation.formats.json_values import chosen
 
 STRING = "tag:yaml.org,2002:str"
+ANCHOR = re.compile(r"(?:[&!]\S*\s+)+")
+"""Anchor and tag before a value."""
 
 
 def places(text: str, options: Options) -> list[Place]:
@@ -44,6 +46,8 @@ def _walk(text: str, node: yaml.Node | None, path: str, options: Options, found:
         if not has_letters([Part(node.value)]):
             return
         start, end = node.start_mark.index, node.end_mark.index
+        anchor = ANCHOR.match(text, start, end)
+        start = anchor.end() if anchor else start
         source = (Part(node.value.rstrip("\n") if node.style in ("|", ">") else node.value),)
         write = partial(_write, text, start, end, node.style, source)
         found.append(Place(start, source, write, path))
