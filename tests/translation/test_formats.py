@@ -14,6 +14,7 @@ from dragoman.errors import DataError
 from dragoman.translation.documents import read_document
 from dragoman.translation.formats import FORMATS, Broken, Options
 from dragoman.translation.formats.base import Part
+from dragoman.translation.protection import bare, mask, unmask
 from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, source_of, translated
 
 PO = r"""# translators
@@ -157,6 +158,42 @@ def test_any_translation_reads_back(words):
         xliff = translated(XLIFF2, ".xlf", lambda t, n=new: n + "".join(re.findall(r"\{\d\}", t)))
         root = etree.fromstring(xliff)
         assert next(root.iter("{*}target")).text == new
+
+
+SCRAPS = [
+    *"ab *_`[]()<>!#-+1.|\\&;~$:\"'/{}%\n\r\t",
+    *("**", "[a](b)", "`x`", "\n\n", "> ", "- ", "| a | b |\n|---|---|\n| c |\n", "  \n", "[r]: x\n", "[r]", "1. "),
+    *("<p>", "</p>", "<b>", "</b>", "<!--", "-->", "<code>", "</code>", "<script>", "<img alt='a b'>", "<i>", "</i>"),
+    *("00:00:01,000 --> 00:00:02,000\n", "{n, plural, one {a} other {b}}"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".md", ".html", ".txt", ".srt"])
+@settings(max_examples=80, deadline=None)
+@given(scraps=st.lists(st.sampled_from(SCRAPS), max_size=40))
+def test_any_scraps_keep_their_bytes(suffix, scraps):
+    """No document of these formats stops the program, and what translates to itself stays."""
+    text = "".join(scraps)
+    if suffix == ".srt":
+        text = "1\n00:00:00,000 --> 00:00:00,500\n" + text
+    for place in FORMATS[suffix].places(text, OPTIONS):
+        masked = mask(place.parts)
+        if any(map(str.isalpha, bare(masked.text))):
+            parts, faults = unmask(masked, masked.text)
+            assert faults == []
+            assert place.write(parts, False) == []
+
+
+def test_what_scraps_have_found():
+    table = "| a | b |\n|---|---|\n| c | d |\n"
+    assert translated(table, ".md", bracket) == "| «a» | «b» |\n|---|---|\n| «c» | «d» |\n"
+    cue = "00:00:01,000 --> 00:00:02,000\n"
+    assert translated(f"1\n{cue}One\n2\n{cue}Two\n", ".srt", bracket) == f"1\n{cue}«One»\n2\n{cue}«Two»\n"
+
+
+def test_placeholders_alone_are_no_segments(tmp_path):
+    (tmp_path / "a.txt").write_text("{name}\n%s\nOpen {name}\n")
+    assert len(read_document(tmp_path / "a.txt", OPTIONS).places) == 1
 
 
 def test_a_translation_that_would_be_other_markup_is_refused():

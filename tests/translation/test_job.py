@@ -201,7 +201,7 @@ def test_the_command_on_the_built_in_model(tmp_path, monkeypatch, capsys):
     from dragoman.commands import translate
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.md").write_text("# Open the file\n\nSave **it** under {name}.\n\nOpen the file\n\n12\n")
+    (tmp_path / "a.md").write_text("# Open\n\nSave **it** {name}.\n\nOpen\n\n12\n")
     config = translate.Config(("a.md",), to="de", quiet=True)
     record = translate.run(config)
     counts = record["counts"]

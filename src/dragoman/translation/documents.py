@@ -11,6 +11,7 @@ from pathlib import Path
 from dragoman.errors import DataError
 from dragoman.record import sha256
 from dragoman.translation.formats import FORMATS, Edit, Options, Place, apply
+from dragoman.translation.protection import bare, mask
 
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 DECLARED = re.compile(
@@ -29,6 +30,7 @@ class Document:
     mark: bytes
     encoding: str
     places: tuple[Place, ...]
+    """All with letters outside of placeholders."""
     checksum: str
 
     def filled(self, edits: Iterable[Edit]) -> bytes:
@@ -57,7 +59,8 @@ def read_document(path: Path, options: Options) -> Document:
         places = FORMATS[path.suffix.lower()].places(text, options)
     except DataError as e:
         raise DataError(f"{path}: {e}") from None
-    return Document(path, text, mark, encoding, tuple(places), sha256(data))
+    spoken = tuple(place for place in places if any(map(str.isalpha, bare(mask(place.parts).text))))
+    return Document(path, text, mark, encoding, spoken, sha256(data))
 
 
 def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:

@@ -70,18 +70,19 @@ def places(text: str, options: Options) -> list[Place]:
     starts = [0, *(m.end() for m in re.finditer(r"\r\n|\r|\n", text)), len(text)]
     environment: dict = {}
     found: list[Place] = []
-    row, cell_at = (0, 0), 0
+    cell_at: int | None = None  # within a row of a table, where the next cell may begin
     for token in _reader().parse(bare, environment):
         if token.type == "tr_open" and token.map:
-            row, cell_at = (token.map[0], token.map[1]), starts[token.map[0]]
+            cell_at = starts[token.map[0]]
+        elif token.type == "tr_close":
+            cell_at = None
         if token.type == "html_block" and token.map:
             found += found_in(text, starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
         if token.type != "inline" or not has_letters([Part(token.content)]):
             continue
-        in_table = token.level > 0 and token.map == list(row) and cell_at > 0
-        lines = _lines(text, token.content, starts[token.map[0]] if token.map else 0, cell_at if in_table else None)
-        cell_at = lines[-1].end
-        place = _place(text, lines, set(environment.get("references", {})), in_table)
+        lines = _lines(text, token.content, starts[token.map[0]] if token.map else 0, cell_at)
+        place = _place(text, lines, set(environment.get("references", {})), cell_at is not None)
+        cell_at = cell_at if cell_at is None else lines[-1].end
         found += [place] if has_letters(place.parts) else []
     return found
 

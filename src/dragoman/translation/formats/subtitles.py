@@ -34,7 +34,10 @@ def places(text: str, options: Options) -> list[Place]:
     for n, cue in enumerate(cues, 1):
         end = CUE_END.search(text, cue.end() - 1 if cue[0].endswith(("\r", "\n")) else cue.end())
         assert end
-        for start, stop in _stretches(text, cue.end(), max(cue.end(), end.start())):
+        last, following = end.start(), cues[n].start() if n < len(cues) else len(text)
+        if following < last:  # no empty line between
+            last = cue.end() + len(re.sub(r"\d*\s*\Z", "", text[cue.end() : following]))
+        for start, stop in _stretches(text, cue.end(), max(cue.end(), last)):
             place = _place(text, start, stop, f"cue {n}")
             found += [place] if has_letters(place.parts) else []
     return found
