@@ -62,6 +62,7 @@ TORCH_FREE = (
     "dragoman.reporting",
     "dragoman.reporting.tables",
     "dragoman.commands.evaluate",
+    "dragoman.commands.translate",
 )
 MAX_BODY, MAX_FILE = 40, 400
 

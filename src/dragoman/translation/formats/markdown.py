@@ -49,7 +49,8 @@ INLINE = re.compile(
 )
 BLOCK = re.compile(r"(?:#{1,6}(?:\s|$)|>|[-+*](?:\s|$)|\d{1,9}[.)](?:\s|$)|(?:[-=]\s*)+$|~~~|\|)")
 """Starts of a line that are markup."""
-TASK = re.compile(r"\[[ xX]\][ \t]+(?=\S)")
+LABEL = re.compile(r"(?:\[[ xX]\]|\[\^[^\]\s]+\]:)[ \t]+(?=\S)")
+"""Box of a task, name of a footnote."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def _lines(text: str, content: str, start: int, cell_at: int | None) -> list[_Li
             wanted = wanted.replace(r"\|", r"\\?\|")
         match = re.compile(wanted).search(text, at)
         assert match, f"Markdown content {line!r} is not in its file"
-        task = TASK.match(line) if not lines else None
-        lines.append(_Line(match.start() + (task.end() if task else 0), match.end()))
+        label = LABEL.match(line) if not lines else None
+        lines.append(_Line(match.start() + (label.end() if label else 0), match.end()))
         at = match.end()
     return lines
 
