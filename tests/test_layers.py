@@ -73,6 +73,7 @@ TORCH_FREE = (
     "dragoman.commands.categorize",
     "dragoman.commands.align",
     "dragoman.commands.steer",
+    "dragoman.commands.translate",
 )
 MAX_BODY, MAX_FILE = 40, 400
 

@@ -9,8 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "categorize", "align", "steer", "evaluate",
-         "pretrain")  # fmt: skip
+VERBS = (
+    "tour",
+    "inspect",
+    "diagnose",
+    "compare",
+    "plan",
+    "adapt",
+    "categorize",
+    "align",
+    "steer",
+    "evaluate",
+    "translate",
+    "pretrain",
+)
 """Functions that build a command's config from their arguments and return its record."""
 
 NAMES = {

@@ -34,6 +34,7 @@ COMMANDS = {
     "align": "Train on a task's items in a new language, with routing aligned to English or without.",
     "steer": "Make a file that says which experts to raise while a model runs.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
+    "translate": "Translate documents with a model or a server, and account for every segment.",
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except cyclopts.CycloptsError as e:
         _stop(_sentence(e))
     except KeyboardInterrupt:
-        _stop("interrupted; a tour or a pretraining with checkpoints goes on where it was", code=130)
+        _stop("interrupted; a tour, a translation or a pretraining with checkpoints goes on where it was", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

@@ -42,6 +42,7 @@ def show(file: Path) -> None:
         "compare",
         "adapt",
         "evaluate",
+        "translate",
     ):
         importlib.import_module(f"dragoman.commands.{content['command']}").show(content)
     else:

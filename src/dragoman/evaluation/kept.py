@@ -9,21 +9,12 @@ import re
 import unicodedata
 from collections import Counter
 
+from dragoman.corpora.placeholders import PLACEHOLDER
 from dragoman.errors import ConfigError
 from dragoman.evaluation.base import Rate
 
 FAULTS = ("any", "lost", "invented")
 
-PLACEHOLDER = re.compile(
-    r"%%"
-    r"|%(?:\d+\$)?[-+#0]*(?:\d+)?(?:\.\d+)?(?:hh|h|ll|l|L|z|j|t|q)?[diouxXeEfFgGcsSpn@](?![A-Za-z])"  # printf
-    r"|%\(\w+\)[#0+ -]*\d*(?:\.\d+)?[a-zA-Z]"  # Python
-    r"|%[A-Z][A-Z_]+%?"  # %PRODUCTNAME
-    r"|\$\{[^{}\s]+\}|\{\{[^{}]+\}\}|\{[\w.:!,-]*\}"  # ${name}, {{name}}, {0}, {}
-    r"|</?[A-Za-z][^<>\s]*(?:\s+[\w:-]+=(?:\"[^\"]*\"|'[^']*'))*\s*/?>"  # tags
-    r"|&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);"  # entities
-    r"|\\[nrt]"
-)
 GROUPED = r"\d{1,3}(?:(?P<mark>[.,'’٬ \u00a0\u202f\u2009])\d{3})(?:(?P=mark)\d{3})*(?!\d)"
 NUMBER = re.compile(rf"(?<!\d[.,])(?:{GROUPED}|\d+)(?:[.,٫]\d+(?![.,]?\d))?|\d+")
 """A number with or without thousands in groups of three and a decimal part; of dates and versions, each part."""

@@ -1,0 +1,201 @@
+"""`dragoman translate`: documents, every segment accounted for.
+
+The record holds `counts` (segments by state, and their total), `files` (name, format, checksum, segments, output),
+`segments` (file, line, state, reasons and source of every one that is doubtful or failed).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dragoman.commands import Switch, Tags
+from dragoman.corpora.languages import normalise_tag
+from dragoman.errors import ConfigError, UserError
+from dragoman.evaluation.kept import Kept
+from dragoman.evaluation.rates import OVER_GENERATION, Copies, OffTarget, OverGeneration
+from dragoman.record import atomic_write, claim_folder, environment, write_json
+from dragoman.translation import job
+from dragoman.translation.documents import Document, read_document
+from dragoman.translation.formats import Options
+from dragoman.translation.journal import Journal
+
+STATES = ("translated", "reused", "kept", "doubtful", "failed")
+JOURNAL = "journal.sqlite"
+KEYED, PLAIN = (".json", ".yaml", ".yml"), (".txt",)
+SHORT = 20
+"""Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Translate documents: text, Markdown, HTML, PO, XLIFF, SRT, VTT, JSON and YAML."""
+
+    files: Tags
+    """Documents."""
+    _: KW_ONLY
+    to: str
+    """Language to translate into."""
+    source: str = "en"
+    """Language of the documents."""
+    model: str = "mini-moe"
+    """Model folder, Hub id or built-in name; with --server, the server's name for it."""
+    server: str = ""
+    """Address of a server that speaks the OpenAI API, such as http://localhost:8000/v1; its key: DRAGOMAN_API_KEY."""
+    keys: Tags = ()
+    """JSON and YAML: patterns of the keys whose values are translated, such as title menu.*; default: all."""
+    wrapped: Switch = False
+    """Plain text: lines belong together up to an empty one."""
+    steps: Tags = ()
+    """What is tried, in this order, until a translation passes: zero_shot, instruct, by_sentence, by_piece; default:
+    all of them with --server, instruct first, and all but instruct for a local model."""
+    estimate: Switch = False
+    """Count segments and characters, translate nothing."""
+    batch: int = 64
+    """Segments at once on a local model."""
+    concurrency: int = 8
+    """Requests at once to a server."""
+    out: Path = Path("translation")
+    """Folder for translations, journal and record; the same command goes on where it was stopped."""
+    quiet: Switch = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        known = (*job.WHOLE, *job.PARTS)
+        if unknown := [s for s in self.steps if s not in known]:
+            raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(known)}")
+        if self.steps and not {*self.steps} & {*job.WHOLE}:
+            raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
+        if not self.files or self.batch < 1 or self.concurrency < 1:
+            raise ConfigError("files are one or more, batch and concurrency at least 1")
+        kinds = {Path(file).suffix.lower() for file in self.files}
+        unused = {"keys": bool(self.keys) and not kinds & {*KEYED}, "wrapped": self.wrapped and not kinds & {*PLAIN}}
+        unused["concurrency"] = not self.server and self.concurrency != Config.concurrency
+        if given := [f"--{name}" for name, is_unused in unused.items() if is_unused]:
+            raise ConfigError(f"{', '.join(given)} would have no effect on these files; leave it out")
+        if normalise_tag(self.source) == normalise_tag(self.to):
+            raise ConfigError(f"source and target are both {self.to}; give two languages")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Read the documents, translate what no journal holds yet, write them, and account for every segment."""
+    languages = (normalise_tag(config.source), normalise_tag(config.to))
+    options = Options(*languages, tuple(config.keys), config.wrapped)
+    documents = [read_document(Path(file), options) for file in config.files]
+    outputs = output_paths(documents, config.out)
+    units = job.units_of(documents)
+    about = {"command": "translate", "config": asdict(config), "units": len(units)}
+    if config.estimate:
+        return environment() | about | _estimate(documents, units)
+    journal = _journal(config, languages, documents)
+    try:
+        engine = _engine(config)
+        with tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2) as bar:
+            bar.update(sum(not a.faults for a in journal.attempts().values()))
+            best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
+            bar.update(len(units) - bar.n)
+    finally:
+        journal.close()
+    record = environment() | about | _written(documents, outputs, best)
+    write_json(config.out / "record.json", record)
+    return record
+
+
+def output_paths(documents: Sequence[Document], out: Path) -> list[Path]:
+    """Where each document goes; ConfigError for names that clash, leave the folder or are the source."""
+    paths = [out / document.path.name for document in documents]
+    twice = [str(path) for path, n in Counter(paths).items() if n > 1]
+    reserved = [str(p) for p in paths if p.name in (JOURNAL, "record.json")]
+    astray = [str(p) for p in paths if p.is_symlink() or not p.resolve().is_relative_to(out.resolve())]
+    own = [str(p) for p, d in zip(paths, documents, strict=True) if p.resolve() == d.path.resolve()]
+    if wrong := [*twice, *reserved, *astray, *own]:
+        raise ConfigError(
+            f"cannot write {', '.join(dict.fromkeys(wrong))}: a name that two files share, the source itself, the "
+            "record's, or a link that leaves the folder; translate such files apart, or choose another --out"
+        )
+    return paths
+
+
+def checks(target: str) -> dict[str, Callable[[str, str], bool]]:
+    """Reasons for doubt: the output checks of the evaluation that need no reference."""
+    numbers, copies = Kept("numbers"), Copies()
+    found = {kind.replace("_", " "): _fault(kind) for kind in OVER_GENERATION if kind != "any"}
+    found["numbers"] = lambda s, t: bool(numbers.segment_sums(t, s)[0])
+    found["copy"] = lambda s, t: sum(map(str.isalpha, s)) >= SHORT and bool(copies.segment_sums(t, s, "")[0])
+    try:
+        off = OffTarget(target)
+    except UserError:
+        return found  # no identifier knows the language: that check is left out
+    return found | {"off target": lambda s, t: bool(off.segment_sums(t)[0])}
+
+
+def _fault(kind: str) -> Callable[[str, str], bool]:
+    """A check of over-generation, the source in place of the reference, so with wide limits of length."""
+    metric = OverGeneration(kind, least=0.2, most=4.0)
+    return lambda source, answer: bool(metric.segment_sums(answer, source, source)[metric.counted])
+
+
+def steps(config: Config) -> tuple[str, ...]:
+    """The steps that were asked for, or those that suit the engine."""
+    whole = ("instruct", "zero_shot") if config.server else ("zero_shot",)
+    return config.steps or (*whole, *job.PARTS)
+
+
+def _journal(config: Config, languages: tuple[str, str], documents: Sequence[Document]) -> Journal:
+    if not (config.out / JOURNAL).exists():
+        claim_folder(config.out)
+    files = {document.path.name: document.checksum for document in documents}
+    settings = {"keys": config.keys, "wrapped": config.wrapped, "steps": steps(config)}
+    about = {"files": files, "languages": languages, "model": config.model, "server": config.server}
+    return Journal(config.out / JOURNAL, about | settings)
+
+
+def _engine(config: Config) -> job.Engine:
+    if config.server:
+        from dragoman.translation.remote import RemoteEngine
+
+        return RemoteEngine(config.server, config.model, concurrency=config.concurrency)
+    from dragoman.modeling import open_both
+    from dragoman.translation.local import LocalEngine
+
+    return LocalEngine(*open_both(config.model), batch=config.batch)
+
+
+def _estimate(documents: Sequence[Document], units: dict[str, job.Unit]) -> dict[str, Any]:
+    every = [place for document in documents for place in document.places]
+    kept = sum(place.done for place in every)
+    characters = sum(len(unit.masked.text) for unit in units.values())
+    return {"estimate": {"segments": len(every), "kept": kept, "to_translate": len(units), "characters": characters}}
+
+
+def _written(documents: Sequence[Document], outputs: Sequence[Path], best: dict[str, job.Attempt]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    files, told, seen = [], [], set[str]()
+    for document, path in zip(documents, outputs, strict=True):
+        edits, lines = job.fill(document, document.path.name, best, seen)
+        assert len(lines) == len(document.places)
+        with atomic_write(path) as partial:
+            partial.write_bytes(document.filled(edits))
+        own = Counter(line.state for line in lines)
+        counts += own
+        files.append({"file": str(document.path), "sha256": document.checksum, "output": str(path), **own})
+        told += [asdict(line) for line in lines if line.reasons]
+    total = {"segments": sum(counts.values())} | {state: counts[state] for state in STATES}
+    return {"counts": total, "files": files, "segments": told}
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the account."""
+    if "estimate" in record:
+        print("  ".join(f"{name} {n:,}" for name, n in record["estimate"].items()))
+        return
+    print("  ".join(f"{name} {n:,}" for name, n in record["counts"].items()))
+    for line in record["segments"]:
+        print(f"{line['file']}:{line['line']}: {line['state']} ({', '.join(line['reasons'])}): {line['source'][:60]!r}")
+    for file in record["files"]:
+        print(f"{file['file']} -> {file['output']}")

@@ -1,0 +1,16 @@
+"""What programs put into texts and no translation may change: printf, Python and brace formats, tags, entities."""
+
+from __future__ import annotations
+
+import re
+
+PLACEHOLDER = re.compile(
+    r"%%"
+    r"|%(?:\d+\$)?[-+#0]*(?:\d+)?(?:\.\d+)?(?:hh|h|ll|l|L|z|j|t|q)?[diouxXeEfFgGcsSpn@](?![A-Za-z])"  # printf
+    r"|%\(\w+\)[#0+ -]*\d*(?:\.\d+)?[a-zA-Z]"  # Python
+    r"|%[A-Z][A-Z_]+%?"  # %PRODUCTNAME
+    r"|\$\{[^{}\s]+\}|\{\{[^{}]+\}\}|\{[\w.:!,-]*\}"  # ${name}, {{name}}, {0}, {}
+    r"|</?[A-Za-z][^<>\s]*(?:\s+[\w:-]+=(?:\"[^\"]*\"|'[^']*'))*\s*/?>"  # tags
+    r"|&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);"  # entities
+    r"|\\[nrt]"
+)

@@ -1,0 +1,81 @@
+"""Documents: the bytes of a file as text and back, its byte order mark, encoding and line ends as they were."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dragoman.errors import DataError
+from dragoman.record import sha256
+from dragoman.translation.formats import FORMATS, Edit, Options, Place, apply
+from dragoman.translation.protection import bare, mask
+
+MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+DECLARED = re.compile(
+    rb"<\?xml[^>]*encoding=[\"']([\w.-]+)|<meta[^>]*charset=[\"']?([\w.-]+)|\"Content-Type:[^\"]*charset=([\w.-]+)",
+    re.IGNORECASE,
+)
+LARGEST = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file that is to be translated."""
+
+    path: Path
+    text: str
+    mark: bytes
+    encoding: str
+    places: tuple[Place, ...]
+    """All with letters outside of placeholders."""
+    checksum: str
+
+    def filled(self, edits: Iterable[Edit]) -> bytes:
+        """The file with the edits made. Raises DataError where its encoding lacks a character."""
+        new = apply(self.text, edits)
+        try:
+            return self.mark + new.encode(self.encoding)
+        except UnicodeEncodeError as e:
+            raise DataError(
+                f"{self.path} is in {self.encoding}, which has no {e.object[e.start]!r}; convert it to UTF-8 first"
+            ) from None
+
+
+def read_document(path: Path, options: Options) -> Document:
+    """Raises DataError for a file that is missing, too large, of no known format, or not what its name says."""
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(f"{path} is in none of the formats {', '.join(FORMATS)}; convert it, or rename it")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise DataError(f"{path} is larger than {LARGEST >> 20} MB; split it")
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from None
+    text, mark, encoding = _decoded(path, data)
+    try:
+        places = FORMATS[path.suffix.lower()].places(text, options)
+    except DataError as e:
+        raise DataError(f"{path}: {e}") from None
+    spoken = tuple(place for place in places if any(map(str.isalpha, bare(mask(place.parts).text))))
+    return Document(path, text, mark, encoding, spoken, sha256(data))
+
+
+def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:
+    mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", ""))
+    declared = DECLARED.search(data[:4096])
+    if not encoding and declared:
+        encoding = next(group for group in declared.groups() if group).decode()
+    encoding = "utf-8" if encoding in ("", "CHARSET") else encoding
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except (UnicodeDecodeError, LookupError) as e:
+        where = f" at byte {e.start}" if isinstance(e, UnicodeDecodeError) else ""
+        raise DataError(
+            f"{path} is not in the encoding {encoding}{where}, which it declares or which is the default; convert it"
+        ) from None
+    if "\0" in text:
+        raise DataError(f"{path} has NUL characters: it is no text, or in another encoding; convert it to UTF-8")
+    return text, mark, encoding

@@ -1,0 +1,141 @@
+"""HTML: the text between block elements, with inline elements as pieces, and attributes that readers see.
+
+    <p>Press <kbd>F1</kbd> for <a href="h.html" title="All topics">help</a>.</p>
+
+is "Press {1} for {2}help{3}." and, on its own, "All topics". Scripts, styles, code, comments and what has
+`translate="no"` stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import escape, unescape
+
+from dragoman.translation.formats.base import Options, Part, Place, has_letters, in_place
+from dragoman.translation.formats.tags import Tag, next_tag, paired
+
+INLINE = frozenset(
+    {
+        "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "br", "cite", "code", "data", "del", "dfn", "em",
+        "font", "i", "img", "ins", "kbd", "mark", "q", "rp", "rt", "ruby", "s", "samp", "small", "span",
+        "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
+    }
+)  # fmt: skip
+OPAQUE = frozenset(
+    {
+        "script", "style", "code", "kbd", "samp", "var", "tt", "pre", "math", "svg", "template", "textarea",
+        "noscript", "object", "iframe",
+    }
+)  # fmt: skip
+"""Elements that are copied whole."""
+VOID = frozenset(
+    {
+        "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr",
+    }
+)  # fmt: skip
+SHOWN = ("alt", "title", "placeholder", "aria-label", "label", "summary")
+
+
+def places(text: str, options: Options) -> list[Place]:
+    return list(found_in(text, 0, len(text)))
+
+
+def found_in(text: str, start: int, end: int) -> Iterator[Place]:
+    """Places of a stretch of a document."""
+    run: list[tuple[int, int, Tag | None]] = []
+    for a, b, tag, kind in _pieces(text, start, end):
+        if kind == "block":
+            yield from _place(text, run)
+            run = []
+            yield from _attributes(tag) if tag and not tag.closes else ()
+        else:
+            run.append((a, b, None if kind == "text" else tag))
+    yield from _place(text, run)
+
+
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int, Tag | None, str]]:
+    """Stretches of text, inline pieces and blocks, in order; an opaque element is one piece."""
+    at = start
+    held: list[Tag] = []
+    for tag in _known(text, start, end):
+        name = tag.name.lower()
+        if held:
+            if name == held[-1].name.lower() and tag.closes:
+                opened = held.pop()
+                if not held:
+                    yield at, tag.end, opened, "inline" if name in INLINE else "block"
+                    at = tag.end
+            elif name == held[-1].name.lower() and not tag.empty:
+                held.append(tag)
+            continue
+        if tag.start > at:
+            yield at, tag.start, None, "text"
+        at = tag.start
+        closed_off = name in OPAQUE or tag.attributes.get("translate", "").lower() == "no"
+        if closed_off and not tag.closes and not tag.empty and name not in VOID:
+            held.append(tag)
+            continue
+        yield at, tag.end, tag, "inline" if name in INLINE or tag.raw.startswith("<!--") else "block"
+        at = tag.end
+    if at < end:
+        yield at, end, None, "block" if held else "text"
+
+
+def _known(text: str, start: int, end: int) -> Iterator[Tag]:
+    """Tags, but none of those that scripts and styles hold as text."""
+    at = start
+    while tag := next_tag(text, at, end):
+        yield tag
+        at = tag.end
+        name = tag.name.lower()
+        if name in ("script", "style", "textarea") and not tag.closes:
+            closer = re.compile(f"</{name}", re.IGNORECASE).search(text, at, end)
+            at = closer.start() if closer else end
+
+
+def _place(text: str, run: list[tuple[int, int, Tag | None]]) -> Iterator[Place]:
+    """The place of a run of text and inline pieces, without white space at its ends."""
+    while run and run[0][2] is None and not text[run[0][0] : run[0][1]].strip():
+        run = run[1:]
+    while run and run[-1][2] is None and not text[run[-1][0] : run[-1][1]].strip():
+        run = run[:-1]
+    if all(tag for _, _, tag in run):
+        for _, _, tag in run:
+            yield from _attributes(tag) if tag else ()
+        return
+    (start, _, first), (_, end, last) = run[0], run[-1]
+    start += 0 if first else len(text[start:end]) - len(text[start:end].lstrip())
+    end -= 0 if last else len(text[start:end]) - len(text[start:end].rstrip())
+    parts: list[Part] = []
+    for a, b, tag in run:
+        raw = text[max(a, start) : min(b, end)]
+        parts += _tag_parts(text, tag, raw) if tag else [Part(re.sub(r"[ \t\r\n\f]+", " ", unescape(raw)))]
+    place = in_place(start, end, paired(parts), _encoded)
+    if has_letters(place.parts):
+        yield place
+
+
+def _tag_parts(text: str, tag: Tag, raw: str) -> list[Part]:
+    """An inline tag as a piece; of an image, what readers see is text between two pieces."""
+    found, at = [], tag.start
+    for _, start, end in _shown(tag) if tag.name.lower() == "img" else ():
+        found += [Part(text[at:start], "open"), Part(unescape(text[start:end])), Part(text[end : end + 1], "close")]
+        at = end + 1
+    return [*found, Part(raw[at - tag.start :], "alone")]
+
+
+def _attributes(tag: Tag) -> Iterator[Place]:
+    """Attributes of a tag between blocks, each a place of its own."""
+    for value, start, end in _shown(tag):
+        yield in_place(start, end, [Part(unescape(value))], _encoded, tag.name)
+
+
+def _shown(tag: Tag) -> list[tuple[str, int, int]]:
+    spans = sorted((s for name, s in tag.spans.items() if name.lower() in SHOWN), key=lambda s: s[1])
+    return [s for s in spans if has_letters([Part(unescape(s[0]))]) and tag.raw[s[2] - tag.start] in "\"'"]
+
+
+def _encoded(text: str) -> str:
+    """Safe between tags, and in an attribute in either kind of quotation marks that the source has."""
+    return escape(text, quote=False).replace('"', "&quot;")

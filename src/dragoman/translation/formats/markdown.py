@@ -1,0 +1,223 @@
+"""Markdown (CommonMark, tables, strikethrough): blocks are segments, inline markup is pieces, code and maths stay.
+
+    > Press **F1**, or see
+    > [help](h.md "All topics").      -> "Press {1}F1{2}, or see {3}help{4}."
+
+The line ends of a paragraph are spaces to the engine; a translated paragraph is one line. HTML blocks are read as HTML.
+Front matter, fenced and indented code, link targets, titles and reference definitions stay. A translation that would
+be more markup than its source (a list, another emphasis) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import normalizeReference
+
+from dragoman.translation.formats.base import (
+    MARKUP,
+    Broken,
+    Edit,
+    Options,
+    Part,
+    Place,
+    encoded,
+    has_letters,
+    merged,
+)
+from dragoman.translation.formats.html import found_in
+
+FRONT = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+DESTINATION = r"\((?:[^()\\\n]|\\.|\((?:[^()\\]|\\.)*\)|\"[^\"]*\")*\)"
+INLINE = re.compile(
+    r"\\[!-/:-@\[-`{-~]"  # escapes
+    r"|(?P<tick>`+)(?!`).*?(?<!`)(?P=tick)(?!`)"  # code
+    r"|\$\$.+?\$\$|\$(?=[^\s$\d])[^$]*?(?<=[^\s$])\$(?!\d)|\\\(.+?\\\)"  # maths
+    r"|<(?:[A-Za-z][A-Za-z0-9+.-]*:[^\s<>]*|[\w.+-]+@[\w.-]+)>"  # addresses
+    r"|<!--.*?-->|</?[A-Za-z][^<>]*>"  # HTML
+    r"|\[\^[^\]\s]+\]:?"  # footnotes
+    r"|(?P<open>!?\[)|(?P<close>\]"
+    rf"(?:{DESTINATION}|\[[^\]]*\])?)"
+    r"|(?P<run>\*+|_+|~~)"
+    r"|&(?:[A-Za-z]\w*|#\d+|#[xX][0-9A-Fa-f]+);",
+    re.DOTALL,
+)
+BLOCK = re.compile(r"(?:#{1,6}(?:\s|$)|>|[-+*](?:\s|$)|\d{1,9}[.)](?:\s|$)|(?:[-=]\s*)+$|~~~|\|)")
+"""Starts of a line that are markup."""
+LABEL = re.compile(r"(?:\[[ xX]\]|\[\^[^\]\s]+\]:)[ \t]+(?=\S)")
+"""Box of a task, name of a footnote."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    start: int
+    end: int
+
+
+@cache
+def _reader() -> MarkdownIt:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def places(text: str, options: Options) -> list[Place]:
+    bare = text.replace("\r\n", "\n").replace("\r", "\n")
+    if front := FRONT.match(bare):
+        bare = "\n" * bare.count("\n", 0, front.end()) + bare[front.end() :]
+    starts = [0, *(m.end() for m in re.finditer(r"\r\n|\r|\n", text)), len(text)]
+    environment: dict = {}
+    found: list[Place] = []
+    cell_at: int | None = None  # within a row of a table, where the next cell may begin
+    for token in _reader().parse(bare, environment):
+        if token.type == "tr_open" and token.map:
+            cell_at = starts[token.map[0]]
+        elif token.type == "tr_close":
+            cell_at = None
+        if token.type == "html_block" and token.map:
+            found += found_in(text, starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
+        if token.type != "inline" or not has_letters([Part(token.content)]):
+            continue
+        lines = _lines(text, token.content, starts[token.map[0]] if token.map else 0, cell_at)
+        place = _place(text, lines, set(environment.get("references", {})), cell_at is not None)
+        cell_at = cell_at if cell_at is None else lines[-1].end
+        found += [place] if has_letters(place.parts) else []
+    return found
+
+
+def _lines(text: str, content: str, start: int, cell_at: int | None) -> list[_Line]:
+    """Where the lines of a block's content stand; containers' marks and indents are between them."""
+    at = start if cell_at is None else max(start, cell_at)
+    lines: list[_Line] = []
+    for line in content.split("\n"):
+        wanted = re.escape(line.strip())
+        if cell_at is not None:
+            wanted = wanted.replace(r"\|", r"\\?\|")
+        match = re.compile(wanted).search(text, at)
+        assert match, f"Markdown content {line!r} is not in its file"
+        label = LABEL.match(line) if not lines else None
+        lines.append(_Line(match.start() + (label.end() if label else 0), match.end()))
+        at = match.end()
+    return lines
+
+
+def _place(text: str, lines: list[_Line], references: set[str], in_table: bool) -> Place:
+    pieces: list[Part] = []
+    end = lines[0].start
+    for line in lines:
+        if gap := text[end : line.start]:
+            pieces.append(Part(gap, "alone") if gap.startswith(("  ", "\\")) else Part(" "))
+        end = line.end - (line != lines[-1] and text[line.end - 1] == "\\")
+        pieces.append(Part(text[line.start : end]))
+    source = _inline(pieces, references)
+    write = partial(_write, lines[0].start, lines[-1].end, source, references, in_table)
+    return Place(lines[0].start, source, write)
+
+
+def _inline(pieces: Sequence[Part], references: set[str]) -> tuple[Part, ...]:
+    """Markup inside of a block as pieces; joined over line ends first, so that code and links may span them."""
+    holes = [part for part in pieces if part.kind != "text"]
+    joined = "".join(part.text if part.kind == "text" else "\0" for part in pieces)
+    found: list[Part] = []
+    at = 0
+    for match in INLINE.finditer(joined):
+        if match["run"] and not _delimits(joined, match):
+            continue
+        found += [Part(joined[at : match.start()]), Part(match[0], "alone")]
+        at = match.end()
+    paired = _paired([*found, Part(joined[at:])], references)
+    return merged(_filled(paired, iter(holes)))
+
+
+def _filled(parts: Sequence[Part], holes: Iterator[Part]) -> Iterator[Part]:
+    for part in parts:
+        first, *rest = part.text.split("\0")
+        if part.kind != "text":
+            yield replace(part, text="".join([first, *(next(holes).text + r for r in rest)]))
+            continue
+        yield Part(first)
+        for text in rest:
+            yield from (next(holes), Part(text))
+
+
+def _delimits(text: str, match: re.Match[str]) -> bool:
+    """Whether a run of * or _ can open or close emphasis, by CommonMark's rule of flanking."""
+    before, after = text[match.start() - 1 : match.start()] or " ", text[match.end() : match.end() + 1] or " "
+    left = not after.isspace() and (after.isalnum() or before.isspace() or not before.isalnum())
+    right = not before.isspace() and (before.isalnum() or after.isspace() or not after.isalnum())
+    if match[0][0] == "_" and left and right:
+        return not (before.isalnum() and after.isalnum())
+    return left or right
+
+
+def _paired(parts: list[Part], references: set[str]) -> list[Part]:
+    """Brackets of links and images, emphasis and tags that belong together; brackets that are none become text."""
+    found = list(parts)
+    waiting: list[tuple[str, int]] = []
+    for n, part in enumerate(parts):
+        if part.kind != "alone":
+            continue
+        sign, kind = _sign(part.text)
+        opener = next((i for i in reversed(range(len(waiting))) if waiting[i][0] == sign), None)
+        if kind == "open" or (kind == "both" and opener is None):
+            waiting.append((sign, n))
+        elif kind != "" and opener is not None:
+            start = waiting[opener][1]
+            closing = _closing(part.text, found[start + 1 : n], references)
+            if closing:
+                found[start], found[n] = replace(found[start], kind="open"), Part(closing, "close")
+            else:
+                found[start], found[n] = Part(found[start].text), Part(part.text)
+            del waiting[opener:]
+    return [Part(p.text) if p.kind == "alone" and p.text in ("[", "![", "]") else p for p in found]
+
+
+def _sign(text: str) -> tuple[str, str]:
+    """What a piece pairs with, and whether it opens, closes, or does either."""
+    if text in ("[", "!["):
+        return "[", "open"
+    if text[0] == "]":
+        return "[", "close"
+    if text[0] in "*_~":
+        return text, "both"
+    tag = re.fullmatch(r"<(/?)([A-Za-z][\w-]*)(?:[^:@>]|(?<=\s)[^>])*?(/?)>", text)
+    if tag and not tag[3]:
+        return f"<{tag[2]}", "close" if tag[1] else "open"
+    return "", ""
+
+
+def _closing(text: str, inner: Sequence[Part], references: set[str]) -> str:
+    """The end of a link; one that is named by its own text gets that name written out. Empty where it is no link."""
+    label = "".join(part.text for part in inner)
+    if text in ("]", "][]"):
+        return f"][{label}]" if normalizeReference(label) in references else ""
+    return text
+
+
+def _write(
+    start: int,
+    end: int,
+    source: tuple[Part, ...],
+    references: set[str],
+    in_table: bool,
+    translated: Sequence[Part],
+    doubtful: bool,
+) -> list[Edit]:
+    if merged(translated) == source:
+        return []
+    new = encoded(translated, lambda text: re.sub(r"(?<!\\)\|", r"\|", text) if in_table else text)
+    if BLOCK.match(new) and not BLOCK.match(encoded(source, str)):
+        raise Broken(f"it would begin a block of markup: {new[:20]!r}")
+    before, after = _markup(source), _markup(_inline([Part(new)], references))
+    if before != after:
+        odd = [*((before - after) | (after - before))]
+        raise Broken(f"other markup than the source's: {' '.join(map(repr, odd))}")
+    return [Edit(start, end, new)]
+
+
+def _markup(parts: Sequence[Part]) -> Counter[str]:
+    """Pieces and how often they come; hard line ends are no markup within a line."""
+    return Counter(part.text for part in parts if part.kind in MARKUP and "\n" not in part.text)

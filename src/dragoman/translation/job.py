@@ -1,0 +1,204 @@
+"""A job: documents in, translations and an account of every segment out; the journal carries it over interruptions.
+
+Each distinct text is a unit and is translated once. The steps are tried in order until one gives a translation without
+faults:
+
+    zero_shot, instruct   the whole text with its marks, by a prompt template
+    by_sentence           sentence by sentence; for texts that do not fit the context
+    by_piece              what stands between the marks, each on its own, so that no mark can be lost
+
+Lost or broken pieces are fatal: such an answer is never used. Doubts (the checks that the caller gives) are not: where
+every step leaves some, the answer with the fewest is used and named in the summary. Without any answer the source stays
+and the segment counts as failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import sentencex
+
+from dragoman.record import sha256
+from dragoman.translation.documents import Document
+from dragoman.translation.formats import Broken, Edit, Place, line_of
+from dragoman.translation.journal import Attempt, Journal
+from dragoman.translation.protection import Masked, bare, mask, stretches, unmask
+from dragoman.translation.request import TEMPLATES, Answer, Request
+
+WHOLE, PARTS = tuple(TEMPLATES), ("by_sentence", "by_piece")
+"""Steps that bear the name of their template, and steps that take the first of those that are asked for."""
+TOO_LONG = "does not fit the context"
+Checks = Mapping[str, Callable[[str, str], bool]]
+"""Name of a doubt -> whether (source, translation), both without marks, give rise to it."""
+
+
+class Engine(Protocol):
+    """What translates."""
+
+    @property
+    def batch(self) -> int:
+        """Requests that it likes to have at once."""
+
+    def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]:
+        """The answer to each request by its index, as they come. Raises UserError where nothing can go on."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A distinct text."""
+
+    key: str
+    masked: Masked
+    context: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one segment."""
+
+    file: str
+    line: int
+    state: str
+    """translated, reused, kept (it had a translation), doubtful or failed."""
+    reasons: tuple[str, ...]
+    source: str
+
+
+def unit_of(place: Place) -> Unit:
+    """The unit of a place: places with the same text and pieces share it."""
+    masked = mask(place.parts)
+    pieces = [f"{part.kind}:{part.text}" for part in masked.pieces]
+    return Unit(sha256("\0".join([masked.text, *pieces])), masked, place.context)
+
+
+def units_of(documents: Sequence[Document]) -> dict[str, Unit]:
+    """Everything to translate, in order."""
+    found: dict[str, Unit] = {}
+    for place in (place for document in documents for place in document.places if not place.done):
+        unit = unit_of(place)
+        found.setdefault(unit.key, unit)
+    return found
+
+
+def run(
+    units: Mapping[str, Unit],
+    engine: Engine,
+    journal: Journal,
+    languages: tuple[str, str],
+    steps: Sequence[str],
+    checks: Checks,
+    progress: Callable[[int], Any],
+) -> dict[str, Attempt]:
+    """The best attempt at each unit; what the journal holds is not asked again."""
+    known = journal.attempts()
+    first = next(step for step in steps if step in WHOLE)
+    for step in steps:
+        todo = [u for u in units.values() if _open(u, known, steps) and (u.key, step) not in known]
+        todo = [u for u in todo if _applies(u, step, known, steps)]
+        for at in range(0, len(todo), engine.batch):
+            for unit, attempt in _attempts(todo[at : at + engine.batch], step, first, engine, languages, checks):
+                if not attempt.passing:
+                    journal.add(unit.key, step, attempt)
+                known[unit.key, step] = attempt
+                progress(not attempt.faults)
+    return {key: _best([known[key, step] for step in steps if (key, step) in known]) for key in units}
+
+
+def _open(unit: Unit, known: Mapping[tuple[str, str], Attempt], steps: Sequence[str]) -> bool:
+    tried = [known[unit.key, step] for step in steps if (unit.key, step) in known]
+    return not any(attempt.answer is not None and not attempt.faults for attempt in tried)
+
+
+def _applies(unit: Unit, step: str, known: Mapping[tuple[str, str], Attempt], steps: Sequence[str]) -> bool:
+    """Pieces are needed to go by piece, and a text that was too long to go by sentence."""
+    if step == "by_piece":
+        return len(stretches(unit.masked.text)) > 1
+    tried = [known[unit.key, s] for s in steps if (unit.key, s) in known]
+    return step != "by_sentence" or any(TOO_LONG in attempt.faults for attempt in tried)
+
+
+def _attempts(
+    units: Sequence[Unit], step: str, first: str, engine: Engine, languages: tuple[str, str], checks: Checks
+) -> Iterator[tuple[Unit, Attempt]]:
+    """Attempts as soon as all chunks of a unit are answered."""
+    chunks = [_chunks(unit.masked.text, step, languages[0]) for unit in units]
+    wanted = [(n, c) for n, row in enumerate(chunks) for c, text in enumerate(row) if _speaks(text)]
+    requests = [Request(chunks[n][c].strip(), *languages, context=units[n].context) for n, c in wanted]
+    missing = Counter(n for n, _ in wanted)
+    answered: list[dict[int, Answer]] = [{} for _ in units]
+    for i, answer in engine.answers(requests, step if step in WHOLE else first):
+        n, c = wanted[i]
+        answered[n][c] = answer
+        missing[n] -= 1
+        if not missing[n]:
+            yield units[n], _judged(units[n], chunks[n], answered[n], checks)
+    assert not any(missing.values()), "an engine answers every request"
+
+
+def _chunks(text: str, step: str, source: str) -> list[str]:
+    if step == "by_piece":
+        return stretches(text)
+    return list(sentencex.segment(source.split("-")[0], text)) if step == "by_sentence" else [text]
+
+
+def _speaks(chunk: str) -> bool:
+    return any(map(str.isalpha, bare(chunk)))
+
+
+def _judged(unit: Unit, chunks: Sequence[str], answers: Mapping[int, Answer], checks: Checks) -> Attempt:
+    if faults := sorted({TOO_LONG if a.too_long else a.fault for a in answers.values() if a.text is None}):
+        return Attempt(None, tuple(faults), any(a.passing for a in answers.values()))
+    texts = [_around(chunk, answers[c].text or "") if c in answers else chunk for c, chunk in enumerate(chunks)]
+    answer = "".join(texts)
+    _, faults = unmask(unit.masked, answer)
+    if faults:
+        return Attempt(None, tuple(faults))
+    source, found = bare(unit.masked.text), bare(answer)
+    return Attempt(answer, tuple(name for name, doubts in checks.items() if doubts(source, found)))
+
+
+def _around(chunk: str, answer: str) -> str:
+    """The answer with the white space of its chunk."""
+    start, end = len(chunk) - len(chunk.lstrip()), len(chunk.rstrip())
+    return chunk[:start] + answer.strip() + chunk[end:]
+
+
+def _best(attempts: Sequence[Attempt]) -> Attempt:
+    """The first with the fewest doubts; without an answer, the faults of all."""
+    answered = [a for a in attempts if a.answer is not None]
+    if answered:
+        return min(answered, key=lambda a: len(a.faults))
+    return Attempt(None, tuple(dict.fromkeys(f for a in attempts for f in a.faults)))
+
+
+def fill(document: Document, name: str, best: Mapping[str, Attempt], seen: set[str]) -> tuple[list[Edit], list[Line]]:
+    """Edits of a document, and a line for each of its segments. seen: units of documents before, added to."""
+    edits: list[Edit] = []
+    lines: list[Line] = []
+    for place in document.places:
+        state, reasons, more = _placed(place, best, seen)
+        edits += more
+        source = "".join(part.text for part in place.parts)
+        lines.append(Line(name, line_of(document.text, place.at), state, reasons, source))
+    return edits, lines
+
+
+def _placed(place: Place, best: Mapping[str, Attempt], seen: set[str]) -> tuple[str, tuple[str, ...], list[Edit]]:
+    if place.done:
+        return "kept", (), []
+    unit = unit_of(place)
+    attempt, again = best[unit.key], unit.key in seen
+    seen.add(unit.key)
+    if attempt.answer is None:
+        return "failed", attempt.faults, []
+    parts, faults = unmask(unit.masked, attempt.answer)
+    assert not faults, "the journal holds answers that passed"
+    try:
+        edits = place.write(parts, bool(attempt.faults))
+    except Broken as e:
+        return "failed", (str(e),), []
+    state = "doubtful" if attempt.faults else "reused" if again else "translated"
+    return state, attempt.faults, edits

@@ -1,0 +1,110 @@
+"""The engine on a server that speaks the OpenAI API: vLLM, llama.cpp, SGLang, hosted ones.
+
+Requests run side by side; each is tried again after 429, 5xx, time-outs and cut or odd answers, with waits that double
+(or as the server asks). What still fails is that segment's fault; where a server is down, the job stops.
+The key comes from the environment and is in no message and no record.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import KW_ONLY, dataclass
+
+import httpx
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.translation.request import Answer, Request, render
+
+KEY = "DRAGOMAN_API_KEY"
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class RemoteEngine:
+    """url: up to and with `/v1`; model: the server's name for it."""
+
+    url: str
+    model: str
+    _: KW_ONLY
+    concurrency: int = 8
+    timeout: float = 60.0
+    tries: int = 4
+    first_wait: float = 0.5
+    wait: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{self.url!r} is no address of a server; give one such as http://localhost:8000/v1")
+
+    @property
+    def batch(self) -> int:
+        return 4 * self.concurrency
+
+    def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]:
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        silent: list[tuple[int, Answer]] = []
+        with (
+            httpx.Client(headers=headers, timeout=self.timeout) as client,
+            ThreadPoolExecutor(self.concurrency) as pool,
+        ):
+            jobs = {pool.submit(self._answer, client, render(r, template)): i for i, r in enumerate(requests)}
+            for job in as_completed(jobs):
+                answer = job.result()
+                if answer.text is None:
+                    silent.append((jobs[job], answer))
+                else:
+                    yield jobs[job], answer
+        if silent and len(silent) == len(requests) and self._is_down(headers):
+            raise ModelError(
+                f"{self.url} answered none of {len(requests)} requests, {self.tries} times each: {silent[0][1].fault}; "
+                "when it is back, the same command goes on where this one stopped"
+            )
+        yield from silent
+
+    def _answer(self, client: httpx.Client, prompt: str) -> Answer:
+        fault, wait = "", self.first_wait
+        for n in range(self.tries):
+            if n:
+                self.wait(wait)
+            found, asked = self._once(client, prompt)
+            if isinstance(found, Answer):
+                return found
+            fault, wait = found, asked if asked is not None else 2 * wait if n else wait
+        return Answer(None, fault, passing=True)
+
+    def _is_down(self, headers: dict[str, str]) -> bool:
+        try:
+            reply = httpx.get(f"{self.url.rstrip('/')}/models", headers=headers, timeout=self.timeout)
+        except httpx.HTTPError:
+            return True
+        return reply.status_code >= 500
+
+    def _once(self, client: httpx.Client, prompt: str) -> tuple[Answer | str, float | None]:
+        """An answer, or what went wrong and how long the server asks to wait."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        try:
+            reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+        except httpx.HTTPError as e:
+            return f"the server does not answer ({type(e).__name__})", None
+        if reply.status_code in (401, 403, 404):
+            raise ModelError(
+                f"{self.url} refuses with status {reply.status_code}; look at the address, the model's name and {KEY}"
+            )
+        if reply.status_code in (400, 413, 422):
+            return Answer(None, f"the server refuses this text with status {reply.status_code}"), None
+        if reply.status_code != 200:
+            after = reply.headers.get("retry-after", "")
+            asked = min(float(after), LONGEST_WAIT) if after.isdigit() else None
+            return f"the server answers with status {reply.status_code}", asked
+        try:
+            choice = reply.json()["choices"][0]
+            text, reason = choice["message"]["content"].strip(), choice.get("finish_reason")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return "the server's answer is not of the OpenAI form", None
+        if reason == "length":
+            return Answer(None, "the answer was cut at the server's limit", too_long=True), None
+        return (Answer(text), None) if text else ("the server's answer is empty", None)

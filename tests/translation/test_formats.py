@@ -1,0 +1,251 @@
+"""Formats: identity changes no byte, brackets stand where a hand put them, and other programs read the result."""
+
+import json
+import re
+
+import polib
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lxml import etree
+
+from dragoman.errors import DataError
+from dragoman.translation.documents import read_document
+from dragoman.translation.formats import FORMATS, Broken, Options
+from dragoman.translation.formats.base import Part
+from dragoman.translation.protection import bare, mask, unmask
+from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, source_of, translated
+
+PO = r"""# translators
+msgid ""
+msgstr ""
+"Content-Type: text/plain; charset=UTF-8\n"
+
+#. Button of the menu
+#, c-format
+msgctxt "menu"
+msgid "Sail to %s"
+msgstr ""
+
+#, fuzzy, c-format
+#| msgid "old"
+msgid "Say \"%d\"\n"
+msgstr "old"
+
+msgid "one file"
+msgid_plural "%d files"
+msgstr[0] ""
+msgstr[1] ""
+
+msgid "done"
+msgstr "fet"
+
+msgid "12"
+msgstr ""
+
+#~ msgid "gone"
+#~ msgstr "perdut"
+"""
+PO_MARKED = [
+    ('msgid "Sail to %s"\nmsgstr ""', 'msgid "Sail to %s"\nmsgstr "«Sail to %s»"'),
+    ("#, fuzzy, c-format", "#, c-format"),
+    ('msgstr "old"', r'msgstr "«Say \"%d\"»\n"'),
+    ('msgid "one file"', '#, fuzzy\nmsgid "one file"'),
+    ('msgstr[0] ""\nmsgstr[1] ""', 'msgstr[0] "«one file»"\nmsgstr[1] "«%d files»"'),
+]
+XLIFF = """<?xml version="1.0" encoding="utf-8"?>
+<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
+<file original="a" source-language="en" datatype="plaintext"><body>
+  <trans-unit id="1">
+    <source>Open <g id="1">it</g> &amp; <x id="2"/> now</source>
+    <note>a button</note>
+  </trans-unit>
+  <trans-unit id="2"><source>No <ph id="1">&lt;br/></ph>more</source><target state="new"/></trans-unit>
+  <trans-unit id="3" translate="no"><source>Acme</source></trans-unit>
+  <trans-unit id="4"><source>Done</source><target state="translated">Fet</target></trans-unit>
+  <trans-unit id="5"><source>12</source></trans-unit>
+</body></file></xliff>
+"""
+XLIFF_MARKED = [
+    ('source-language="en" datatype="plaintext"', 'source-language="en" datatype="plaintext" target-language="ca"'),
+    (
+        " now</source>\n",
+        ' now</source>\n    <target state="translated">«Open <g id="1">it</g> &amp; <x id="2"/> now»</target>\n',
+    ),
+    ('<target state="new"/>', '<target state="translated">«No <ph id="1">&lt;br/></ph>more»</target>'),
+]
+XLIFF2 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="ca"><file id="f">
+<unit id="1"><segment state="initial"><source>Open <pc id="1">it</pc><ph id="2"/></source></segment>
+<ignorable><source> </source></ignorable><segment id="b"><source>שלום</source><target>Hola</target></segment></unit>
+</file></xliff>
+"""
+XLIFF2_MARKED = [
+    ('state="initial"', 'state="translated"'),
+    ("</source></segment>\n", '</source><target>«Open <pc id="1">it</pc><ph id="2"/>»</target></segment>\n'),
+]
+BILINGUAL = [(".po", PO, PO_MARKED), (".xlf", XLIFF, XLIFF_MARKED), (".xlf", XLIFF2, XLIFF2_MARKED)]
+
+
+def edited(text, changes):
+    for before, after in changes:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.name)
+def test_brackets_stand_where_a_hand_put_them(path):
+    marked = path.read_text(encoding="utf-8")
+    one_unit = re.sub(r"\{n, plural.*?\}\}", lambda m: bracket(re.sub("[«»]", "", m[0])), marked)
+    assert translated(source_of(marked), path.suffix, bracket) == expected_of(one_unit)
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.name)
+def test_identity_changes_no_byte(path):
+    source = source_of(path.read_text(encoding="utf-8"))
+    for text in (source, source.replace("\n", "\r\n")):
+        assert translated(text, path.suffix, str) == text
+
+
+@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2"])
+def test_targets_stand_where_a_hand_put_them(suffix, text, changes):
+    assert translated(text, suffix, bracket) == edited(text, changes)
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda p: p.name)
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe"), ("utf-8", b"")])
+def test_bytes_keep_their_encoding_and_line_ends(path, encoding, mark, tmp_path):
+    text = source_of(path.read_text(encoding="utf-8")).replace("\n", "\r\n")
+    data = mark + text.encode(encoding)
+    file = tmp_path / path.name
+    file.write_bytes(data)
+    document = read_document(file, OPTIONS)
+    assert document.places
+    assert document.filled([]) == data
+    new = translated(document.text, path.suffix, bracket)
+    assert "\n" not in new.replace("\r\n", "") or path.suffix == ".json", "line ends as they were"
+
+
+def test_polib_reads_what_was_written():
+    before, after = polib.pofile(PO), polib.pofile(translated(PO, ".po", lambda t: t, doubtful=True))
+    assert [(e.msgctxt, e.msgid, e.obsolete) for e in before] == [(e.msgctxt, e.msgid, e.obsolete) for e in after]
+    filled = {e.msgid: e for e in after}
+    assert filled['Say "%d"\n'].msgstr == 'Say "%d"\n'
+    assert filled["Sail to %s"].fuzzy, "doubtful"
+    assert not filled["done"].fuzzy
+    assert filled["one file"].msgstr_plural == {0: "one file", 1: "%d files"}
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="{}%&$\\<\x85\ufeff"))
+ODD = ["a: b", "- a", "'a'", '"', "#a", "yes", "1", "a\\", "@a", "a --> b", "*a", "~"]
+HARD = st.one_of(WORDS, st.sampled_from(ODD))
+
+
+@settings(max_examples=60, deadline=None)
+@given(HARD)
+def test_any_translation_reads_back(words):
+    """Whatever an engine answers, other programs find exactly that where the source stood."""
+    text = f"x{words}x".strip()
+    for new in (text, words.strip() + " x"):
+        new = new.strip()
+        assert json.loads(translated('{"a": "Open"}', ".json", lambda t, n=new: n)) == {"a": new}
+        for style in ("a: Open", "a: 'Open'", 'a: "Open"', "[{a: Open}]"):
+            found = yaml.safe_load(translated(style, ".yaml", lambda t, n=new: n))
+            assert (found[0] if isinstance(found, list) else found) == {"a": new}
+        po = translated('msgid "Open"\nmsgstr ""\n', ".po", lambda t, n=new: n)
+        assert polib.pofile(po)[0].msgstr == new
+        xliff = translated(XLIFF2, ".xlf", lambda t, n=new: n + "".join(re.findall(r"\{\d\}", t)))
+        root = etree.fromstring(xliff)
+        assert next(root.iter("{*}target")).text == new
+
+
+SCRAPS = [
+    *"ab *_`[]()<>!#-+1.|\\&;~$:\"'/{}%\n\r\t",
+    *("**", "[a](b)", "`x`", "\n\n", "> ", "- ", "| a | b |\n|---|---|\n| c |\n", "  \n", "[r]: x\n", "[r]", "1. "),
+    *("<p>", "</p>", "<b>", "</b>", "<!--", "-->", "<code>", "</code>", "<script>", "<img alt='a b'>", "<i>", "</i>"),
+    *("00:00:01,000 --> 00:00:02,000\n", "{n, plural, one {a} other {b}}"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".md", ".html", ".txt", ".srt"])
+@settings(max_examples=80, deadline=None)
+@given(scraps=st.lists(st.sampled_from(SCRAPS), max_size=40))
+def test_any_scraps_keep_their_bytes(suffix, scraps):
+    """No document of these formats stops the program, and what translates to itself stays."""
+    text = "".join(scraps)
+    if suffix == ".srt":
+        text = "1\n00:00:00,000 --> 00:00:00,500\n" + text
+    for place in FORMATS[suffix].places(text, OPTIONS):
+        masked = mask(place.parts)
+        if any(map(str.isalpha, bare(masked.text))):
+            parts, faults = unmask(masked, masked.text)
+            assert faults == []
+            assert place.write(parts, False) == []
+
+
+def test_what_scraps_have_found():
+    table = "| a | b |\n|---|---|\n| c | d |\n"
+    assert translated(table, ".md", bracket) == "| «a» | «b» |\n|---|---|\n| «c» | «d» |\n"
+    cue = "00:00:01,000 --> 00:00:02,000\n"
+    assert translated(f"1\n{cue}One\n2\n{cue}Two\n", ".srt", bracket) == f"1\n{cue}«One»\n2\n{cue}«Two»\n"
+
+
+def test_placeholders_alone_are_no_segments(tmp_path):
+    (tmp_path / "a.txt").write_text("{name}\n%s\nOpen {name}\n")
+    assert len(read_document(tmp_path / "a.txt", OPTIONS).places) == 1
+
+
+def test_a_translation_that_would_be_other_markup_is_refused():
+    (place,) = FORMATS[".md"].places("Sail north.\n", OPTIONS)
+    for text in ("# Title", "- item", "1. item", "a *new* word", "a [link](x)", "`code`"):
+        with pytest.raises(Broken):
+            place.write([Part(text)], False)
+    assert place.write([Part("2 * 3")], False)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.xlf", b"<xliff><file>", "not well-formed XML"),
+        ("a.xlf", b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><xliff>&c;</xliff>', "entity bombs"),
+        ("a.xlf", b'<!DOCTYPE xliff SYSTEM "http://x.org/x.dtd"><xliff/>', "DTD"),
+        ("a.xlf", b"<tmx/>", "not <xliff>"),
+        ("a.xlf", XLIFF.replace('language="en"', 'language="de"').encode(), "source language is de, not en"),
+        ("a.json", b'{"a": ', "not well-formed JSON"),
+        ("a.yaml", b"a: [1", "not well-formed YAML"),
+        ("a.po", b"msgid Open\n", "lines 1"),
+        ("a.srt", b"Open\n", "no subtitles"),
+        ("a.md", "é".encode("latin-1"), "not in the encoding utf-8 at byte 0"),
+        ("a.html", b'<meta charset="nowhere">', "not in the encoding nowhere"),
+        ("a.txt", b"a\0b", "NUL"),
+        ("a.doc", b"", "in none of the formats"),
+    ],
+)
+def test_bad_files_are_told_in_a_sentence(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=re.escape(message)) as e:
+        read_document(tmp_path / name, OPTIONS)
+    assert name in str(e.value)
+
+
+def test_an_encoding_that_lacks_a_letter_is_told(tmp_path):
+    (tmp_path / "a.html").write_bytes('<meta charset="iso-8859-1"><p>é</p>'.encode("latin-1"))
+    document = read_document(tmp_path / "a.html", OPTIONS)
+    with pytest.raises(DataError, match="iso-8859-1, which has no 'ш'"):
+        document.filled(document.places[0].write([Part("ш")], False))
+
+
+def test_chosen_keys_and_wrapped_lines():
+    text = '{"a": {"title": "One", "id": "x"}, "b": [{"title": "Two"}]}'
+    new = translated(text, ".json", bracket, Options("en", "ca", keys=("*.title",)))
+    assert new == '{"a": {"title": "«One»", "id": "x"}, "b": [{"title": "«Two»"}]}'
+    wrapped = Options("en", "ca", wrapped=True)
+    assert translated("One\ntwo\n\nThree\n", ".txt", bracket, wrapped) == "«One two»\n\n«Three»\n"
+
+
+def test_subtitles_keep_their_number_of_lines():
+    cue = "1\n00:00:01,000 --> 00:00:02,000\nWe sail\nat dawn.\n\n"
+    assert translated(cue, ".srt", lambda t: "Salpem a trenc d'alba.") == cue.replace(
+        "We sail\nat dawn.", "Salpem a\ntrenc d'alba."
+    )

@@ -1,0 +1,261 @@
+"""Jobs: every segment accounted for, retries, and a journal that survives kills."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dragoman.errors import ConfigError
+from dragoman.translation import job
+from dragoman.translation.documents import read_document
+from dragoman.translation.formats import Options, apply
+from dragoman.translation.journal import Attempt, Journal
+from dragoman.translation.request import Answer
+
+OPTIONS = Options("en", "ca")
+STEPS = ("zero_shot", "by_sentence", "by_piece")
+
+
+class Talker:
+    """An engine of one function; it remembers what it was asked."""
+
+    batch = 3
+
+    def __init__(self, say):
+        self.say, self.asked = say, []
+
+    def answers(self, requests, template):
+        for i, request in enumerate(requests):
+            self.asked.append(request.source)
+            yield i, self.say(request.source)
+
+
+def work(tmp_path, text, say, checks=None, name="a.md"):
+    """What became of the document, its lines, and the engine."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    document, engine = read_document(tmp_path / name, OPTIONS), Talker(say)
+    journal = Journal(tmp_path / "j.sqlite", {"text": text})
+    best = job.run(job.units_of([document]), engine, journal, ("en", "ca"), STEPS, checks or {}, lambda done: None)
+    journal.close()
+    edits, lines = job.fill(document, name, best, set())
+    return apply(document.text, edits), lines, engine
+
+
+def loses_marks(text):
+    return Answer(f"«{text.replace('{1}', '')}»")
+
+
+def test_every_segment_is_accounted_for(tmp_path):
+    def say(text):
+        return Answer(None, "cannot") if "bad" in text else Answer(text.upper())
+
+    new, lines, engine = work(tmp_path, "Good.\n\nA bad one.\n\nGood.\n\n12\n\nLast\n", say)
+    assert new == "GOOD.\n\nA bad one.\n\nGOOD.\n\n12\n\nLAST\n"
+    assert [(x.line, x.state, x.reasons) for x in lines] == [
+        (1, "translated", ()),
+        (3, "failed", ("cannot",)),
+        (5, "reused", ()),
+        (9, "translated", ()),
+    ]
+    assert engine.asked.count("Good.") == 1
+
+
+def test_lost_marks_lead_to_translation_piece_by_piece(tmp_path):
+    new, lines, engine = work(tmp_path, "Save **all** to {path}.\n", loses_marks)
+    assert new == "«Save» **«all»** «to» {path}.\n"
+    assert lines[0].state == "translated"
+    assert engine.asked == ["Save {1}all{2} to {3}.", "Save", "all", "to"]
+
+
+def test_long_texts_go_by_sentence(tmp_path):
+    def say(text):
+        return Answer(None, too_long=True) if len(text) > 20 else Answer(text.lower())
+
+    new, lines, _ = work(tmp_path, "We sail at dawn. Then  we rest. And so on.\n", say)
+    assert new == "we sail at dawn. then  we rest. and so on.\n"
+    assert lines[0].state == "translated"
+    _, lines, _ = work(tmp_path / "..", "A sentence that is too long by itself.\n", say, name=f"{tmp_path.name}.md")
+    assert (lines[0].state, lines[0].reasons) == ("failed", ("does not fit the context",))
+
+
+def test_doubts_are_named_and_the_least_doubtful_answer_is_used(tmp_path):
+    checks = {"shouts": lambda s, t: t.isupper(), "numbers": lambda s, t: "7" not in t}
+
+    def say(text):
+        return Answer("SEVEN {1}") if "{1}" in text else Answer("7 FILES")
+
+    new, lines, _ = work(tmp_path, "7 files in {x}\n", say, checks)
+    assert new == "7 FILES {x}\n"
+    assert (lines[0].state, lines[0].reasons) == ("doubtful", ("shouts",))
+
+
+def test_faults_that_pass_are_asked_again_by_the_next_run(tmp_path):
+    def down(text):
+        return Answer(None, "status 500", passing=True) if "two" in text else Answer(text.upper())
+
+    new, lines, _ = work(tmp_path, "One.\n\nAnd two.\n", down)
+    assert [x.state for x in lines] == ["translated", "failed"]
+    new, lines, engine = work(tmp_path, "One.\n\nAnd two.\n", lambda text: Answer(text.upper()))
+    assert (new, engine.asked) == ("ONE.\n\nAND TWO.\n", ["And two."])
+
+
+def test_markup_that_an_answer_brings_is_a_failure(tmp_path):
+    new, lines, _ = work(tmp_path, "Sail north.\n", lambda text: Answer("# Sail *north*"))
+    assert new == "Sail north.\n"
+    assert lines[0].state == "failed"
+
+
+def test_a_journal_of_another_job_is_refused(tmp_path):
+    Journal(tmp_path / "j", {"model": "a", "to": "ca"}).close()
+    with pytest.raises(ConfigError, match="another job: model differ"):
+        Journal(tmp_path / "j", {"model": "b", "to": "ca"})
+    (tmp_path / "k").write_bytes(b"no database, but long enough to be looked at " * 40)
+    with pytest.raises(ConfigError, match="cannot be used as a journal"):
+        Journal(tmp_path / "k", {})
+
+
+def test_two_processes_do_not_share_a_journal(tmp_path):
+    first = Journal(tmp_path / "j", {"a": 1})
+    with pytest.raises(ConfigError, match="another process is at work"):
+        Journal(tmp_path / "j", {"a": 1})
+    first.add("u", "zero_shot", Attempt("x", ()))
+    first.close()
+    again = Journal(tmp_path / "j", {"a": 1})
+    assert again.attempts() == {("u", "zero_shot"): Attempt("x", ())}
+    with pytest.raises(sqlite3.IntegrityError):
+        again.add("u", "zero_shot", Attempt("y", ()))
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from dragoman.translation import job
+from dragoman.translation.documents import read_document
+from dragoman.translation.formats import Options
+from dragoman.translation.journal import Journal
+from dragoman.translation.request import Answer
+
+class Slow:
+    batch = 4
+    def answers(self, requests, template):
+        for i, r in enumerate(requests):
+            time.sleep(0.002)
+            with open(sys.argv[2], "a") as log:
+                log.write(r.source + "\\n")
+            yield i, Answer(r.source.upper())
+
+document = read_document(Path(sys.argv[1]), Options("en", "ca"))
+journal = Journal(Path(sys.argv[3]), {})
+best = job.run(job.units_of([document]), Slow(), journal, ("en", "ca"), ("zero_shot",), {}, lambda done: None)
+edits, lines = job.fill(document, "a", best, set())
+Path(sys.argv[4]).write_bytes(document.filled(edits))
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_it_goes_on(kills, tmp_path):
+    """What is in the journal is never asked again, and the end is that of a run that nothing disturbed."""
+    names = [tmp_path / n for n in ("a.txt", "log", "j.sqlite", "out.txt")]
+    names[0].write_text("".join(f"Line number {i}.\n" for i in range(60 * kills)))
+    chance = random.Random(kills)
+    lines, killed = 60 * kills, 0
+    while not names[3].exists():
+        before = stored(names[2])
+        start = log_of(names[1])
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, names)])
+        if killed < kills:
+            while process.poll() is None and len(log_of(names[1])) < len(start) + chance.randint(1, 50):
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL)
+        assert not before & set(log_of(names[1])[len(start) :]), "a stored answer was asked for again"
+    assert killed == kills
+    assert names[3].read_text() == names[0].read_text().upper()
+    assert len(stored(names[2])) == lines
+    assert len(log_of(names[1])) <= lines + kills, "at most the answer in flight is lost"
+
+
+def stored(path):
+    if not path.exists():
+        return set()
+    with sqlite3.connect(path) as base:
+        try:
+            return {answer.capitalize() for (answer,) in base.execute("select answer from attempts")}
+        except sqlite3.OperationalError:
+            return set()
+
+
+def log_of(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_the_command_on_the_built_in_model(tmp_path, monkeypatch, capsys):
+    """End to end, and again without a model: the second run only reads the journal."""
+    from dragoman.commands import translate
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.md").write_text("# Open\n\nSave **it** {name}.\n\nOpen\n\n12\n")
+    config = translate.Config(("a.md",), to="de", quiet=True)
+    record = translate.run(config)
+    counts = record["counts"]
+    assert counts["segments"] == 3 == sum(counts[s] for s in translate.STATES)
+    new = (tmp_path / "translation" / "a.md").read_text()
+    assert new.startswith("# ")
+    assert new.endswith("\n\n12\n")
+    assert new.count("{name}") == 1 and new.count("**") == 2
+    monkeypatch.setattr(translate, "_engine", lambda config: Talker(pytest.fail))
+    assert translate.run(config)["counts"] == counts
+    translate.show(json.loads((tmp_path / "translation" / "record.json").read_text()))
+    assert "segments 3" in capsys.readouterr().out
+    (tmp_path / "a.md").write_text("Changed\n")
+    with pytest.raises(ConfigError, match="another job: files differ"):
+        translate.run(config)
+
+
+def test_estimate_writes_nothing(tmp_path, monkeypatch):
+    from dragoman.commands import translate
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("One\nOne\nTwo\n")
+    record = translate.run(translate.Config(("a.txt",), to="de", estimate=True))
+    assert record["estimate"] == {"segments": 3, "kept": 0, "to_translate": 2, "characters": 6}
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_names_that_clash_or_leave_the_folder_are_refused(tmp_path, monkeypatch):
+    from dragoman.commands import translate
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("x", "y", "translation"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("One\n")
+    for files in (("x/a.txt", "y/a.txt"), ("translation/a.txt",)):
+        with pytest.raises(ConfigError, match=r"cannot write translation/a\.txt"):
+            translate.run(translate.Config(files, to="de"))
+    (tmp_path / "translation" / "a.txt").unlink()
+    (tmp_path / "translation" / "a.txt").symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(ConfigError, match="leaves the folder"):
+        translate.run(translate.Config(("x/a.txt",), to="de"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"to": "en"}, "source and target are both en"),
+        ({"to": "de", "keys": ("a",)}, "--keys would have no effect"),
+        ({"to": "de", "steps": ("guess",)}, "unknown steps guess"),
+        ({"to": "de", "concurrency": 2}, "--concurrency would have no effect"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings, message):
+    from dragoman.commands import translate
+
+    with pytest.raises(ConfigError, match=message):
+        translate.Config(("a.md",), **settings)

@@ -1,0 +1,70 @@
+"""Protection: what is masked, and each way in which an answer can lose it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dragoman.translation.formats.base import Part, merged
+from dragoman.translation.protection import mask, unmask
+
+BOLD = [Part("Save "), Part("**", "open"), Part("all"), Part("**", "close"), Part(" to {path}")]
+
+
+def test_by_hand():
+    masked = mask(BOLD)
+    assert masked.text == "Save {1}all{2} to {3}"
+    parts, faults = unmask(masked, " A { 3 } desa {1}tot{2} ")
+    assert not faults
+    assert [p.text for p in parts] == ["A {path} desa ", "**", "tot", "**"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("Desa {1}tot{2}", "lost: '{path}'"),
+        ("Desa {1}tot{2} a {3} {3}", "more than once: '{path}'"),
+        ("Desa {1}tot{2} a {3} {4}", "invented: '{4}'"),
+        ("Desa {1}tot{2} a {3} %s", "invented: '%s'"),
+        ("Desa {2}tot{1} a {3}", "out of place: '**'"),
+        ("Desa {1}tot{2}\na {3}", "more than one line"),
+        ("{1}{2}{3}", "no text"),
+    ],
+)
+def test_what_is_wrong_is_said(answer, fault):
+    assert any(fault in f for f in unmask(mask(BOLD), answer)[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "masked", "pieces"),
+    [
+        ("Go to https://a.b/c?d=e. Now", "Go to {1}. Now", ["https://a.b/c?d=e"]),
+        ("Mail a.b@c.de or $1, ${x}, %(n)s", "Mail {1} or {2}, {3}, {4}", ["a.b@c.de", "$1", "${x}", "%(n)s"]),
+        ("On {d, date, short}", "On {1}", ["{d, date, short}"]),
+        (
+            "See {n, plural, one {# file} other {{x} files}} now",
+            "See {1}{2} file{3}{4} files{5} now",
+            ["{n, plural, one {", "#", "} other {", "{x}", "}}"],
+        ),
+        ("One\n  two", "One{1}two", ["\n  "]),
+        ("  in { 7 } rows ", "in {1} rows", ["{ 7 }"]),
+        ("50 % of {", "50 % of {", []),
+    ],
+)
+def test_placeholders_by_hand(text, masked, pieces):
+    found = mask([Part(text)])
+    assert (found.text, [p.text for p in found.pieces]) == (masked, pieces)
+
+
+def test_the_frame_of_a_message_keeps_its_order():
+    masked = mask([Part("{n, plural, one {a file} other {files}}")])
+    assert unmask(masked, "{1}un fitxer{2}fitxers{3}")[1] == []
+    assert "changed places" in unmask(masked, "{2}fitxers{1}un fitxer{3}")[1][0]
+
+
+@given(st.text(), st.text())
+def test_the_source_is_a_translation_of_itself(before, inside):
+    parts = [Part(before), Part("<b>", "open"), Part(f"a{inside}"), Part("</b>", "close"), Part(" %s")]
+    masked = mask(parts)
+    found, faults = unmask(masked, masked.text)
+    assert faults == []
+    assert found == merged(parts)

@@ -1,0 +1,209 @@
+"""The engine on a server, against one that fails in every way; and prompts, letter by letter."""
+
+import json
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.translation.remote import KEY, RemoteEngine
+from dragoman.translation.request import Pair, Request, render
+
+REQUEST = Request("Sail {1}north{2}", "en", "ca")
+GOLDEN = {
+    "zero_shot": "English: Sail {1}north{2}\nCatalan:",
+    "instruct": (
+        "Translate the following text from English into Catalan. Answer with the translation alone, in one line.\n"
+        "Keep each mark such as {1} exactly once, where it belongs in Catalan.\n"
+        "English: Sail {1}north{2}\nCatalan:"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", GOLDEN)
+def test_prompts_letter_by_letter(template):
+    assert render(REQUEST, template) == GOLDEN[template]
+
+
+def test_neighbours_and_terms_in_the_published_shape():
+    pairs = (Pair("Go.", "Vés."), Pair("Sail.", "Salpa."))
+    request = Request("Sail on.", "en", "ca", neighbours=pairs, terms=(Pair("sail", "salpar"),), context="menu")
+    blocks = "English: Go.\nCatalan: Vés.\nEnglish: Sail.\nCatalan: Salpa.\nEnglish: Sail on.\nCatalan:"
+    assert render(request, "zero_shot") == blocks
+    found = render(request, "instruct").split("\n", 1)[1]
+    assert found == f'Translate "sail" as "salpar".\nWhere it stands: menu\n{blocks}'
+
+
+def test_text_is_data_not_template():
+    assert "{{ 7*7 }}" in render(Request("{{ 7*7 }} {% if %}", "en", "ca"), "instruct")
+
+
+def said(text, reason="stop"):
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": reason}]}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Each prompt names its faults: `500 500 Sail` fails twice, then is answered."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = body["messages"][0]["content"]
+        source = prompt.rsplit(": ", 1)[1].split("\n")[0]
+        with self.server.lock:
+            n = self.server.seen[source] = self.server.seen.get(source, 0) + 1
+            self.server.keys.add(self.headers.get("authorization"))
+        words = source.split()
+        getattr(self, f"on_{words[n - 1]}", self.on_good)(source)
+
+    def send(self, status, data, length=None, **headers):
+        self.send_response(status)
+        self.send_header("content-length", str(len(data) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def on_good(self, source):
+        self.send(200, said(source.upper()))
+
+    def on_500(self, source):
+        self.send(500, b"oops")
+
+    def on_429(self, source):
+        self.send(429, b"", retry_after="7")
+
+    def do_GET(self):
+        self.send(self.server.models, b"{}")
+
+    def on_400(self, source):
+        self.send(400, b"too long")
+
+    def on_401(self, source):
+        self.send(401, b"")
+
+    def on_stall(self, source):
+        self.server.release.wait(5)
+        self.close_connection = True
+
+    def on_cut(self, source):
+        self.send(200, said("half")[:20], length=400)
+        self.close_connection = True
+
+    def on_drop(self, source):
+        self.connection.close()
+        self.close_connection = True
+
+    def on_garbage(self, source):
+        self.send(200, b"\xff<html>")
+
+    def on_shape(self, source):
+        self.send(200, b'{"choices": []}')
+
+    def on_empty(self, source):
+        self.send(200, said("  "))
+
+    def on_limit(self, source):
+        self.send(200, said("half an", "length"))
+
+    def log_message(self, *words):
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, address):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Quiet(("127.0.0.1", 0), Handler) as server:
+        server.models = 503
+        server.seen, server.keys, server.lock, server.release = {}, set(), threading.Lock(), threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.release.set()
+        server.shutdown()
+    assert isinstance(server, socketserver.BaseServer)
+
+
+def engine(server, **settings):
+    waits = []
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    made = RemoteEngine(url, "m", timeout=0.4, wait=waits.append, concurrency=4, **settings)
+    return made, waits
+
+
+def ask(made, *sources):
+    answers = dict(made.answers([Request(s, "en", "ca") for s in sources], "instruct"))
+    assert sorted(answers) == list(range(len(sources))), "each request is answered once"
+    return [answers[i] for i in range(len(sources))]
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "stall", "cut", "drop", "garbage", "shape", "empty"])
+def test_faults_that_pass_are_tried_again(server, fault):
+    made, waits = engine(server)
+    sources = [f"{fault} {fault} Sail", "Sail"]
+    assert [a.text for a in ask(made, *sources)] == [s.upper() for s in sources]
+    assert server.seen[sources[0]] == 3
+    assert waits == ([7.0, 7.0] if fault == "429" else [0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("500", "status 500"),
+        ("stall", "ReadTimeout"),
+        ("cut", "RemoteProtocolError"),
+        ("garbage", "not of the OpenAI form"),
+        ("shape", "not of the OpenAI form"),
+        ("empty", "empty"),
+    ],
+)
+def test_faults_that_stay_are_the_segments_own(server, fault, message):
+    made, waits = engine(server, tries=3)
+    bad, good = ask(made, " ".join([fault] * 9), "Sail")
+    assert good.text == "SAIL"
+    assert bad.text is None and message in bad.fault
+    assert waits == [0.5, 1.0]
+
+
+def test_an_answer_cut_at_the_limit_is_too_long(server):
+    assert ask(engine(server)[0], "limit Sail", "Sail")[0].too_long
+
+
+def test_a_dead_server_stops_the_job(server):
+    made, _ = engine(server)
+    with pytest.raises(ModelError, match=r"answered none of 2 requests.*the same command goes on"):
+        ask(made, "500 500 500 500 a", "drop drop drop drop b")
+
+
+def test_a_server_that_lives_and_fails_does_not_stop_it(server):
+    server.models = 200
+    made, _ = engine(server)
+    (answer,) = ask(made, "500 500 500 500 a")
+    assert answer.passing and "status 500" in answer.fault
+    (answer,) = ask(made, "400 a")
+    assert "refuses this text with status 400" in answer.fault and not answer.passing
+    assert server.seen["400 a"] == 1, "what is refused is not asked again"
+
+
+def test_the_key_comes_from_the_environment_and_is_never_told(server, monkeypatch):
+    monkeypatch.setenv(KEY, "secret-of-mine")
+    made, _ = engine(server)
+    ask(made, "Sail")
+    assert server.keys == {"Bearer secret-of-mine"}
+    assert "secret" not in repr(made)
+    with pytest.raises(ModelError, match="401") as e:
+        ask(made, "401 Sail")
+    assert "secret" not in str(e.value)
+
+
+def test_an_address_is_needed():
+    with pytest.raises(ConfigError, match="no address of a server"):
+        RemoteEngine("localhost", "m")
