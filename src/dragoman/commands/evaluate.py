@@ -220,6 +220,7 @@ def _score_models(config: Config, out: Path) -> Result:
     corpus.require([*languages, *spoken])
     settings: dict[str, Any] = {"split": config.split, "segments": config.segments}
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
+    held_out = scoring.held_out(corpus, languages, **settings)
     metrics, left_out = _metrics(directions, config)
     choices = _read_choices(config)
     opened = open_both(config.model)
@@ -236,10 +237,9 @@ def _score_models(config: Config, out: Path) -> Result:
         scored |= reference_rates(pairs, metrics)
     if not choices:
         left_out["option_accuracy"] = "it needs items: give --choices"
-    held_out = scoring.held_out(corpus, **settings)
     about = {"corpus": corpus.about, "models": _checksums(config)}
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
-    about |= {"texts": scoring.text_checksums(pairs, {g: held_out[g] for g in languages}, choices)}
+    about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
     return scored, left_out, about
 
 

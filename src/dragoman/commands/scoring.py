@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from dragoman.commands import another_split
 from dragoman.corpora.choices import Choice
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
@@ -119,9 +120,12 @@ def _anyhow(name: str) -> Metric:
 # Held-out rows
 
 
-def held_out(corpus: NText, split: str, segments: int) -> dict[str, NText]:
-    """The rows that each language is scored on: the first ones that it has."""
-    tables = {g: corpus.select([g], split, complete=True) for g in corpus.languages}
+def held_out(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, NText]:
+    """The rows that each language is scored on: the first ones that it has. DataError where they are of no use."""
+    tables = {g: corpus.select([g], split, complete=True) for g in languages}
+    if empty := [g for g, t in tables.items() if len(t) < 2]:
+        way_out = another_split(corpus, empty, split)
+        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; {way_out}")
     return {g: t.take(range(min(segments, len(t)))) for g, t in tables.items()}
 
 
@@ -135,7 +139,8 @@ def parallel(corpus: NText, source: str, target: str, split: str, segments: int)
     table = corpus.select([source, target], split, complete=True)
     table = table.take(range(min(segments, len(table))))
     if len(table) < 2:
-        raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; use another split")
+        way_out = another_split(corpus, [source, target], split, complete=True)
+        raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; {way_out}")
     name = corpus.about.get("name", "the corpus")
     refuse_untranslated(cells(table, source), cells(table, target), f"{source} -> {target} in {name}")
     return table
@@ -277,11 +282,9 @@ def score_model(
     """
     from dragoman.translation.engines import stops_of
 
-    rows = held_out(corpus, split, segments)
-    if empty := [g for g in languages if len(rows[g]) < 2]:
-        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; use another split")
+    rows = held_out(corpus, languages, split, segments)
     sums = empty_sums() | {"chrf": {}}
-    add_likelihoods(sums, model, codec, {g: rows[g] for g in languages}, quiet)
+    add_likelihoods(sums, model, codec, rows, quiet)
     stops = stops_of(model, codec) if directions else None
     for label, (source, target) in directions.items():
         table = parallel(corpus, source, target, split, segments)
