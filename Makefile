@@ -9,6 +9,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
 WORKERS ?= 2
+OLDEST ?= 5.0.0
+OLD_VENV ?= .venv-oldest
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,7 +19,7 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help tour test lint test-slow test-network docs install
+.PHONY: help tour test lint test-slow test-network test-oldest docs install
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' Makefile | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
@@ -39,6 +41,9 @@ test-slow: $(STAMP)  ## Tests that take minutes.
 test-network: $(STAMP)  ## Tests that fetch packages.
 	$(BIN)/python -m pytest -m network $(ARGS)
 
+test-oldest: $(OLD_VENV)/.installed  ## All its architectures, and a diagnosis, with the oldest transformers.
+	HF_HUB_OFFLINE=1 $(OLD_VENV)/bin/python -m pytest tests/test_architectures.py tests/commands/test_diagnose.py $(ARGS)
+
 docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers.
 	$(BIN)/python -m dragoman.cli docs > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
@@ -53,4 +58,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@touch $@
+
+# What the pinned versions of these need or bring belongs to the newest transformers.
+$(OLD_VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(OLD_VENV)
+	@grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(OLD_VENV)/constraints.txt
+	$(OLD_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c $(OLD_VENV)/constraints.txt \
+	  transformers==$(OLDEST) -e '.[test]'
 	@touch $@

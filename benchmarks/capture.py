@@ -1,11 +1,13 @@
 """What capture costs above the plain forward pass, in time and in memory.
 
     python benchmarks/capture.py --quick                     # two minutes; the last line is one JSON object
-    python benchmarks/capture.py --out benchmarks/capture    # record and plot, with `output_router_logits=True` beside
+    python benchmarks/capture.py --out benchmarks/capture    # six minutes; record and plot, with
+                                                             # `output_router_logits=True` beside
 
 Time: all arms of a round run one after the other in one process, in turning order; a ratio is the median over rounds of
 the ratio within a round. The forward pass gets its batches ready-made, capture makes its own. Memory: every arm in a
 process of its own that has run some text before; peak of the resident size above that, less that of the forward pass.
+Ratios of time are measured with 9 rounds; the sweep over tokens, for the plot, two rounds and two processes a point.
 No arm runs the language-model head, all are under `torch.no_grad` and see the same batches.
 
 Shape letters: B sequences, S positions, T tokens, L MoE layers, E experts, K chosen per token.
@@ -132,20 +134,22 @@ def arms(model: Any, text: list[list[int]], batches: Iterable[Batch] | None, fol
 
 
 def timed(name: str, tokens: int, names: list[str], rounds: int) -> dict[str, Any]:
-    """Seconds of every arm by round, after one round to warm up, and ratios to the forward pass."""
+    """Seconds of every arm by round, after each has run some text, and ratios to the forward pass."""
     model, text = open_named(name), random_text(tokens)
     batches = list(Segments(text, (START_ID,)).batches(model.config.max_position_embeddings, BATCH_TOKENS))
     seconds: dict[str, list[float]] = {n: [] for n in names}
     cpu: dict[str, list[float]] = {n: [] for n in names}
     with tempfile.TemporaryDirectory() as folder:
+        before = arms(model, random_text(UNIT)[:40], None, Path(folder))
+        for n in names:
+            before[n]()
         ways = arms(model, text, batches, Path(folder))
-        for i in range(rounds + 1):
+        for i in range(rounds):
             for n in names[i % len(names) :] + names[: i % len(names)]:
                 start, start_cpu = time.perf_counter(), time.process_time()
                 ways[n]()
-                if i:
-                    seconds[n].append(time.perf_counter() - start)
-                    cpu[n].append(time.process_time() - start_cpu)
+                seconds[n].append(time.perf_counter() - start)
+                cpu[n].append(time.process_time() - start_cpu)
     return {
         "tokens": sum(map(len, text)),
         "rounds": rounds,
@@ -230,31 +234,36 @@ def plot(path: Path, sweep: list[dict[str, Any]], memory: dict[str, dict[int, fl
         figure.savefig(partial, format="png", dpi=150)
 
 
-def main(*, quick: bool = False, out: Path | None = None) -> None:
+def record(times: dict[str, Any], memory: dict[str, dict[int, float]], out: Path, rounds: int) -> None:
+    """The sweep over tokens with every arm; written with the rest as record.json, and as overhead.png."""
+    names, sizes = list(arms(None, [], None, Path())), [UNIT * n for n in (1, 2, 4, 8)]
+    sweep = [timed("64x8", t, names, rounds) for t in sizes]
+    against = extra_memory("64x8", names[1:], sizes, rounds)
+    found = {"time": times, "memory": memory, "sweep_64x8": sweep, "memory_64x8": against, "shape_64x8": SHAPE_64X8}
+    settings = {"threads": torch.get_num_threads(), "batch_tokens": BATCH_TOKENS, "rounds_of_the_sweep": rounds}
+    write_json(out / "record.json", environment() | {"command": "benchmarks/capture.py"} | settings | found)
+    plot(out / "overhead.png", sweep, against)
+    print(f"{out}: extra memory by arm and tokens {json.dumps(against)}", flush=True)
+
+
+def main(*, quick: bool = False, out: Path | None = None, rounds: int = 9, sweep_rounds: int = 2) -> None:
     """Measure; with `--out` the full record and a plot go to that folder, under a name that is still free.
 
-    quick: fewer rounds, no `output_router_logits`, nothing written.
+    quick: five rounds, no `output_router_logits`, nothing written.
+    rounds: of the ratios of time; sweep_rounds: of every point of the sweep over tokens, two or more.
     """
-    paths = None if out is None else (out / "record.json", out / "overhead.png")
-    if paths and (quick or any(p.exists() for p in paths)):
+    started = time.perf_counter()
+    if out and (quick or any((out / name).exists() for name in ("record.json", "overhead.png"))):
         raise ConfigError(f"records are added, not changed, and --quick writes none: choose another --out than {out}")
     print(f"{machine()}, {torch.get_num_threads()} threads", flush=True)
-    names = ["forward", "capture"]
-    times = {m: timed(m, 4 * UNIT, names, 5 if quick else 15) for m in MODELS}
+    times = {m: timed(m, 4 * UNIT, ["forward", "capture"], 5 if quick else rounds) for m in MODELS}
     print(json.dumps(times, indent=1), flush=True)
-    sizes = [UNIT, 8 * UNIT]
-    memory = {m: extra_memory(m, ["capture"], sizes, 3) for m in (MODELS[:1] if quick else MODELS)}
-    print(f"peak MB above the forward pass, by tokens: {memory}", flush=True)
-    if paths:
-        full = list(arms(None, [], None, Path()))
-        sizes = [UNIT * n for n in (1, 2, 4, 8)]
-        sweep = [timed("64x8", t, full, 3) for t in sizes]
-        against = extra_memory("64x8", full[1:], sizes, 3)
-        found = {"time": times, "memory": memory, "sweep_64x8": sweep, "memory_64x8": against, "shape_64x8": SHAPE_64X8}
-        threads = {"threads": torch.get_num_threads(), "batch_tokens": BATCH_TOKENS}
-        write_json(paths[0], environment() | {"command": "benchmarks/capture.py"} | threads | found)
-        plot(paths[1], sweep, against)
-    (one, eight) = memory["mini-moe"]["capture"].values()
+    memory = extra_memory(MODELS[0], ["capture"], [UNIT, 8 * UNIT], 3)["capture"]
+    print(f"peak MB of {MODELS[0]} above the forward pass, by tokens: {memory}", flush=True)
+    if out:
+        record(times, {MODELS[0]: memory}, out, sweep_rounds)
+    print(f"{time.perf_counter() - started:.0f} s in all", flush=True)
+    (one, eight) = memory.values()
     ratios = {m: t["over_forward"]["capture"]["median"] for m, t in times.items()}
     summary = {"capture_over_forward": ratios["mini-moe"], "capture_over_forward_64x8": ratios["64x8"]}
     print(json.dumps(summary | {"extra_memory_mb_1x": one, "extra_memory_mb_8x": eight}))

@@ -1,70 +1,98 @@
-"""What the statistics say of random routers: many draws, on the hidden states of one dense model.
+"""What the statistics say of random routers: many draws, on the hidden states that one model's routers see.
 
-An upcycled model computes what its dense model does whatever its routers choose, so one forward pass of the dense model
-gives the hidden states that any random router would see, and a draw costs a product of matrices.
+Of a dense model the feed-forwards' inputs are taken: what it would be with any random routers once upcycled, for that
+computes what the dense model does, whatever is chosen. Of a Mixture-of-Experts the inputs of its own routers, which go
+on steering it: then the question is how much more than random directions the trained routers make of the same states,
+and their own statistics stand beside those of the draws. Either way a draw costs a product of matrices.
 
+    python benchmarks/random_routers.py --model mini-moe --out benchmarks/diagnose/mini-moe/routers.json
     dragoman models fetch smollm2
-    python benchmarks/random_routers.py --out benchmarks/diagnose/upcycled-smollm2/routers.json
+    python benchmarks/random_routers.py --model smollm2 --out benchmarks/diagnose/upcycled-smollm2/routers.json
 
 Shape letters: R draws, G languages, L layers, E experts, K chosen per token, N segments, T tokens, D model width.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cyclopts import run
+from tqdm import tqdm
 
 from dragoman.commands.diagnose import aligned
 from dragoman.corpora.pack import open_corpus
-from dragoman.modeling import TextCodec, hidden_states, model_checksum, open_both
+from dragoman.errors import ConfigError
+from dragoman.modeling import TextCodec, find_routers, hidden_states, model_checksum, moe_layers, open_both
 from dragoman.modeling.upcycling import ROUTER_STD
 from dragoman.record import environment, write_json
 from dragoman.routing import stats
+from dragoman.routing.capture import capture
 
 LANGUAGES = ("en", "de", "es", "ru", "zh")
+"""The first is the one that divergence is measured from."""
 SHAPES = ((4, 2), (32, 4))
-"""(experts, chosen): the upcycled model's, and mini-moe's."""
+"""(experts, chosen) for a dense model: the upcycled model's, and mini-moe's. A Mixture-of-Experts has its own."""
+
+Counts = dict[str, np.ndarray]
+"""count_NLE by language."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--segments", type=int, default=24)
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    model, codec = open_both(given.model)
-    texts, _ = aligned(open_corpus("help"), LANGUAGES, "dev", given.segments)
-    states = {g: segment_states(model, codec, t) for g, t in texts.items()}
-    record = environment() | {
-        "model": given.model,
-        "model_sha256": model_checksum(given.model),
-        "settings": {"segments": given.segments, "draws": given.draws, "split": "dev", "languages": LANGUAGES},
-        "tokens": {g: sum(len(s[0]) for s in segments) for g, segments in states.items()},
-        "shapes": {f"{e} experts, {k} chosen": summary(states, e, k, given.draws) for e, k in SHAPES},
-    }
-    write_json(given.out, record)
+def control(
+    out: Path,
+    model: str = "smollm2",
+    languages: Sequence[str] = LANGUAGES,
+    segments: int = 24,
+    draws: int = 20,
+    split: str = "dev",
+) -> None:
+    """Measure random routers, and a Mixture-of-Experts' own beside them, and write the record."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
+    opened, codec = open_both(model)
+    texts, _ = aligned(open_corpus("help"), languages, split, segments)
+    ids = {g: codec.encode(t) for g, t in texts.items()}
+    sparse = bool(find_routers(opened))
+    states = {g: segment_states(opened, codec, i, sparse) for g, i in ids.items()}
+    settings = {"segments": segments, "draws": draws, "split": split, "languages": list(languages)}
+    record = environment() | {"command": "random_routers", "model": model, "model_sha256": model_checksum(model)}
+    record |= {"settings": settings, "tokens": {g: sum(map(len, i)) for g, i in ids.items()}}
+    shapes = {(x.num_experts, x.top_k) for x in moe_layers(opened)} if sparse else SHAPES
+    record["shapes"] = {f"{e} experts, {k} chosen": summary(states, e, k, draws) for e, k in shapes}
+    if sparse:
+        trace = capture(opened, ids, start_id=codec.start_id)
+        own = measured(trace.segment_chosen_NLE, np.array(trace.num_experts), seed=0)
+        record["own_routers"] = {name: float(x_L.mean()) for name, x_L in own.items()}
+        record["own_routers"] |= {f"{name}_by_layer": x_L.round(4).tolist() for name, x_L in own.items()}
+    write_json(out, record)
     for name, found in record["shapes"].items():
-        print(name, {key: [round(x, 4) for x in value] for key, value in found.items() if "by_draw" not in key})
+        print(name, {key: [round(x, 4) for x in found[key]] for key in ("divergence", "specialisation")})
+    if sparse:
+        print("own routers", {key: round(record["own_routers"][key], 4) for key in ("divergence", "specialisation")})
 
 
-def segment_states(model: Any, codec: TextCodec, texts: list[str]) -> list[list[torch.Tensor]]:
-    """Per segment, what the feed-forward of each layer receives: L tensors [T, D], the start token left out."""
+def segment_states(model: Any, codec: TextCodec, ids: list[list[int]], sparse: bool) -> list[list[torch.Tensor]]:
+    """Per segment, what the router (or feed-forward) of each layer gets: L tensors [T, D], the start token left out."""
     found: list[list[torch.Tensor]] = []
-    blocks = [m for name, m in model.named_modules() if name.endswith(".mlp")]
-    hooks = [m.register_forward_pre_hook(lambda _, args: found[-1].append(args[0][0, 1:])) for m in blocks]
+    mlps = [m for name, m in model.named_modules() if name.endswith(".mlp")]
+    blocks: list[Any] = [layer.router for layer in moe_layers(model)] if sparse else mlps
+    hooks = [m.register_forward_pre_hook(lambda m, args: found[-1].append(flat(args[0])[1:])) for m in blocks]
     with torch.no_grad():
-        for ids in codec.encode(texts):
+        for segment in ids:
             found.append([])
-            input_ids = torch.tensor([[codec.start_id, *ids]])
+            input_ids = torch.tensor([[codec.start_id, *segment]])
             hidden_states(model, input_ids, torch.ones_like(input_ids))
     for hook in hooks:
         hook.remove()
     return found
+
+
+def flat(states: torch.Tensor) -> torch.Tensor:
+    """[T, D] of one segment, whether or not there is an axis for the batch."""
+    return states.reshape(-1, states.shape[-1])
 
 
 def chosen(segments: list[list[torch.Tensor]], num_experts: int, top_k: int, seed: int) -> np.ndarray:
@@ -84,35 +112,41 @@ def chosen(segments: list[list[torch.Tensor]], num_experts: int, top_k: int, see
 
 
 def summary(states: dict[str, Any], num_experts: int, top_k: int, draws: int) -> dict[str, Any]:
-    """Means over layers (and languages), for every draw, and their mean and extremes over draws."""
-    values: dict[str, list[float]] = {"divergence": [], "placebo": [], "specialisation": [], "shuffled": []}
-    for seed in range(draws):
+    """For each statistic, [mean, least, largest] over draws of its mean over layers, every draw, and so by layer."""
+    values: dict[str, list[np.ndarray]] = {}
+    for seed in tqdm(range(draws), desc=f"{num_experts} experts"):
         count = {g: chosen(segments, num_experts, top_k, seed) for g, segments in states.items()}
-        for name, value in measured(count, num_experts, seed).items():
-            values[name].append(value)
-    spread = {name: [float(np.mean(v)), float(np.min(v)), float(np.max(v))] for name, v in values.items()}
-    return spread | {f"{name}_by_draw": v for name, v in values.items()}
+        for name, value_L in measured(count, np.full(count[next(iter(count))].shape[1], num_experts), seed).items():
+            values.setdefault(name, []).append(value_L)
+    found: dict[str, Any] = {}
+    for name, rows in values.items():
+        value_RL = np.stack(rows)
+        mean_R = value_RL.mean(axis=1)
+        found[name] = [float(mean_R.mean()), float(mean_R.min()), float(mean_R.max())]
+        found[f"{name}_by_draw"] = mean_R.tolist()
+        found[f"{name}_by_layer"] = {
+            key: getattr(value_RL, key)(axis=0).round(4).tolist() for key in ("mean", "min", "max")
+        }
+    return found
 
 
-def measured(count: dict[str, np.ndarray], num_experts: int, seed: int) -> dict[str, float]:
-    """Divergence from English and its placebo; specialisation, and with the segments' languages shuffled."""
-    english_NLE = count["en"]
-    num_experts_L = np.full(english_NLE.shape[1], num_experts)
-    share_GLE = {g: stats.slot_share(c.sum(axis=0)) for g, c in count.items()}
-    divergence = [
-        stats.normalised_divergence(share_GLE[g], share_GLE["en"], num_experts_L) for g in share_GLE if g != "en"
-    ]
+def measured(count: Counts, num_experts_L: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """By layer: divergence from the first language, mean over the others, and its placebo; specialisation, and with
+    the segments' languages shuffled."""
+    reference_NLE, *others = count.values()
+    share_LE = stats.slot_share(reference_NLE.sum(axis=0))
+    distances = [stats.normalised_divergence(stats.slot_share(c.sum(axis=0)), share_LE, num_experts_L) for c in others]
     all_NLE = np.concatenate(list(count.values()))
     mixed_NLE = all_NLE[np.random.default_rng(seed).permutation(len(all_NLE))]
     shuffled_GLE = np.stack([part.sum(axis=0) for part in np.split(mixed_NLE, len(count))])
     by_language_GLE = np.stack([c.sum(axis=0) for c in count.values()])
     return {
-        "divergence": float(np.mean(divergence)),
-        "placebo": float(stats.split_half_placebo(english_NLE, seed, num_experts_L).mean()),
-        "specialisation": float(np.mean(stats.language_specialisation(by_language_GLE))),
-        "shuffled": float(np.mean(stats.language_specialisation(shuffled_GLE))),
+        "divergence": np.mean(distances, axis=0),
+        "placebo": stats.split_half_placebo(reference_NLE, seed, num_experts_L).mean(axis=0),
+        "specialisation": stats.language_specialisation(by_language_GLE),
+        "shuffled": stats.language_specialisation(shuffled_GLE),
     }
 
 
 if __name__ == "__main__":
-    main()
+    run(control)

@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(files):
         ("before.npz", "record.json", r"record.json is a record of diagnose; .*trace"),
         ("list.json", "record.json", r"list.json is no record; .*record.json is a record of diagnose"),
         ("before.npz", "absent.npz", "absent.npz is not a file"),
-        ("before.npz", "other.npz", "other.npz is not a routing trace"),
+        ("before.npz", "other.npz", r"other.npz is not a routing trace \(no .npz file\)"),
         ("before.npz", "narrow.npz", r"experts \[3, 3\] and \[2, 2\]"),
     ):
         with pytest.raises(DataError, match=words):

@@ -139,10 +139,12 @@ def text_of_parts():
             "is one document, so documents cannot be resampled",
         ),
         ({"corpus": "parts.tsv.gz", "parallel": True}, DataError, "not parallel: 0 rows .* 20 are needed"),
+        ({"corpus": "own.tsv", "split": "dev"}, DataError, "en, de in split dev; take --split train, which has 8 rows"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(place, tmp_path, changes, error, message):
     text_of_parts().save(place / "parts.tsv.gz")
+    (place / "own.tsv").write_text("en\tde\n" + "".join(f"save {i}\tsichern {i}\n" for i in range(8)))
     if "task" in changes:
         changes = changes | {"task": {name: place / file for name, file in changes["task"].items()}}
     if "corpus" in changes:

@@ -11,9 +11,13 @@ import sacrebleu
 import dragoman
 from dragoman import cli
 from dragoman.commands import evaluate, scoring
-from dragoman.commands.evaluate import parse_directions, verdict
-from dragoman.errors import ConfigError, DataError
+from dragoman.commands.directions import parse_directions
+from dragoman.commands.evaluate import verdict
+from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.evaluation.coverage import WordAligner
 from dragoman.evaluation.metrics import METRICS
+from dragoman.evaluation.neural import Comet
+from tests.evaluation.test_neural import comet_folder
 from tests.texts import corpus
 
 REFERENCES = [f"Der Hund von Haus {i} bellt heute {i * 7 % 11} Mal sehr laut." for i in range(40)]
@@ -137,7 +141,6 @@ def test_files_are_scored_without_torch(files):
         ({"hypotheses": ("good.de", "good.de")}, ConfigError, "named twice"),
         ({"target": "deutsch!"}, DataError, "is not a BCP-47 language tag"),
         ({"metrics": ("chrff",)}, ConfigError, "unknown metrics chrff; metrics are"),
-        ({"metrics": ("comet",)}, DataError, "comet: it needs folder"),
         ({"table": ("t.docx",)}, ConfigError, r"no table can be written as t.docx; end in .txt, .md"),
         ({"split": "test"}, ConfigError, "--split would have no effect"),
         ({"segments": 7}, ConfigError, "--segments would have no effect"),
@@ -278,6 +281,9 @@ def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_pat
     with pytest.raises(DataError, match="fewer than two pairs"):
         dragoman.evaluate(str(place / "m0"), directions=("en-ca",), segments=2, split="dev", test_set=(), **settings | {
             "corpus": one_row(tmp_path)})  # fmt: skip
+    (tmp_path / "own.tsv").write_text("en\tca\n" + "".join(f"a house {i}\tuna casa {i}\n" for i in range(8)))
+    with pytest.raises(DataError, match="segments of en, ca in split devtest; take --split train, which has 8 rows"):
+        dragoman.evaluate(str(place / "m0"), **settings | {"corpus": str(tmp_path / "own.tsv")})
     assert not (tmp_path / "x").exists()
 
 
@@ -291,3 +297,51 @@ def test_an_untranslated_test_set_is_refused(place, tmp_path):
     (tmp_path / "same.tsv").write_text("en\tca\n" + rows)
     with pytest.raises(DataError, match="all 5 references of en -> ca in same are equal"):
         evaluate.run(evaluate.Config(str(place / "m0"), test_set=(str(tmp_path / "same.tsv"),), directions=("en-ca",)))
+
+
+def test_terms_and_parallel_text_bring_their_metrics(files):
+    pytest.importorskip("thot")
+    terms = [f"Hund\tHaus {i}" if i % 2 else "" for i in range(40)]  # half of the segments require two
+    (files / "terms.tsv").write_text("\n".join(terms) + "\n")
+    (files / "more.en").write_text("\n".join(SOURCES * 3) + "\n")
+    (files / "more.de").write_text("\n".join(REFERENCES * 3) + "\n")
+    record = score(terms="terms.tsv", aligner_text=("more.en", "more.de"))
+    assert record["term_recall"]["good.de"]["de"] == 100
+    has = sum("Hund" in a for a in BAD[1::2]) + sum(f"Haus {i}" in a for i, a in enumerate(BAD) if i % 2)
+    assert record["term_recall"]["bad.de"]["de"] == pytest.approx(100 * has / 40)
+    direct = METRICS["unaligned_source"](WordAligner(SOURCES * 3, REFERENCES * 3))
+    sums_NS = direct.all_sums(BAD, SOURCES)
+    assert record["unaligned_source"]["bad.de"]["de"] == pytest.approx(float(direct.from_sums(sums_NS.sum(axis=0))))
+    assert {"terms.tsv"} <= {name.split("/")[-1] for name in record["files"]}
+    assert {"unaligned_source", "unaligned_hypothesis", "term_recall"}.isdisjoint(record["left_out"])
+
+
+def test_weights_bring_their_metric(files):
+    folder = comet_folder(files, hidden_sizes=[8])
+    short = {"few.de": ["b a", "c d"], "few.ref": ["b b", "d d"], "few.en": ["a b c", "d"]}
+    for name, lines in short.items():
+        (files / name).write_text("\n".join(lines) + "\n")
+    record = score(hypotheses=("few.de",), references="few.ref", source="few.en", weights={"comet": folder})
+    expected = Comet(folder).all_sums(short["few.de"], short["few.en"], short["few.ref"])[:, 0].mean()
+    assert record["comet"]["few.de"]["de"] == pytest.approx(expected, rel=1e-5)
+    assert record["metrics"]["comet"] == {"title": "COMET", "higher_is_better": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"weights": {"comet": "nowhere"}}, ModelError, "no COMET weights in /.*nowhere: config.json, hparams.yaml"),
+        ({"weights": {"metricx": "nowhere"}}, ModelError, "no MetricX weights in /.*nowhere"),
+        ({"weights": {"bleurt": "nowhere"}}, ConfigError, "no weights are read for bleurt; .* comet and metricx"),
+        ({"metrics": ("comet",)}, DataError, "comet: it needs local weights: --weights.comet FOLDER"),
+        ({"metrics": ("term_recall",)}, DataError, "term_recall: it needs the terms of each segment: --terms FILE"),
+        ({"metrics": ("bleu",), "terms": "src.en"}, ConfigError, "--terms would have no effect on bleu"),
+        ({"aligner_text": ("src.en",)}, ConfigError, "two files, sources and translations, not 1"),
+        ({"aligner_text": ("src.en", "short.de")}, DataError, "src.en has 40 lines and short.de 5"),
+        ({"terms": "short.de"}, DataError, "short.de has 5 lines and ref.de 40"),
+    ],
+)
+def test_files_of_metrics_that_do_not_fit(files, changes, error, message):
+    (files / "short.de").write_text("\n".join(REFERENCES[:5]) + "\n")
+    with pytest.raises(error, match=message):
+        score(**changes)

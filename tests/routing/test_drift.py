@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from dragoman.errors import DataError
-from dragoman.routing.drift import drift, half_distance, noise_distance
+from dragoman.routing.drift import _in_short, drift, half_distance, noise_distance
 from dragoman.routing.stats import routing_similarity
 
 A, B = [[6, 2, 2], [1, 1, 8]], [[2, 6, 2], [1, 1, 8]]
@@ -77,3 +77,8 @@ def test_noise_distance_is_in_the_unit_of_similarity(make_trace):
     two = make_trace({"en": [[4, 0]], "ca": [[0, 4]]})
     assert 1 - routing_similarity(two)[0, 1] == pytest.approx(1)
     assert noise_distance(two, seed=0) is None
+
+
+def test_deep_layouts_are_told_in_short():
+    deep, flat = list(range(24)), [1, 2, 3, 5, 6]
+    assert [_in_short(n) for n in (deep, [64] * 24, flat, [7, 7])] == ["0 to 23", "24 x 64", str(flat), "[7, 7]"]

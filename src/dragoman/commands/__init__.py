@@ -1,10 +1,12 @@
 """One command, one file: `Config` (its flags), `run(config)` (what it does), `show(result)` (what it prints)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from dragoman.corpora.ntext import SPLITS, NText
 from dragoman.errors import ConfigError
 
 Tags = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
@@ -23,3 +25,19 @@ def require_sample(segments: int, seed: int) -> None:
     """ConfigError where resampling could not work with these settings."""
     if segments < 2 or seed < 0:
         raise ConfigError(f"segments is at least 2 and seed at least 0, not {segments} and {seed}")
+
+
+def another_split(corpus: NText, languages: Sequence[str], split: str, complete: bool = False) -> str:
+    """The way out where a split has too little text: the one with most rows in the languages, or what a file needs.
+
+    complete: rows need text in all of the languages, not in any of them.
+    """
+    there = {s: corpus.select(languages, s, complete=complete) for s in SPLITS if s not in (split, "test")}
+    rows = {s: sum(any(cells) for cells in zip(*text.columns.values(), strict=True)) for s, text in there.items()}
+    fullest = max(rows, key=lambda s: rows[s])
+    if rows[fullest] < 2:
+        return "give more rows"
+    return (
+        f"take --split {fullest}, which has {rows[fullest]} rows of them, or give more rows; a file without a column "
+        "`split` has its rows shared out by document"
+    )

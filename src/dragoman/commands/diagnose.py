@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from dragoman.commands import Numbers, Switch, Tags, require_sample
+from dragoman.commands import Numbers, Switch, Tags, another_split, require_sample
 from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.reading import read_lines
@@ -170,7 +170,7 @@ def aligned(
     texts = {g: corpus.texts(g, split)[:segments] for g in languages}
     if empty := [g for g, t in texts.items() if len(t) < 2]:
         raise DataError(
-            f"fewer than two segments of {', '.join(empty)} in split {split}; give more rows, or a column `split`"
+            f"fewer than two segments of {', '.join(empty)} in split {split}; {another_split(corpus, empty, split)}"
         )
     return texts, False
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.commands import Switch, Tags, measures, require_sample, scoring
+from dragoman.commands.directions import parse_directions
 from dragoman.commands.tasking import add_task, open_items, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
@@ -77,6 +78,12 @@ class Config:
     """The document of each hypothesis, one name a line; without it segments are resampled."""
     target: str = ""
     """Language of the hypotheses."""
+    terms: Path | None = None
+    """Terms that each hypothesis must have, one line a segment, tabs between terms; for term recall."""
+    weights: dict[str, Path] = field(default_factory=dict)
+    """Folders with local weights of metrics that are models: --weights.comet FOLDER, --weights.metricx FOLDER."""
+    aligner_text: Tags = ()
+    """Two plain files, sources and their translations, that a word aligner learns from; for unaligned words."""
     table: Tags = ()
     """Files for the tables; .md, .tex, .csv, .html or .txt says in which form."""
     out: Path | None = None
@@ -99,7 +106,7 @@ class Config:
 
 def _require_one_kind(config: Config) -> None:
     files: dict[str, Any] = {"references": config.references, "source": config.source, "documents": config.documents}
-    files |= {"target": config.target}
+    files |= {"target": config.target, "terms": config.terms}
     if not config.model and not config.hypotheses:
         raise ConfigError("nothing to evaluate: give a model, or --hypotheses FILE --references FILE --target TAG")
     if config.model and (given := [f"--{k}" for k, v in {"hypotheses": config.hypotheses, **files}.items() if v]):
@@ -117,8 +124,8 @@ def _require_one_kind(config: Config) -> None:
         unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
         if given := [f"--{k}" for k, v in unused.items() if v]:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
-    elif config.metrics and not config.directions:
-        raise ConfigError("--metrics are of translations; give --directions too")
+    elif (config.metrics or config.weights or config.aligner_text) and not config.directions:
+        raise ConfigError("--metrics, --weights and --aligner-text are of translations; give --directions too")
     elif config.test_set and config.corpus != "help":
         raise ConfigError("both --corpus and --test-set were given; give one")
     systems = [config.model, *config.against] if config.model else list(config.hypotheses)
@@ -175,21 +182,22 @@ def _score_files(config: Config) -> Result:
     references = read_lines(Path(config.references))
     for file, texts in lines.items():
         require_same_length(texts, references, file, str(config.references))
-    given = {"source": config.source, "documents": config.documents}
+    given = {"source": config.source, "documents": config.documents, "terms": config.terms}
     beside = {name: Path(file) for name, file in given.items() if file}
     read = {name: read_lines(file) for name, file in beside.items()}
     for name, texts in read.items():
         require_same_length(texts, references, str(beside[name]), str(config.references))
     refuse_untranslated(read.get("source", []), references, str(config.references))
     table = _table_of(target, references, read)
-    metrics, left_out = scoring.metrics_for(target, config.metrics)
+    metrics, left_out = measures.metrics_for(target, config.metrics, _from_files(config))
+    terms = measures.read_terms(beside["terms"]) if config.terms else None
     scored: dict[str, Any] = {}
     for file, texts in lines.items():
         scored[file] = scoring.empty_sums()
-        scoring.add_texts(scored[file], target, texts, table, metrics)
+        scoring.add_texts(scored[file], target, texts, table, metrics, terms)
     absent = [n for n, m in metrics.items() if not any(n in by for by in scored.values())]
     left_out |= dict.fromkeys(absent, "it needs the sources: give --source FILE")
-    left_out |= dict.fromkeys(scoring.OF_LIKELIHOODS, "it needs a model")
+    left_out |= dict.fromkeys(measures.OF_LIKELIHOODS, "it needs a model")
     scored |= reference_rates({target: table}, {target: metrics})
     files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
     about = {"segments_scored": {target: len(references)}, "files": {str(f): sha256(f) for f in files}}
@@ -229,6 +237,7 @@ def _score_models(config: Config, out: Path) -> Result:
     corpus.require([*languages, *spoken])
     settings: dict[str, Any] = {"split": config.split, "segments": config.segments}
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
+    held_out = scoring.held_out(corpus, languages, **settings)
     metrics, left_out = _metrics(directions, config)
     choices, items = _read_choices(config), open_items(config, corpus.languages)
     systems = systems_of(config.model, config.steer, config.against)
@@ -250,10 +259,9 @@ def _score_models(config: Config, out: Path) -> Result:
         left_out["option_accuracy"] = "it needs items: give --choices"
     if not items:
         left_out["task_accuracy"] = "it needs items: give --task"
-    held_out = scoring.held_out(corpus, **settings)
     about = {"corpus": corpus.about, "models": _checksums(config)}
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
-    about |= {"texts": scoring.text_checksums(pairs, {g: held_out[g] for g in languages}, choices)}
+    about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
     about |= {"task": {"name": items.name, "items": len(items), "sha256": items.checksum()}} if items else {}
     return scored, left_out, about
 
@@ -274,41 +282,15 @@ def _text(config: Config) -> tuple[NText, dict[str, tuple[str, str]]]:
     return corpus, parse_directions(words, config.languages or corpus.languages, corpus.languages)
 
 
-def parse_directions(words: list[str], every: tuple[str, ...], columns: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    """`en-de` -> {"en-de": ("en", "de")}; `all` stands for every language but the other one, where there is text.
-
-    Raises ConfigError that names all words which are no direction.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    wrong = []
-    for word in words:
-        parts = word.split("-")
-        cuts = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
-        sides = [(_side(a, every, columns), _side(b, every, columns)) for a, b in cuts]
-        pairs = [(s, t) for sources, targets in sides for s in sources for t in targets if s != t]
-        found |= {f"{s}-{t}": (s, t) for s, t in pairs}
-        if not pairs:
-            wrong.append(word)
-    if wrong:
-        raise ConfigError(
-            f"no directions are {', '.join(wrong)}; give source and target, such as en-de, en-all or all-en, from the "
-            f"languages of the text: {', '.join(columns)}"
-        )
-    return found
-
-
-def _side(tag: str, every: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
-    if tag == "all":
-        return every
-    return tuple(g for g in columns if g.lower() == tag.lower().replace("_", "-"))
-
-
 def _metrics(
     directions: Mapping[str, tuple[str, str]], config: Config
 ) -> tuple[dict[str, dict[str, Metric]], dict[str, str]]:
     """Metrics by direction; a metric that one language lacks (no identifier, say) is left out there alone."""
     targets = dict.fromkeys(target for _, target in directions.values())
-    made = {g: scoring.metrics_for(g, config.metrics) for g in targets}
+    if config.aligner_text and len(directions) != 1:
+        raise ConfigError(f"--aligner-text is of one direction, and there are {len(directions)}; give one direction")
+    given = _from_files(config)
+    made = {g: measures.metrics_for(g, config.metrics, given) for g in targets}
     reasons: dict[str, dict[str, list[str]]] = {}
     for g, (_, left_out) in made.items():
         for name, reason in left_out.items():
@@ -318,6 +300,15 @@ def _metrics(
         for name, by in reasons.items()
     }
     return {label: made[target][0] for label, (_, target) in directions.items()}, told
+
+
+def _from_files(config: Config) -> dict[str, Metric]:
+    files: dict[str, tuple[str, ...]] = {f"--weights.{name}": (name,) for name in config.weights}
+    files |= {"--aligner-text": measures.OF_ALIGNERS} if config.aligner_text else {}
+    files |= {"--terms": ("term_recall",)} if config.terms else {}
+    if config.metrics and (unused := [flag for flag, names in files.items() if not set(names) & set(config.metrics)]):
+        raise ConfigError(f"{', '.join(unused)} would have no effect on {', '.join(config.metrics)}; name its metric")
+    return measures.from_files(config.weights, config.aligner_text, config.terms)
 
 
 def _read_choices(config: Config) -> dict[str, Any]:
@@ -336,7 +327,7 @@ def summary(scored: scoring.Scored, seed: int) -> dict[str, Any]:
     signatures = {name: s for by in list(scored.values())[::-1] for name, s in by["signatures"].items()}
     names = [name for name in METRICS if name in signatures]
     result: dict[str, Any] = {"systems": list(scored), "signatures": {n: signatures[n] for n in names}}
-    result["metrics"] = {n: {"title": scoring.title(n), "higher_is_better": scoring.better(n)} for n in names}
+    result["metrics"] = {n: {"title": measures.title(n), "higher_is_better": measures.better(n)} for n in names}
     result |= {"comparisons": [], "means": {}}
     for name in names:
         result |= scoring.values(scored, name, seed)
@@ -359,7 +350,7 @@ def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]
     pairs = [(first, b, g) for b in others for g in scored[first].get(name, {}) if g in scored[b].get(name, {})]
     found = scoring.comparisons(scored, name, pairs, seed)
     shown = [{"detectable": scoring.detectable(scored, a, b, name, g, seed)} for a, b, g in pairs]
-    return [c | verdict(c, scoring.better(name)) | d for c, d in zip(found, shown, strict=True)]
+    return [c | verdict(c, measures.better(name)) | d for c, d in zip(found, shown, strict=True)]
 
 
 def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:

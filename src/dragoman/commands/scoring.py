@@ -12,22 +12,22 @@ A label names what a value is about: a language for likelihoods, a direction suc
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from dragoman.commands import another_split
+from dragoman.commands.measures import Formula, formula
 from dragoman.corpora.choices import Choice
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.parting import refuse_untranslated
-from dragoman.errors import DataError, UserError
+from dragoman.errors import DataError
 from dragoman.evaluation import significance
 from dragoman.evaluation.metrics import CHRF, METRICS, BitsPerByte, Metric
 from dragoman.record import sha256
@@ -41,87 +41,19 @@ Scored = Mapping[str, Mapping[str, Any]]
 """System -> what it scored."""
 Directions = Mapping[str, tuple[str, str]]
 """Label -> source and target language."""
-Formula = Callable[[np.ndarray], np.ndarray]
-
 BATCH_TOKENS = 4096
 """Tokens of a batch when scoring likelihood; logits are the largest array there is."""
-OF_LIKELIHOODS = ("bits_per_byte", "option_accuracy", "task_accuracy")
-"""Metrics whose hypotheses are no translations."""
-NO_SPACES = ("zh", "yue", "ja", "th", "lo", "km", "my", "bo", "dz")
-ARGUMENTS: dict[str, Callable[[str], Any]] = {
-    "target": lambda tag: tag,
-    "tokenize": lambda tag: {"zh": "zh", "yue": "zh"}.get(_base(tag), "char" if _base(tag) in NO_SPACES else "13a"),
-    "asian": lambda tag: _base(tag) in ("zh", "yue", "ja"),
-}
-"""What metrics may want to know about the language translated into, by the name of their argument."""
-
-
-def _base(tag: str) -> str:
-    return tag.split("-")[0]
-
-
-# Metrics
-
-
-def metrics_for(target: str, names: Iterable[str] = ()) -> tuple[dict[str, Metric], dict[str, str]]:
-    """The named metrics (by default all that apply) for texts in a language, and why others are left out.
-
-    Raises what keeps a metric that was named from being made.
-    """
-    made: dict[str, Metric] = {}
-    left_out: dict[str, str] = {}
-    for name in names or [name for name in METRICS if name not in OF_LIKELIHOODS]:
-        try:
-            made[name] = _make(name, target)
-        except UserError as e:
-            if names:
-                raise type(e)(f"{name}: {e}") from None
-            left_out[name] = str(e)
-    return made, left_out
-
-
-def _make(name: str, target: str) -> Metric:
-    if name in OF_LIKELIHOODS:
-        raise DataError("it scores likelihoods, no texts; leave it out")
-    every = inspect.signature(METRICS[name]).parameters.values()
-    wanted = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if unknown := [p.name for p in wanted if p.default is p.empty and p.name not in ARGUMENTS]:
-        raise DataError(f"it needs {', '.join(unknown)}, which only the Python function takes")
-    metric = METRICS[name](**{p.name: ARGUMENTS[p.name](target) for p in wanted if p.name in ARGUMENTS})
-    if "terms" in metric.needs:
-        raise DataError("it needs a list of terms for each segment, which only the Python function takes")
-    return metric
-
-
-def formula(name: str) -> Formula:
-    """How summed sums of a metric become a value; it does not depend on the language."""
-    return _anyhow(name).from_sums
-
-
-def title(name: str) -> str:
-    """A metric's name for tables."""
-    return _anyhow(name).name
-
-
-def better(name: str) -> bool | None:
-    """Whether higher is better; None where the best value lies in between."""
-    return _anyhow(name).higher_is_better
-
-
-@cache
-def _anyhow(name: str) -> Metric:
-    """The metric with any settings: for what does not depend on them."""
-    if name == "bits_per_byte":
-        return BitsPerByte(0)
-    return METRICS[name]() if name in OF_LIKELIHOODS else _make(name, "en")
 
 
 # Held-out rows
 
 
-def held_out(corpus: NText, split: str, segments: int) -> dict[str, NText]:
-    """The rows that each language is scored on: the first ones that it has."""
-    tables = {g: corpus.select([g], split, complete=True) for g in corpus.languages}
+def held_out(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, NText]:
+    """The rows that each language is scored on: the first ones that it has. DataError where they are of no use."""
+    tables = {g: corpus.select([g], split, complete=True) for g in languages}
+    if empty := [g for g, t in tables.items() if len(t) < 2]:
+        way_out = another_split(corpus, empty, split)
+        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; {way_out}")
     return {g: t.take(range(min(segments, len(t)))) for g, t in tables.items()}
 
 
@@ -135,7 +67,8 @@ def parallel(corpus: NText, source: str, target: str, split: str, segments: int)
     table = corpus.select([source, target], split, complete=True)
     table = table.take(range(min(segments, len(table))))
     if len(table) < 2:
-        raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; use another split")
+        way_out = another_split(corpus, [source, target], split, complete=True)
+        raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; {way_out}")
     name = corpus.about.get("name", "the corpus")
     refuse_untranslated(cells(table, source), cells(table, target), f"{source} -> {target} in {name}")
     return table
@@ -190,10 +123,16 @@ def add_likelihoods(
 
 
 def add_texts(
-    sums: dict[str, Any], label: str, outputs: Sequence[str], table: NText, metrics: Mapping[str, Metric]
+    sums: dict[str, Any],
+    label: str,
+    outputs: Sequence[str],
+    table: NText,
+    metrics: Mapping[str, Metric],
+    terms: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Sums of a system's answers. table: columns source and target, or the target alone where no source is known."""
-    columns = dict(zip(("references", "sources"), (cells(table, g) for g in reversed(table.languages)), strict=False))
+    texts: list[Sequence[Any]] = [cells(table, g) for g in reversed(table.languages)]
+    columns = dict(zip(("references", "sources"), texts, strict=False)) | ({} if terms is None else {"terms": terms})
     sums["outputs"][label] = list(outputs)
     for name, metric in metrics.items():
         if set(metric.needs) <= set(columns):
@@ -277,11 +216,9 @@ def score_model(
     """
     from dragoman.translation.engines import stops_of
 
-    rows = held_out(corpus, split, segments)
-    if empty := [g for g in languages if len(rows[g]) < 2]:
-        raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; use another split")
+    rows = held_out(corpus, languages, split, segments)
     sums = empty_sums() | {"chrf": {}}
-    add_likelihoods(sums, model, codec, {g: rows[g] for g in languages}, quiet)
+    add_likelihoods(sums, model, codec, rows, quiet)
     stops = stops_of(model, codec) if directions else None
     for label, (source, target) in directions.items():
         table = parallel(corpus, source, target, split, segments)

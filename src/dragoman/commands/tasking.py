@@ -84,12 +84,12 @@ def _segment(table: NText, tag: str, row: int, answers: Sequence[str | None] | N
 
 def task_of(items: TaskItems, normalise: str = "bytes", metric: str = "chrf", threshold: float | None = None) -> Task:
     """How the items are judged. threshold: for translation, which has no right and wrong of its own."""
-    from dragoman.commands import scoring
+    from dragoman.commands import measures
 
     if items.judged == "text":
         raise ConfigError("the task text has no answers to judge; it is there to train on (dragoman align)")
     if items.judged == "translation":
-        made, _ = scoring.metrics_for(items.into, (metric,))
+        made, _ = measures.metrics_for(items.into, (metric,))
         return ByMetric(made[metric], float("nan") if threshold is None else threshold)
     if threshold is not None:
         raise ConfigError("a threshold has no effect on a task that has right and wrong answers; leave it out")

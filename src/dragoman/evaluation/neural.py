@@ -62,6 +62,7 @@ class Comet(Neural):
     Raises ModelError for files that are missing or do not fit, DataError for texts over the encoder's limit.
     """
 
+    name = "COMET"
     higher_is_better = True
 
     def __init__(self, folder: Path | str, device: str = "cpu", batch_tokens: int = 8192) -> None:
@@ -109,6 +110,7 @@ class MetricX(Neural):
     Source: the input is that of MetricX-24: `source: ... candidate: ... reference: ...`, without the end token.
     """
 
+    name = "MetricX"
     higher_is_better = False
 
     def __init__(

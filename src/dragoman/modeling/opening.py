@@ -58,7 +58,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as e:
-        raise ModelError(f"cannot load the model {name!r}: {_first_line(e)}") from None
+        raise ModelError(f"cannot load the model {name!r}: {_why(e, path)}") from None
     model.to(device or default_device())  # type: ignore[arg-type]
     return model.eval()
 
@@ -72,7 +72,7 @@ def outline(name: str) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()  # older versions do so only where weights are initialised
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ModelError(f"cannot outline the model {name!r}: {_first_line(e)}") from None
+        raise ModelError(f"cannot outline the model {name!r}: {_why(e, path)}") from None
     return model.eval()
 
 
@@ -93,7 +93,7 @@ def open_tokenizer(name: str) -> TextCodec:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
-        raise ModelError(f"cannot load the tokenizer of {name!r}: {_first_line(e)}") from None
+        raise ModelError(f"cannot load the tokenizer of {name!r}: {_why(e, path)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"the tokenizer of {name!r} has no vocabulary; is its tokenizer.json missing?")
     return TextCodec(tokenizer)
@@ -151,6 +151,12 @@ def _existing(name: str) -> str:
 def _first_line(e: Exception) -> str:
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     return lines[0] if lines else type(e).__name__
+
+
+def _why(e: Exception, path: str) -> str:
+    """The first line of what transformers says; where no folder was given, what else the name could be."""
+    here = "" if Path(path).exists() else f" (no folder {path} is here; built-in: {', '.join(BUILT_IN)})"
+    return _first_line(e) + here
 
 
 def default_device() -> str:

@@ -5,6 +5,7 @@ Shape letters: G languages, L MoE layers, E experts, N segments of one language,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from dragoman.routing.stats import jensen_shannon, slot_share
 from dragoman.routing.trace import RoutingTrace
 
 RESAMPLES = 200
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,17 @@ def _interval(before_NLE: np.ndarray, after_NLE: np.ndarray, seed: int) -> list[
 def _require_same_layout(before: RoutingTrace, after: RoutingTrace) -> None:
     names = {"layer_ids": "MoE layers", "num_experts": "experts", "top_k": "chosen per token"}
     pairs = {words: (getattr(before, name), getattr(after, name)) for name, words in names.items()}
-    if wrong := [f"{words} {list(a)} and {list(b)}" for words, (a, b) in pairs.items() if a != b]:
+    if wrong := [f"{words} {_in_short(a)} and {_in_short(b)}" for words, (a, b) in pairs.items() if a != b]:
         raise DataError(
             f"drift needs two traces of one layout, these differ in {'; '.join(wrong)}; compare a model with what it "
             "was trained from"
         )
+
+
+def _in_short(numbers: Sequence[int]) -> str:
+    """All of a few; of many `0 to 7` for a run, `8 x 32` for one number throughout."""
+    if len(numbers) <= FEW:
+        return str(list(numbers))
+    if list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return f"{len(numbers)} x {numbers[0]}" if len(set(numbers)) == 1 else str(list(numbers))

@@ -146,6 +146,8 @@ class RoutingTrace:
     @classmethod
     def load(cls, path: Path | str) -> RoutingTrace:
         """Read what `save` wrote; DataError for anything else."""
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is not a routing trace (no .npz file); make one with `dragoman diagnose`")
         try:
             with np.load(path) as z:
                 meta = json.loads(str(z["meta"]))
