@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -214,9 +215,13 @@ def test_the_command_on_the_built_in_model(tmp_path, monkeypatch, capsys):
     assert translate.run(config)["counts"] == counts
     translate.show(json.loads((tmp_path / "translation" / "record.json").read_text()))
     assert "segments 3" in capsys.readouterr().out
-    (tmp_path / "a.md").write_text("Changed\n")
-    with pytest.raises(ConfigError, match="another job: files differ"):
-        translate.run(config)
+    with pytest.raises(ConfigError, match="another job: languages differ"):
+        translate.run(replace(config, to="fr"))
+    engine = Talker(lambda text: Answer("Geändert"))
+    monkeypatch.setattr(translate, "_engine", lambda config: engine)
+    (tmp_path / "a.md").write_text("# Open\n\nChanged\n")
+    translate.run(config)
+    assert engine.asked == ["Changed"], "of a changed file only what is new"
 
 
 def test_estimate_writes_nothing(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,11 @@ def run(config: Config) -> dict[str, Any]:
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
     if config.estimate:
         return environment() | about | _estimate(documents, units)
-    journal = _journal(config, languages, documents)
+    journal = _journal(config, languages)
     try:
         engine = _engine(config)
         with tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2) as bar:
-            bar.update(sum(not a.faults for a in journal.attempts().values()))
+            bar.update(sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in units))
             best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
             bar.update(len(units) - bar.n)
     finally:
@@ -146,13 +147,21 @@ def steps(config: Config) -> tuple[str, ...]:
     return config.steps or (*whole, *job.PARTS)
 
 
-def _journal(config: Config, languages: tuple[str, str], documents: Sequence[Document]) -> Journal:
+def _journal(config: Config, languages: tuple[str, str]) -> Journal:
+    """The folder's journal. Answers do not depend on the files, so these may change between two runs."""
     if not (config.out / JOURNAL).exists():
         claim_folder(config.out)
-    files = {document.path.name: document.checksum for document in documents}
-    settings = {"keys": config.keys, "wrapped": config.wrapped, "steps": steps(config)}
-    about = {"files": files, "languages": languages, "model": config.model, "server": config.server}
-    return Journal(config.out / JOURNAL, about | settings)
+    about = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
+    return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
+
+
+def _identity(config: Config) -> str:
+    """The model by its content where it is on this disk, else by its name."""
+    if config.server:
+        return config.model
+    from dragoman.modeling import model_checksum
+
+    return model_checksum(config.model) or config.model
 
 
 def _engine(config: Config) -> job.Engine:

@@ -38,7 +38,7 @@ class Attempt:
 class Journal:
     """Answers by unit and step.
 
-    job: what the answers depend on (files, model, settings); a journal of another job is refused with a ConfigError
+    job: what the answers depend on (languages, model, steps); a journal of another job is refused with a ConfigError
     that names what differs, one that another process holds, too.
     """
 
