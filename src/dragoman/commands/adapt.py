@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Switch, Tags, forgetting
 from dragoman.commands.forgetting import Evaluation, Evaluator, share_of
 from dragoman.commands.training_text import Rows, Text, training_rows
+from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError
 from dragoman.record import claim_folder, environment, read_json, write_json
@@ -55,6 +56,8 @@ class Config:
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
+    vocabulary: int = 0
+    """New entries for the target, learnt from its train text; their rows start as means of the pieces they replace."""
     balance: float = 0.0
     """Weight of the load-balance loss of the routers; balance is measured with or without."""
     text: Text = field(default_factory=Text)
@@ -114,6 +117,7 @@ def run(config: Config) -> dict[str, Any]:
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed)
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
@@ -121,11 +125,12 @@ def run(config: Config) -> dict[str, Any]:
     if config.dry_run:
         from dragoman.commands.rehearsal import rehearse
 
-        return rehearse(model, codec, plan, rows, config, texts)
+        return rehearse(model, base_codec, codec, plan, rows, config, texts)
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     if finished := _claim(config, stamp):
         return finished
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, codec=codec, texts=texts)
+    codecs = {"codec": codec, "base_codec": base_codec}
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, texts=texts, **codecs)
     save_model(model, codec, config.out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
     write_json(config.out / "record.json", record)
@@ -150,6 +155,15 @@ def show(record: dict[str, Any]) -> None:
         print(f"stopped at step {stopped['step']}: {stopped['why']}{weights}")
     if record.get("outcome"):
         print(forgetting.line(record["outcome"]))
+
+
+def _with_vocabulary(codec: TextCodec, config: Config, corpus: NText) -> TextCodec:
+    from dragoman.modeling import extended, new_pieces
+
+    if not config.vocabulary:
+        return codec
+    corpus.require([config.target])
+    return extended(codec, new_pieces(codec, corpus.texts(config.target, "train"), config.vocabulary))
 
 
 def _copy_parents_tag(model: PreTrainedModel, codec: TextCodec, config: Config, plan: ExpertPlan | None) -> None:
@@ -190,39 +204,29 @@ def train_arm(
     pad_id: int,
     *,
     codec: TextCodec | None = None,
+    base_codec: TextCodec | None = None,
     texts: dict[str, list[str]] | None = None,
 ) -> dict[str, Any]:
     """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log.
 
-    With a codec and dev texts (language -> texts) it is evaluated too. Checkpoints, where the config asks for them, are
-    in its `out`.
+    With a codec and dev texts (language -> texts) it is evaluated too; where the base has another codec, the model gets
+    the vocabulary of the new one. Checkpoints, where the config asks for them, are in its
+    `out`.
     """
-    from dragoman.methods import METHODS, base, training
-    from dragoman.modeling import device_memory_mb, find_routers, moe_layers
+    from dragoman.methods import METHODS, base
+    from dragoman.modeling import device_memory_mb, grow
 
     method, settings = METHODS[method_name], training_settings(config, rows)
     evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
+    measured = evaluator(model, base_codec or codec) if evaluator and codec else None
     measure = partial(evaluator, model, codec) if evaluator and codec else None
-    measured = measure() if measure else None
     total = sum(p.numel() for p in model.parameters())
+    if codec and base_codec:
+        grow(model, base_codec, codec)
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
     guard = _guard(config, settings, measure, measured) if measure and measured else None
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
-        log = training.train(
-            model,
-            rows.tokens_NS,
-            settings,
-            layers=moe_layers(model) if find_routers(model) else (),
-            labels_NS=rows.labels_NS,
-            positions_NS=rows.positions_NS,
-            guard=guard,
-            pad_id=pad_id,
-            folder=Path(folder),
-            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
-            quiet=config.quiet,
-        )
+    log = _trained_log(model, rows, settings, config, guard, pad_id)
     method.merge(model)
     model.requires_grad_(True)
     return {
@@ -237,6 +241,29 @@ def train_arm(
         "training": asdict(settings),
         "device_memory_mb": device_memory_mb(model),
     }
+
+
+def _trained_log(
+    model: PreTrainedModel, rows: Rows, settings: training.Config, config: Config, guard: Guard | None, pad_id: int
+) -> training.Log:
+    from dragoman.methods import training
+    from dragoman.modeling import find_routers, moe_layers
+
+    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
+    with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
+        return training.train(
+            model,
+            rows.tokens_NS,
+            settings,
+            layers=moe_layers(model) if find_routers(model) else (),
+            labels_NS=rows.labels_NS,
+            positions_NS=rows.positions_NS,
+            guard=guard,
+            pad_id=pad_id,
+            folder=Path(folder),
+            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
+            quiet=config.quiet,
+        )
 
 
 def training_settings(config: Config, rows: Rows) -> training.Config:

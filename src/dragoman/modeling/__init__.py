@@ -43,6 +43,7 @@ from dragoman.modeling.probing import (
 )
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 from dragoman.modeling.upcycling import logit_difference, upcycle
+from dragoman.modeling.vocabulary import extended, grow, new_pieces
 
 __all__ = [
     "BUILT_IN",
@@ -61,8 +62,10 @@ __all__ = [
     "default_device",
     "device_memory_mb",
     "expert_weights",
+    "extended",
     "fetched_record",
     "find_routers",
+    "grow",
     "hidden_states",
     "isolates",
     "keep_freed_memory",
@@ -71,6 +74,7 @@ __all__ = [
     "model_path",
     "moe_layers",
     "new_model",
+    "new_pieces",
     "open_both",
     "open_model",
     "open_tokenizer",
