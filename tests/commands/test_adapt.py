@@ -13,9 +13,10 @@ import torch
 import dragoman
 from dragoman.commands import adapt, scoring
 from dragoman.commands.forgetting import Evaluation, share_of
+from dragoman.commands.pretrain import Vocabulary, train_tokenizer
 from dragoman.commands.training_text import Text
 from dragoman.errors import ConfigError, DataError, ModelError
-from dragoman.modeling import TextCodec, save_model
+from dragoman.modeling import TextCodec, open_both, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
@@ -132,6 +133,20 @@ def test_early_stop_takes_the_best_weights(toy, tmp_path):
     assert same(weights(tmp_path / "a" / "model"), weights(toy / "model")) is (best == 0)
 
 
+def test_new_vocabulary_is_measured_against_the_base_without_it(toy, tmp_path):
+    english = TextCodec(train_tokenizer(Vocabulary(size=300, tags=("en",)), [corpus()], ("en",)))
+    save_model(tiny("olmoe", vocab_size=300), english, tmp_path / "model")
+    of_russian = {"model": str(tmp_path / "model"), "target": "ru", "text": Text(segments=40, block=256)}
+    plain = dragoman.adapt(**settings(toy, tmp_path / "a", **of_russian))
+    more = dragoman.adapt(**settings(toy, tmp_path / "b", **of_russian, vocabulary=8))
+    model, codec = open_both(str(tmp_path / "b" / "model"))
+    assert len(codec.tokenizer) == model.config.vocab_size == 308
+    first = more["log"]["evaluations"][0]
+    assert first["bits"] == plain["log"]["evaluations"][0]["bits"]
+    assert more["tokens_by_source"]["corpus"] < plain["tokens_by_source"]["corpus"]
+    assert more["outcome"]["bits_before"] == first["bits"]["ru"]
+
+
 def test_a_dry_run_says_what_trains_and_writes_nothing(toy, tmp_path, capsys):
     record = dragoman.adapt(**settings(toy, tmp_path / "a", dry_run=True))
     assert not (tmp_path / "a").exists()
@@ -151,7 +166,7 @@ def killed(toy, tmp_path, *points):
     for name in ("model", "text.tsv", "plan.json"):
         (tmp_path / name).symlink_to(toy / name)
     script = Path(__file__).with_name("kill_and_resume.py")
-    done = subprocess.run([sys.executable, script, tmp_path, *points], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, script, tmp_path, *points], capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -169,6 +184,7 @@ def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(toy, tmp_path)
 
 
 @pytest.mark.slow  # forty toy trainings
+@pytest.mark.timeout(1200)
 def test_killed_at_twenty_random_points_it_resumes_to_the_bit(toy, tmp_path):
     found = killed(toy, tmp_path, *map(str, range(20)))
     require_same(found)

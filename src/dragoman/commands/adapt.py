@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Switch, Tags, forgetting
 from dragoman.commands.forgetting import Evaluation, Evaluator, share_of
 from dragoman.commands.training_text import Rows, Text, training_rows
+from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError
 from dragoman.record import claim_folder, environment, read_json, write_json
@@ -56,6 +57,8 @@ class Config:
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
+    vocabulary: int = 0
+    """New entries for the target, learnt from its train text; their rows start as means of the pieces they replace."""
     balance: float = 0.0
     """Weight of the load-balance loss of the routers; balance is measured with or without."""
     text: Text = field(default_factory=Text)
@@ -125,6 +128,7 @@ def run(config: Config) -> dict[str, Any]:
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
@@ -132,11 +136,12 @@ def run(config: Config) -> dict[str, Any]:
     if config.dry_run:
         from dragoman.commands.rehearsal import rehearse
 
-        return rehearse(model, codec, plan, rows, config, texts)
+        return rehearse(model, base_codec, codec, plan, rows, config, texts)
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     if finished := _claim(config, stamp):
         return finished
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, codec=codec, texts=texts)
+    codecs = {"codec": codec, "base_codec": base_codec}
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, texts=texts, **codecs)
     save_model(model, codec, config.out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
     write_json(config.out / "record.json", record)
@@ -161,6 +166,15 @@ def show(record: dict[str, Any]) -> None:
         print(f"stopped at step {stopped['step']}: {stopped['why']}{weights}")
     if record.get("outcome"):
         print(forgetting.line(record["outcome"]))
+
+
+def _with_vocabulary(codec: TextCodec, config: Config, corpus: NText) -> TextCodec:
+    from dragoman.modeling import extended, new_pieces
+
+    if not config.vocabulary:
+        return codec
+    corpus.require([config.target])
+    return extended(codec, new_pieces(codec, corpus.texts(config.target, "train"), config.vocabulary))
 
 
 def _copy_parents_tag(model: PreTrainedModel, codec: TextCodec, config: Config, plan: ExpertPlan | None) -> None:
@@ -201,38 +215,29 @@ def train_arm(
     pad_id: int,
     *,
     codec: TextCodec | None = None,
+    base_codec: TextCodec | None = None,
     texts: dict[str, list[str]] | None = None,
 ) -> dict[str, Any]:
     """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log.
 
-    With a codec and dev texts (language -> texts) it is evaluated too. Checkpoints, where the config asks for them, are
-    in its `out`.
+    With a codec and dev texts (language -> texts) it is evaluated too; where the base has another codec, the model gets
+    the vocabulary of the new one. Checkpoints, where the config asks for them, are in its
+    `out`.
     """
-    from dragoman.methods import METHODS, base, training
-    from dragoman.modeling import device_memory_mb
+    from dragoman.methods import METHODS, base
+    from dragoman.modeling import device_memory_mb, grow
 
     method, settings = METHODS[method_name], training_settings(config, rows)
     evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
+    measured = evaluator(model, base_codec or codec) if evaluator and codec else None
     measure = functools.partial(evaluator, model, codec) if evaluator and codec else None
-    measured = measure() if measure else None
     total = sum(p.numel() for p in model.parameters())
+    if codec and base_codec:
+        grow(model, base_codec, codec)
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
     guard = _guard(config, settings, measure, measured) if measure and measured else None
-    with _trunk(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
-        log = training.train(
-            model,
-            rows.tokens_NS,
-            settings,
-            layers=_running_routers(model, config),
-            labels_NS=rows.labels_NS,
-            positions_NS=rows.positions_NS,
-            guard=guard,
-            pad_id=pad_id,
-            folder=Path(folder),
-            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
-            quiet=config.quiet,
-        )
+    log, difference = _trained_log(model, rows, settings, config, guard, pad_id)
     method.merge(model)
     model.requires_grad_(True)
     return {
@@ -248,6 +253,29 @@ def train_arm(
         "device_memory_mb": device_memory_mb(model),
         "trunk_difference": difference,
     }
+
+
+def _trained_log(
+    model: PreTrainedModel, rows: Rows, settings: training.Config, config: Config, guard: Guard | None, pad_id: int
+) -> tuple[training.Log, float | None]:
+    """The log, and how far logits from the trunk cache were from full ones, where there is one."""
+    from dragoman.methods import training
+
+    with _trunk(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
+        log = training.train(
+            model,
+            rows.tokens_NS,
+            settings,
+            layers=_running_routers(model, config),
+            labels_NS=rows.labels_NS,
+            positions_NS=rows.positions_NS,
+            guard=guard,
+            pad_id=pad_id,
+            folder=Path(folder),
+            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
+            quiet=config.quiet,
+        )
+    return log, difference
 
 
 def _checkpoint_folder(config: Config) -> Any:

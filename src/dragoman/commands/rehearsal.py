@@ -32,6 +32,7 @@ UPDATES = 6
 
 def rehearse(
     model: PreTrainedModel,
+    base_codec: TextCodec,
     codec: TextCodec,
     plan: ExpertPlan | None,
     rows: Rows,
@@ -41,15 +42,16 @@ def rehearse(
     """What `run` would do with the same arguments, and what it would take."""
     from dragoman.commands.adapt import evaluation_interval, training_settings
     from dragoman.methods import METHODS, base
-    from dragoman.modeling import device_memory_mb
+    from dragoman.modeling import device_memory_mb, grow
 
     settings = training_settings(config, rows)
     method, total = METHODS[config.method], sum(p.numel() for p in model.parameters())
     evaluating = 0.0
     if texts:
         began = time.monotonic()
-        Evaluator(texts, settings.bf16)(model, codec)
+        Evaluator(texts, settings.bf16)(model, base_codec)
         evaluating = time.monotonic() - began
+    grow(model, base_codec, codec)
     method.apply(model, method.Config(), plan)
     trained = base.trained(model, total)
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}

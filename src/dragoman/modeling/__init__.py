@@ -55,6 +55,7 @@ from dragoman.modeling.probing import (
 )
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 from dragoman.modeling.upcycling import logit_difference, upcycle
+from dragoman.modeling.vocabulary import extended, grow, new_pieces
 
 __all__ = [
     "BUILT_IN",
@@ -77,8 +78,10 @@ __all__ = [
     "device_memory_mb",
     "expert_shares",
     "expert_weights",
+    "extended",
     "fetched_record",
     "find_routers",
+    "grow",
     "hidden_states",
     "isolates",
     "keep_freed_memory",
@@ -89,6 +92,7 @@ __all__ = [
     "model_path",
     "moe_layers",
     "new_model",
+    "new_pieces",
     "open_both",
     "open_model",
     "open_tokenizer",
