@@ -121,7 +121,7 @@ def test_damage_another_text_another_model_and_a_full_disk_are_said(tmp_path, mo
         pass
     with (tmp_path / "trunk" / "activations.bin").open("r+b") as f:
         f.write(b"xxxx")
-    with pytest.raises(DataError, match="block 0 of .* is not what was written"), cached(model, tmp_path):
+    with pytest.raises(DataError, match=r"block 0 of .* is not what was written"), cached(model, tmp_path):
         pass
     usage = namedtuple("usage", "total used free")(10, 9, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
