@@ -5,8 +5,8 @@
 
 The model is OLMoE's shape (16 layers, 64 experts, top-8) at a part of its width, with random weights; the full mode
 adds the built-in mini-moe. Arms take turns within a round, and times are medians over rounds of one forward and
-backward pass of the same rows. The update is left out, because the allowed speed-up counts multiply-adds of passes alone (with
-it, full fine-tuning would be slower still):
+backward pass of the same rows. The update is left out, because the allowed speed-up counts multiply-adds of passes
+alone (with it, full fine-tuning would be slower still):
 
     allowed = (forward + backward of full fine-tuning) / (forward + backward of the arm)
 
