@@ -204,11 +204,10 @@ class _Trunk:
             handle.remove()
 
     def checksum(self) -> str:
-        """Of the weights that stand outside the layers from the cut up and do not train."""
-        layers = decoder_layers(self.model)
-        frozen = torch.nn.ModuleList([self.model.get_input_embeddings(), *layers[: self.cut]])
+        """Of what the activations depend on but the rows; layer by layer, which needs no second copy of the weights."""
+        parts = [self.model.get_input_embeddings(), *decoder_layers(self.model)[: self.cut]]
         settings = self.model.config.to_json_string()
-        return sha256(state_checksum(frozen), settings, "bf16" if self.bf16 else "as stored")
+        return sha256(*map(state_checksum, parts), settings, "bf16" if self.bf16 else "as stored")
 
 
 class _Store:
