@@ -3,15 +3,16 @@
     python benchmarks/adapt.py --quick
     python benchmarks/adapt.py --out benchmarks/adapt/speed.json
 
-The model is OLMoE's shape (16 layers, 64 experts, top-8) at a part of its width, with random weights; the full mode adds
-the built-in mini-moe. Arms take turns within a round, and times are medians over rounds of one forward and backward pass
-of the same rows; the update is timed apart, because the allowed speed-up counts multiply-adds of passes alone:
+The model is OLMoE's shape (16 layers, 64 experts, top-8) at a part of its width, with random weights; the full mode
+adds the built-in mini-moe. Arms take turns within a round, and times are medians over rounds of one forward and
+backward pass of the same rows. The update is left out, because the allowed speed-up counts multiply-adds of passes
+alone (with it, full fine-tuning would be slower still):
 
     allowed = (forward + backward of full fine-tuning) / (forward + backward of the arm)
 
-where attention and head count, and of weight gradients those of planned rows alone. Tokens are drawn at random. Memory is
-the peak resident size of a process of its own after two updates of AdamW, above what it had after its imports; weights
-are in it.
+where attention and head count, and of weight gradients those of planned rows alone. Tokens are drawn at random. Memory
+is the peak resident size of a process of its own after two updates of AdamW, above what it had after its imports;
+weights are in it.
 """
 
 # Shape letters: B rows, S tokens per row, L layers, E experts, K chosen per token, P planned, D width, F expert width.
@@ -45,7 +46,7 @@ TRAINED_LAYERS, PLANNED_SHARE = 2, 8
 
 def olmoe(part: int) -> Any:
     """OLMoE's shape at 1/part of its width and vocabulary."""
-    shape = {"num_hidden_layers": 16, "num_experts": 64, "num_experts_per_tok": 8, "pad_token_id": 1}
+    shape = {"num_hidden_layers": 16, "num_experts": 64, "num_experts_per_tok": 8, "eos_token_id": 2}
     sizes = {"hidden_size": 2048, "intermediate_size": 1024, "vocab_size": 50304}
     heads = {"num_attention_heads": 16, "num_key_value_heads": 16}
     return new_model("olmoe", shape | {n: size // part for n, size in (sizes | heads).items()}, seed=0)
@@ -61,7 +62,9 @@ MODELS: dict[str, Callable[[], Any]] = {
 def plan_of(model: Any) -> ExpertPlan:
     """Every eighth expert of the last two layers, no routers: the same for every arm."""
     last = moe_layers(model)[-TRAINED_LAYERS:]
-    experts = {x.layer_id: tuple(PlannedExpert(e, "language") for e in range(0, x.num_experts, 8)) for x in last}
+    experts = {
+        x.layer_id: tuple(PlannedExpert(e, "language") for e in range(0, x.num_experts, PLANNED_SHARE)) for x in last
+    }
     return ExpertPlan("benchmark", layers=experts, num_experts={x.layer_id: x.num_experts for x in last})
 
 
@@ -107,10 +110,10 @@ def allowed(model: Any, tokens: int, width: int) -> dict[str, float]:
     layer = projections + slots + router + scores
     head = config.vocab_size * config.hidden_size
     planned = slots / PLANNED_SHARE  # where routing is even
-    whole = layers * (3 * layer + scores * 0) + 3 * head
-    # the lowest: gradients in planned experts, of their two weights and of what is between; above it of all inputs too
-    between = planned / 3
-    backward = head + TRAINED_LAYERS * planned + between + (TRAINED_LAYERS - 1) * layer
+    whole = 3 * (layers * layer + head)
+    # Lowest trained layer: in planned experts, gradients of their weights and of what stands between the two of them.
+    # The layer above: of planned weights, and of all inputs; attention's product of two inputs counts twice there.
+    backward = head + TRAINED_LAYERS * planned + planned / 3 + (TRAINED_LAYERS - 1) * (layer + scores)
     return {
         "ssft": whole / (layers * layer + head + backward),
         "cache": whole / (TRAINED_LAYERS * layer + head + backward),
@@ -181,7 +184,7 @@ def memory(arm: str, name: str, rows: int, width: int) -> None:
 
 
 def memory_of(arm: str, name: str, rows: int, width: int) -> dict[str, float]:
-    """The same from outside."""
+    """The same from outside; a process that fails ends the benchmark with its message."""
     command = [sys.executable, __file__, "memory", arm, name, str(rows), str(width)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -197,7 +200,8 @@ def measure(name: str, rows: int, width: int, rounds: int) -> dict[str, Any]:
         print(
             f"{name} {arm}: {rows * width / medians[arm]:,.0f} tokens/s, {faster:.2f} times full"
             + (f" (allowed {most:.2f}, {100 * faster / most:.0f} % of it)" if most else "")
-            + f", {peaks[arm]['mb']:,.0f} MB, {peaks[arm]['trained']:,.0f} parameters train"
+            + f", {peaks[arm]['mb']:,.0f} MB, {peaks[arm]['trained']:,.0f} parameters train",
+            flush=True,
         )
     return {"rows": rows, "width": width, "seconds": times, "median": medians, "allowed": count, "peak": peaks}
 

@@ -2,9 +2,9 @@
 
     logits = upper(trunk(x)),  trunk frozen: trunk(x) is a constant of the text
 
-A folder holds `activations.bin`, rows of [S, D] numbers without a head, and `trunk.json`: what they were made of, and the
-checksum of each block that is written. A run that was killed while writing goes on after the last whole block. Rows are
-found by their contents, so text that comes again, in whatever order, is computed once.
+A folder holds `activations.bin`, rows of [S, D] numbers without a header, and `trunk.json`: what they were made of, and
+the checksum of each block that is written. A run that was killed while writing goes on after the last whole block. Rows
+are found by their contents, so text that comes again, in whatever order, is computed once.
 
 Shape letters: N different rows, B rows of a batch, S positions, D model width.
 """
@@ -80,8 +80,8 @@ def cached_trunk(
     difference = trunk.difference(store.read)
     if difference > LARGEST_DIFFERENCE[config.dtype]:
         raise ModelError(
-            f"with the cache in {config.folder} logits differ by {difference:.2g} of their standard deviation from those "
-            f"of the whole model, at most {LARGEST_DIFFERENCE[config.dtype]} is accepted; "
+            f"with the cache in {config.folder} logits differ by {difference:.2g} of their standard deviation from "
+            f"those of the whole model, at most {LARGEST_DIFFERENCE[config.dtype]} is accepted; "
             + ("keep it in fp32" if config.dtype == "bf16" else "remove the folder, or train without a trunk cache")
         )
     with trunk.served(store.read):
@@ -204,11 +204,10 @@ class _Trunk:
             handle.remove()
 
     def checksum(self) -> str:
-        """Of the weights that stand outside the layers from the cut up and do not train."""
-        layers = decoder_layers(self.model)
-        frozen = torch.nn.ModuleList([self.model.get_input_embeddings(), *layers[: self.cut]])
+        """Of what the activations depend on but the rows; layer by layer, which needs no second copy of the weights."""
+        parts = [self.model.get_input_embeddings(), *decoder_layers(self.model)[: self.cut]]
         settings = self.model.config.to_json_string()
-        return sha256(state_checksum(frozen), settings, "bf16" if self.bf16 else "as stored")
+        return sha256(*map(state_checksum, parts), settings, "bf16" if self.bf16 else "as stored")
 
 
 class _Store:
