@@ -38,11 +38,12 @@ test-slow: $(STAMP)  ## Tests that take minutes.
 test-network: $(STAMP)  ## Tests that fetch packages.
 	$(BIN)/python -m pytest -m network $(ARGS)
 
-docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers.
+docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers, methods in docs/methods.md.
 	$(BIN)/python -m dragoman.cli docs > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 	$(BIN)/python -m tests.architectures > docs/architectures.md.new
 	mv docs/architectures.md.new docs/architectures.md
+	$(BIN)/python -m tests.methods.contract
 
 install: $(STAMP)  ## Set up only.
 

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.methods.base import Rows
 from dragoman.modeling import MoELayer, expert_weights, moe_layers, why_not_tunable
 from dragoman.routing.plan import ExpertPlan
 
@@ -81,6 +82,18 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
         layer.experts.forward = _writing_once(layer.experts.forward)
         layer.router.requires_grad_(routers)
+
+
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan) -> Rows:
+    """The planned rows of every stack, and the routers of their layers where they train."""
+    routers = plan.train_routers if config.routers is None else config.routers
+    paths = {m: n for n, m in model.named_modules()}
+    rows: Rows = {}
+    for layer, planned in _planned_layers(model, plan):
+        rows |= dict.fromkeys((f"{paths[layer.experts]}.{name}" for name in expert_weights(layer.experts)), planned)
+        own = [f"{paths[layer.router]}.{n}" for n, _ in layer.router.named_parameters()]
+        rows |= dict.fromkeys(own if routers else ())
+    return rows
 
 
 def _writing_once(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,14 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.experts import sorted_experts
-from dragoman.modeling.kinds import SCORES, active_parameters, parameter_counts, router_kind
+from dragoman.modeling.kinds import (
+    SCORES,
+    active_parameters,
+    decoder_layers,
+    linear_maps,
+    parameter_counts,
+    router_kind,
+)
 from dragoman.modeling.opening import (
     BUILT_IN,
     PLAIN_PROMPT,
@@ -33,6 +40,7 @@ from dragoman.modeling.packaged import (
 )
 from dragoman.modeling.probing import (
     MoELayer,
+    expert_stacks,
     expert_weights,
     find_routers,
     moe_layers,
@@ -55,12 +63,15 @@ __all__ = [
     "context_length",
     "convert",
     "copy_tag",
+    "decoder_layers",
     "default_device",
+    "expert_stacks",
     "expert_weights",
     "fetched_record",
     "find_routers",
     "hidden_states",
     "keep_freed_memory",
+    "linear_maps",
     "logit_difference",
     "model_checksum",
     "model_path",
