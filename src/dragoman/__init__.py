@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "evaluate", "pretrain")
+VERBS = ("tour", "inspect", "diagnose", "compare", "plan", "adapt", "export", "evaluate", "pretrain")
 """Functions that build a command's config from their arguments and return its record."""
 
 NAMES = {
@@ -29,6 +29,7 @@ NAMES = {
     "ExpertPlan": "routing.plan",
     "PLANNERS": "routing.planners",
     "METHODS": "methods",
+    "open_delta": "methods.delta",
     "METRICS": "evaluation.metrics",
 }
 """Public name -> module that holds it."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "Compare two traces (how far routing moved) or two evaluations (what differs, and may it be compared).",
     "plan": "Choose from a trace which experts to change for a new language, and say why.",
     "adapt": "Train a model for a new language by a method, on a plan.",
+    "export": "Write a delta, or an adapted model, as a plain model folder, and prove what is in it.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",

@@ -148,12 +148,11 @@ def generated() -> str:
 CLAIM = (
     "### The contract",
     "",
-    "On each of these families, tiny with random weights (`tests/methods/contract.py`): the start is the base to the bit; "
-    "all that the method owns has a gradient within three steps; after three steps of AdamW with weight decay every "
-    "other weight, and every other row of a stack, has the bits it had; the saved delta holds the owned weights alone; "
-    "saved and loaded, logits are bit-equal; removed, the base is back to the bit; merging is as exact as declared. A "
-    "cell has the share of the toy's parameters that trains.",
-    "",
+    "On each of these families, tiny with random weights (`tests/methods/contract.py`): the start is the base to the "
+    "bit; all that the method owns has a gradient within three steps; after three steps of AdamW with weight decay "
+    "every other weight, and every other row of a stack, has the bits it had; the saved delta holds the owned weights "
+    "alone; saved and loaded, logits are bit-equal; removed, the base is back to the bit; merging is as exact as "
+    "declared. A cell has the share of the toy's parameters that trains.",
     "",
 )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dragoman.commands import Switch
+from dragoman.commands import Numbers, Switch, Tags
 from dragoman.corpora.languages import language
 from dragoman.corpora.mix import pad
 from dragoman.corpora.ntext import NText
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
     from dragoman.methods.training import Log
     from dragoman.modeling import TextCodec
+
+OF_METHOD = ("rank", "alpha", "parts", "layers", "routers")
+"""Fields that are settings of a method."""
+SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
+"""Value of `save` -> folders that are written."""
 
 # Shape letters: N rows, S tokens per row.
 
@@ -64,47 +69,87 @@ class Config:
     target: str
     """New language, BCP-47."""
     method: str = "expert_tuning"
-    """expert_tuning (needs a plan) or full."""
+    """expert_tuning (needs a plan), lora or full."""
     plan: Path | None = None
     """Plan that `dragoman plan` wrote."""
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     parent: str | None = None
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
+    rank: int | None = None
+    """lora: rank of the updates; default 8."""
+    alpha: float | None = None
+    """lora: updates are scaled by alpha / rank; default 16."""
+    parts: Tags | None = None
+    """lora: what gets updates, of attention, experts, shared; default: attention experts."""
+    layers: Numbers | None = None
+    """lora: model layers; default: those of the plan, without a plan all."""
+    routers: bool | None = None
+    """expert_tuning: train the routers of the planned layers; default: what the plan says."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
     text: Text = field(default_factory=Text)
     """What is trained on."""
+    save: str = "model"
+    """model (merged, a plain folder), delta (the trained weights alone, for this base only), or both."""
     out: Path = Path("adapted")
-    """New folder for the model and record.json."""
+    """New folder for model, delta and record.json."""
     seed: int = 0
     """Of the order of the text."""
     quiet: Switch = False
     """No progress bars."""
 
 
+    def __post_init__(self) -> None:
+        if self.save not in SAVE:
+            raise ConfigError(f"save is {', '.join(SAVE)}, not {self.save!r}")
+
+
 def run(config: Config) -> dict[str, Any]:
-    """Train a model for a new language and save it as a plain model folder, with a record."""
+    """Train a model for a new language and save it as a plain model folder, or as a delta, with a record."""
     from dragoman.methods import METHODS
-    from dragoman.modeling import copy_tag, open_both, save_model
+    from dragoman.methods.base import settings
+    from dragoman.methods.delta import trained_delta
+    from dragoman.modeling import open_both, save_model, state_checksum
 
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
+    chosen = settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed)
-    parent = config.parent or (plan.parent if plan else None)
-    if parent and not copy_tag(model, codec, parent, config.target) and config.parent:
-        raise ConfigError(
-            f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
-        )
+    before = state_checksum(model) if "delta" in SAVE[config.save] else ""
+    tag = _copied_tag(config, model, codec, plan)
     out = claim_folder(config.out)
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id)
-    save_model(model, codec, out / "model")
+
+    def keep(model: PreTrainedModel) -> None:
+        if before:
+            delta = trained_delta(model, config.method, chosen, plan, base=config.model, base_sha256=before, tag=tag)
+            delta.save(out / "delta")
+
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, chosen, keep)
+    if "model" in SAVE[config.save]:
+        save_model(model, codec, out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
     write_json(out / "record.json", record)
     return record
+
+
+def _copied_tag(
+    config: Config, model: PreTrainedModel, codec: TextCodec, plan: ExpertPlan | None
+) -> tuple[str, str] | None:
+    """Parent and target, where the target's tag now is a copy of the parent's."""
+    from dragoman.modeling import copy_tag
+
+    parent = config.parent or (plan.parent if plan else None)
+    if parent and copy_tag(model, codec, parent, config.target):
+        return parent, config.target
+    if config.parent:
+        raise ConfigError(
+            f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
+        )
+    return None
 
 
 def show(record: dict[str, Any]) -> None:
@@ -113,7 +158,7 @@ def show(record: dict[str, Any]) -> None:
     print(
         f"trained {record['parameters']:,} parameters ({100 * record['trained_share']:.2f} %) for {log['steps']} steps "
         f"in {log['seconds']:.0f} s; loss {log['losses'][0]:.3f} -> {log['losses'][-1]:.3f}; "
-        f"the model is in {out}/model"
+        f"the {' and the '.join(SAVE[record['config']['save']])} in {out}"
     )
 
 
@@ -165,13 +210,18 @@ def train_arm(
     rows: Rows,
     config: Config,
     pad_id: int,
+    chosen: Any = None,
+    keep: Callable[[PreTrainedModel], None] | None = None,
 ) -> dict[str, Any]:
-    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log."""
+    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log.
+
+    chosen: the method's Config; keep: what to do with the trained model before it is merged.
+    """
     from dragoman.methods import METHODS, base, training
 
     method = METHODS[method_name]
     total = sum(p.numel() for p in model.parameters())
-    method.apply(model, method.Config(), plan)
+    method.apply(model, chosen or method.Config(), plan)
     trained = base.trained(model, total)
     steps = math.ceil(len(rows.tokens_NS) / config.text.batch)
     settings = training.Config(
@@ -194,6 +244,8 @@ def train_arm(
             folder=Path(scratch),
             quiet=config.quiet,
         )
+    if keep:
+        keep(model)
     method.merge(model)
     model.requires_grad_(True)
     return {

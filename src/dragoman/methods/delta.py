@@ -81,13 +81,17 @@ class Delta:
         plain = {name: about[name] for name in ("method", "base", "base_sha256", "dtype")}
         return cls(**plain, settings=settings, plan=plan, tag=about["tag"] and tuple(about["tag"]), weights=weights)
 
-    def put_on(self, model: PreTrainedModel, codec: TextCodec | None = None) -> None:
-        """Apply the method to the base, in place, with the trained weights. ModelError for another base."""
+    def require_base(self, model: PreTrainedModel) -> None:
+        """ModelError where a model is not the one that the delta was trained on."""
         if (found := state_checksum(model)) != self.base_sha256:
             raise ModelError(
                 f"the delta was trained on {self.base} with weights {self.base_sha256[:12]}, this base has "
                 f"{found[:12]}; name the right one with --base"
             )
+
+    def put_on(self, model: PreTrainedModel, codec: TextCodec | None = None) -> None:
+        """Apply the method to the base, in place, with the trained weights. ModelError for another base."""
+        self.require_base(model)
         if self.tag:
             assert codec is not None
             copy_tag(model, codec, *self.tag)

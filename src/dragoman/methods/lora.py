@@ -4,7 +4,8 @@
 
 Source: Hu et al. 2021 (LoRA, arXiv:2106.09685), sec. 4.1, as PEFT has it; stacks through its `target_parameters`.
 Differs: what is trained is found by probing and given to PEFT by whole paths, then looked for in the model. By a name
-such as `down_proj` alone PEFT takes shared experts and leaves the routed ones frozen without a word.
+such as `down_proj` alone PEFT takes shared experts and leaves the routed ones frozen without a word, in some families;
+in others it takes the routed ones where whole paths of shared ones are given, so those go in as parameters, too.
 Trains: A and B. Merges: to rounding.
 """
 
@@ -61,23 +62,23 @@ class Config:
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> None:
     """Freeze the model and put updates of zero beside its weights. Raises where a part or a layer has none."""
     peft = _peft()
-    maps, stacks = _targets(model, config, plan)
+    maps, weights = _targets(model, config, plan)
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(maps), target_parameters=list(stacks)
+        r=config.rank, lora_alpha=config.alpha, target_modules=maps, target_parameters=weights
     )
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         peft.inject_adapter_in_model(settings, model)
     reached = {name for name, _ in _updates(model)}
-    if missed := sorted({*(f"{m}.weight" for m in maps), *stacks} - reached):
+    if missed := sorted({*(f"{m}.weight" for m in maps), *weights} - reached):
         raise ModelError(f"PEFT {peft.__version__} left {', '.join(missed)} frozen; leave out their part or layers")
 
 
 def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> Rows:
     """All rows of every weight that has an update."""
-    maps, stacks = _targets(model, config, plan)
-    return dict.fromkeys([*(f"{m}.weight" for m in maps), *stacks])
+    maps, weights = _targets(model, config, plan)
+    return dict.fromkeys([*(f"{m}.weight" for m in maps), *weights])
 
 
 def merge(model: PreTrainedModel) -> None:
@@ -111,7 +112,7 @@ def _peft() -> ModuleType:
 
 
 def _targets(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> tuple[list[str], list[str]]:
-    """Paths of linear maps and of stacked weights. Raises for a layer, and for a part, with nothing to train."""
+    """Paths of linear maps, and of weights. Raises for a layer, and for a part, with nothing to train."""
     if config.layers and plan is not None:
         raise ConfigError("lora takes its layers from the setting layers or from a plan; leave one out")
     known = decoder_layers(model)
@@ -125,8 +126,8 @@ def _targets(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) ->
         faults.append(f"layers {idle} have no {' and no '.join(PARTS[p] for p in config.parts)}")
     if faults:
         raise ModelError(f"lora would train nothing there: {'; '.join(faults)}; leave it out of parts or layers")
-    stacks = list(found.pop("experts", {}))
-    return [path for paths in found.values() for path in paths], stacks
+    shared = [f"{path}.weight" for path in found.get("shared", {})]
+    return list(found.get("attention", {})), [*found.get("experts", {}), *shared]
 
 
 def _part(model: PreTrainedModel, part: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from dragoman.modeling.opening import (
     context_length,
     copy_tag,
     default_device,
+    embedding_names,
     hidden_states,
     keep_freed_memory,
     model_checksum,
@@ -28,6 +29,7 @@ from dragoman.modeling.opening import (
     save_model,
     state_checksum,
     stored_bytes,
+    stored_names,
 )
 from dragoman.modeling.packaged import (
     FETCHED,
@@ -65,6 +67,7 @@ __all__ = [
     "copy_tag",
     "decoder_layers",
     "default_device",
+    "embedding_names",
     "expert_stacks",
     "expert_weights",
     "fetched_record",
@@ -90,6 +93,7 @@ __all__ = [
     "sorted_experts",
     "state_checksum",
     "stored_bytes",
+    "stored_names",
     "tap_routers",
     "upcycle",
     "why_not_tunable",
