@@ -207,6 +207,38 @@ def test_adapt_saves_model_and_delta_that_are_the_same(tmp_path, here):
         dragoman.export(str(tmp_path / "out" / "delta"), format="peft", out=tmp_path / "peft")
 
 
+def test_the_row_of_a_tag_trains_with_the_planned_experts(tmp_path, here):
+    base = tiny("olmoe", vocab_size=len(CODEC.tokenizer), max_position_embeddings=128, tie_word_embeddings=True)
+    save_model(base, CODEC, tmp_path / "base")
+    toy_plan(base).save(tmp_path / "plan.json")
+    dragoman.adapt(
+        str(tmp_path / "base"), target="pt", plan=tmp_path / "plan.json", embeddings="tags", routers=False,
+        save="delta", out=tmp_path / "out", text=Text(segments=8, block=96), quiet=True,
+    )  # fmt: skip
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"delta", "record.json"}
+    proof = dragoman.export(str(tmp_path / "out" / "delta"), out=tmp_path / "exported")["proof"]
+    experts = {n: rows for n, rows in proof["changed"].items() if "experts" in n}
+    assert len(experts) == 4 and set(proof["changed"]) - set(experts) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert proof["changed"]["lm_head.weight"] == [CODEC.tag_id("pt")]
+    with pytest.raises(ConfigError, match="no tag for tlh"):
+        dragoman.commands.adapt._with_tag_row(Delta.load(tmp_path / "out" / "delta").settings, CODEC, "tlh")
+
+
+def test_rows_that_were_trained_and_stayed_equal_are_counted_by_hand():
+    before = {"stack": ["a", "b", "c", "d"], "router": ["x", "y"], "norm": "n"}
+    after = before | {"stack": ["a", "B", "c", "D"]}
+    changed = export._changed(before, after)
+    assert changed == {"stack": [1, 3]}
+    assert export._equal_rows(before, {"stack": (1, 2, 3), "router": None}, changed) == {"stack": 1, "router": 2}
+    export._require_allowed(changed, {"stack": (1, 2, 3)})
+    with pytest.raises(ModelError, match=r"not trained: stack, rows \[1\]"):
+        export._require_allowed(changed, {"stack": (2, 3)})
+    with pytest.raises(ModelError, match="not trained: norm"):
+        export._changed(before, after | {"norm": "m"})
+    with pytest.raises(ModelError, match="only one of the model and its base has router"):
+        export._changed(before, {n: t for n, t in after.items() if n != "router"})
+
+
 def test_a_setting_of_another_method_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="rank, routers would have no effect on the method full"):
         dragoman.adapt("mini-moe", target="pt", method="full", rank=2, routers=False, out=tmp_path / "out")

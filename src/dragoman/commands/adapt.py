@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dragoman.methods.training import Log
     from dragoman.modeling import TextCodec
 
-OF_METHOD = ("rank", "alpha", "parts", "layers", "routers")
+OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
 """Fields that are settings of a method."""
 SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
@@ -86,6 +86,8 @@ class Config:
     """lora: model layers; default: those of the plan, without a plan all."""
     routers: bool | None = None
     """expert_tuning: train the routers of the planned layers; default: what the plan says."""
+    embeddings: str | None = None
+    """expert_tuning: none, tags (the row of the target's tag) or all; default none."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
     text: Text = field(default_factory=Text)
@@ -120,6 +122,7 @@ def run(config: Config) -> dict[str, Any]:
     model, codec = open_both(config.model)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed)
     before = state_checksum(model) if "delta" in SAVE[config.save] else ""
+    chosen = _with_tag_row(chosen, codec, config.target)
     tag = _copied_tag(config, model, codec, plan)
     out = claim_folder(config.out)
 
@@ -134,6 +137,16 @@ def run(config: Config) -> dict[str, Any]:
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
     write_json(out / "record.json", record)
     return record
+
+
+def _with_tag_row(chosen: Any, codec: TextCodec, target: str) -> Any:
+    """The method's settings with the row of the target's tag, where tags are to train."""
+    if getattr(chosen, "embeddings", "none") != "tags":
+        return chosen
+    row = codec.tag_id(target)
+    if row is None:
+        raise ConfigError(f"--embeddings tags would have no effect: the vocabulary has no tag for {target}")
+    return replace(chosen, tag_rows=(row,))
 
 
 def _copied_tag(

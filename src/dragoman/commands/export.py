@@ -155,7 +155,7 @@ def _merged(config: Config, delta: Delta) -> Exported:
     model, codec = open_base(delta, config.base)
     method = METHODS[delta.method]
     delta.require_base(model)
-    may_change = method.changes(model, delta.settings, delta.plan) | _tag_rows(model, codec, delta.tag)
+    may_change = _tag_rows(model, codec, delta.tag) | method.changes(model, delta.settings, delta.plan)
     before = fingerprints(model.state_dict(), _stored_dtype(model, config.dtype), may_change)
     delta.put_on(model, codec)
     ids, device = fixed_batch(model), str(model.device)
@@ -185,7 +185,7 @@ def _adapted(config: Config) -> Exported:
     may_change = None
     if plan:
         tag = _tag_rows(base, codec, (plan.parent, plan.target))
-        may_change = expert_tuning.changes(base, expert_tuning.Config(), plan) | tag
+        may_change = tag | expert_tuning.changes(base, expert_tuning.Config(), plan)
     state = base.state_dict()
     before = fingerprints(state, _stored_dtype(model, config.dtype), state)
     return Exported(model, codec, str(config.base), before, may_change, {"declared": "bits", "distance": 0.0})

@@ -41,6 +41,7 @@ def show(file: Path) -> None:
         "diagnose",
         "compare",
         "adapt",
+        "export",
         "evaluate",
     ):
         importlib.import_module(f"dragoman.commands.{content['command']}").show(content)

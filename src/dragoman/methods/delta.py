@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from dragoman import modeling
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import METHODS
-from dragoman.methods.base import Method
+from dragoman.methods.base import Method, settings
 from dragoman.modeling import TextCodec, copy_tag, model_path, open_model, open_tokenizer, state_checksum
 from dragoman.record import atomic_write, read_json, write_json
 from dragoman.routing.plan import ExpertPlan
@@ -77,9 +77,9 @@ class Delta:
             raise DataError(f"the weights {folder / WEIGHTS_FILE} cannot be read: {e}") from None
         plan = ExpertPlan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).exists() else None
         listed = {k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()}
-        settings = METHODS[about["method"]].Config(**listed)
+        chosen = settings(about["method"], METHODS[about["method"]], listed)
         plain = {name: about[name] for name in ("method", "base", "base_sha256", "dtype")}
-        return cls(**plain, settings=settings, plan=plan, tag=about["tag"] and tuple(about["tag"]), weights=weights)
+        return cls(**plain, settings=chosen, plan=plan, tag=about["tag"] and tuple(about["tag"]), weights=weights)
 
     def require_base(self, model: PreTrainedModel) -> None:
         """ModelError where a model is not the one that the delta was trained on."""

@@ -1,4 +1,4 @@
-"""Train only the experts a plan names, and by the plan's choice the routers of their layers.
+"""Train only the experts a plan names, by the plan's choice the routers of their layers, on request embeddings.
 
     W_e = tuned_e  if e is planned, else base_e
 
@@ -6,7 +6,8 @@ Source: Wang et al. 2024 (ESFT, arXiv:2407.01906), sec. 3; routers of the planne
 2026 (SSFT, arXiv:2605.29714), released code.
 Differs: planned rows are parameters of their own, so an optimizer never sees the frozen rows: under a gradient mask
 AdamW's weight decay still moves them.
-Trains: planned rows of the expert weights, routers if the plan says so. Merges: exactly.
+Trains: planned rows of the expert weights, routers if the plan says so, on request embeddings or rows of language tags.
+Merges: exactly.
 """
 
 # Shape letters: E experts, P planned experts, F expert width, D model width (the last two stand for any trailing axes).
@@ -24,8 +25,9 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import tag_rows
 from dragoman.methods.base import Rows
-from dragoman.modeling import MoELayer, expert_weights, moe_layers, why_not_tunable
+from dragoman.modeling import MoELayer, embedding_names, expert_weights, moe_layers, why_not_tunable
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -39,6 +41,16 @@ class Config:
 
     routers: bool | None = None
     """Train the routers of the planned layers; default: what the plan says."""
+    embeddings: str = "none"
+    """none, tags (rows of language tags, of the head too) or all (with the head)."""
+    tag_rows: tuple[int, ...] = ()
+    """For tags: which rows; `dragoman adapt` takes that of the target's tag."""
+
+    def __post_init__(self) -> None:
+        if self.embeddings not in ("none", "tags", "all"):
+            raise ConfigError(f"embeddings is none, tags or all, not {self.embeddings!r}")
+        if self.tag_rows and self.embeddings != "tags":
+            raise ConfigError(f"tag_rows would have no effect where embeddings is {self.embeddings!r}; leave it out")
 
 
 class _WriteRows(torch.autograd.Function):
@@ -82,6 +94,10 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
         layer.experts.forward = _writing_once(layer.experts.forward)
         layer.router.requires_grad_(routers)
+    if config.embeddings == "tags":
+        tag_rows.apply(model, config.tag_rows)
+    for name in embedding_names(model) if config.embeddings == "all" else ():
+        model.get_parameter(name).requires_grad_(True)
 
 
 def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan) -> Rows:
@@ -93,6 +109,8 @@ def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan) -> Rows:
         rows |= dict.fromkeys((f"{paths[layer.experts]}.{name}" for name in expert_weights(layer.experts)), planned)
         own = [f"{paths[layer.router]}.{n}" for n, _ in layer.router.named_parameters()]
         rows |= dict.fromkeys(own if routers else ())
+    if config.embeddings != "none":
+        rows |= dict.fromkeys(embedding_names(model), config.tag_rows if config.embeddings == "tags" else None)
     return rows
 
 
@@ -126,6 +144,7 @@ def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoEL
 
 def merge(model: PreTrainedModel) -> None:
     """Write the tuned rows into the stacks for good; plain parameters again, to the bit."""
+    tag_rows.merge(model)
     for layer in moe_layers(model):
         vars(layer.experts).pop("forward", None)
         for name in list(getattr(layer.experts, "parametrizations", {})):
