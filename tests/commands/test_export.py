@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import dragoman
 from dragoman.commands import export, reloading
@@ -13,8 +14,8 @@ from dragoman.commands.adapt import Text
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import METHODS
 from dragoman.methods.delta import Delta, open_both, trained_delta
-from dragoman.modeling import open_model, open_tokenizer, save_model, state_checksum
-from tests.methods.contract import batch, model_of, toy_plan, trained
+from dragoman.modeling import open_model, open_tokenizer, save_model, state_checksum, stored_names
+from tests.methods.contract import FURTHER, batch, model_of, toy_plan, trained
 from tests.models import tiny
 
 CODEC = open_tokenizer("mini-moe")
@@ -76,7 +77,7 @@ def test_a_delta_becomes_a_plain_model_that_another_process_reads(method, tmp_pa
         stacks = {n: rows for n, rows in proof["changed"].items() if "experts" in n}
         assert set(map(tuple, stacks.values())) == {(1, 3)} and len(stacks) == 2 * 2
         assert set(proof["changed"]) - set(stacks) == {f"model.layers.{i}.mlp.gate.weight" for i in (1, 2)}
-    assert proof["stored"] == {"declared": "bits", "distance": 0.0}
+    assert proof["stored"] == {"declared": "bits", "distance": 0.0, "dtype": "float32", "from_trained": 0.0}
     assert json.loads((tmp_path / "out" / "record.json").read_text())["proof"]["names"] == proof["names"]
     assert "no other row" in capsys.readouterr().out
 
@@ -96,6 +97,7 @@ def test_storing_in_bfloat16_is_to_rounding(tmp_path, here):
     delta, _ = make_delta(make_base(tmp_path / "base"), tmp_path / "delta")
     proof = dragoman.export(delta, out=tmp_path / "out", dtype="bfloat16")["proof"]
     assert proof["stored"]["declared"] == "rounding" and proof["merged"]["distance"] == 0
+    assert proof["stored"]["distance"] < 1e-6 < proof["stored"]["from_trained"]
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as stored:
         assert {stored.get_slice(n).get_dtype() for n in stored.keys()} == {"BF16"}  # noqa: SIM118
 
@@ -146,6 +148,26 @@ def test_other_names_on_disk_are_refused(tmp_path, here, monkeypatch):
     monkeypatch.setattr("dragoman.modeling.stored_names", renamed)
     with pytest.raises(ModelError, match=r"names on disk.*gate_proj.*and \d+ more"):
         dragoman.export(delta, out=tmp_path / "out")
+
+
+def test_a_base_with_stacked_experts_on_disk_becomes_one_tensor_for_each(tmp_path, here):
+    base = make_base(tmp_path / "base")
+    state = {n: t.clone() for n, t in model_of("olmoe").state_dict().items()}
+    save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    delta, expected = make_delta(base, tmp_path / "delta")
+    dragoman.export(delta, out=tmp_path / "out")
+    names = stored_names(str(tmp_path / "out"))
+    assert "model.layers.0.mlp.experts.gate_up_proj" in stored_names(base) - names
+    assert "model.layers.0.mlp.experts.7.gate_proj.weight" in names
+    assert torch.equal(open_model(str(tmp_path / "out"))(batch()).logits, expected)
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_families_with_stacked_experts_on_disk_keep_them(family, tmp_path, here):
+    base = make_base(tmp_path / "base", family)
+    delta, _ = make_delta(base, tmp_path / "delta", "lora")
+    dragoman.export(delta, out=tmp_path / "out")
+    assert stored_names(str(tmp_path / "out")) == stored_names(base)
 
 
 def test_a_delta_fits_its_base_alone(tmp_path, here):

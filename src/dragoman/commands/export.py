@@ -77,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
 
     delta = Delta.load(config.model) if is_delta(config.model) else None
     _require_sense(config, delta)
-    out = claim_folder(config.out)
+    out = claim_folder(Path(config.out))
     out.rmdir()  # it comes back when all is proven
     if config.format == "peft":
         assert delta is not None
@@ -95,9 +95,15 @@ def show(record: dict[str, Any]) -> None:
         f"{config['out']} holds a plain {proof['class']}, read again without dragoman:\n"
         f"  {proof['untouched']} weights have the bits of the base, {len(proof['changed'])} differ, "
         f"{proof['changed_rows']:,} rows in all, and no other row\n"
-        f"  merged logits are {_exactness(proof['merged'])}, stored ones {_exactness(proof['stored'])}\n"
+        f"  merged logits are {_exactness(proof['merged'])}, stored ones {_stored(proof['stored'])}\n"
         f"  {proof['names']} tensors have the names that the base has on disk"
     )
+
+
+def _stored(found: dict[str, Any]) -> str:
+    if found["declared"] == "bits":
+        return "the merged ones to the bit"
+    return f"those of the model cast to {found['dtype']}, which moved them by {found['from_trained']:.1e} of their norm"
 
 
 def _exactness(found: dict[str, Any]) -> str:
@@ -135,9 +141,11 @@ def _require_sense(config: Config, delta: Delta | None) -> None:
 
 
 def _export_model(config: Config, delta: Delta | None, out: Path) -> dict[str, Any]:
-    from dragoman.modeling import save_model
+    from dragoman.modeling import expert_stacks, save_model, store_as_new, stored_names
 
     exported = _merged(config, delta) if delta else _adapted(config)
+    if expert_stacks(exported.model).keys() & stored_names(exported.base):
+        store_as_new(exported.model)
     with atomic_write(out) as partial:
         save_model(exported.model, exported.codec, partial, dtype=config.dtype)
         proof = _proof(exported, partial, config.dtype)
@@ -223,7 +231,9 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
     name = str(as_stored).removeprefix("torch.")
     stored_BSV, answer = reloaded(folder, ids, name, device, by_row)
     declared = "rounding" if as_stored != model.dtype else "bits"
-    stored = _compared(stored_BSV, logits(model.to(as_stored), ids, device), declared, name, "storing")
+    trained_BSV = logits(model, ids, device)
+    _cast(model, as_stored)
+    stored = _compared(stored_BSV, logits(model, ids, device), declared, name, "storing")
     now = fingerprints(model.state_dict(), as_stored, by_row)
     after = answer["fingerprints"]
     if lost := sorted(n for n in now.keys() | after.keys() if now.get(n) != after.get(n)):
@@ -238,10 +248,17 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
         "untouched": len(after) - len(changed),
         "known": exported.may_change is not None,
         "merged": exported.merge,
-        "stored": stored,
+        "stored": stored | {"dtype": name, "from_trained": _distance(stored_BSV, trained_BSV)},
         "names": _require_names(model, exported.base, folder),
         "batch": [len(ids), len(ids[0])],
     }
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What is stored, in place; buffers that are computed anew, as angles of positions, keep their precision."""
+    stored = model.state_dict(keep_vars=True).values()
+    for tensor in {id(t): t for t in stored if t.is_floating_point()}.values():
+        tensor.data = tensor.data.to(dtype)
 
 
 def reloaded(folder: Path, ids: list[list[int]], dtype: str, device: str, by_row: list[str]) -> Any:
@@ -266,13 +283,17 @@ def _compared(found: torch.Tensor, expected: torch.Tensor, declared: str, dtype:
     """Distance of logits over their norm. ModelError where it is larger than declared."""
     import torch
 
-    distance = float((found.double() - expected.double()).norm() / expected.double().norm())
+    distance = _distance(found, expected)
     holds = torch.equal(found, expected) if declared == "bits" else distance <= TOLERANCE[dtype]
     if not holds:
         limit = "the same bits" if declared == "bits" else f"a distance of at most {TOLERANCE[dtype]:.0e}"
         moved = f"{step} moved the logits by {distance:.1e} of their norm"
         raise ModelError(f"{moved}, declared is {limit}; nothing was written")
     return {"declared": declared, "distance": distance}
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[int]]:
@@ -308,12 +329,16 @@ def _equal_rows(before: dict[str, Any], may_change: Rows, changed: dict[str, lis
 
 
 def _require_names(model: PreTrainedModel, base: str, folder: Path) -> int:
-    """Number of tensors on disk. ModelError where their names are not those of the base's own checkpoint."""
-    from dragoman.modeling import stored_names
+    """Number of tensors on disk. ModelError where their names are not those of the base's own checkpoint.
 
-    found, expected = stored_names(str(folder)), stored_names(base)
+    Where that has stacked experts, those here have the names that the family has, stacked or not.
+    """
+    from dragoman.modeling import expert_stacks, stored_names
+
+    found, expected, stacks = stored_names(str(folder)), stored_names(base), expert_stacks(model)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if odd := sorted((found ^ expected) - tied):
+    free = tuple(f"{n.rpartition('.')[0]}." for n in stacks) if stacks.keys() & expected else ()
+    if odd := sorted(n for n in (found ^ expected) - tied if not n.startswith(free)):
         raise ModelError(
             f"the names on disk are not those of {base}: {_some(odd)}; other programs would not find these weights; "
             "nothing was written"

@@ -28,6 +28,7 @@ from dragoman.modeling.opening import (
     outline,
     save_model,
     state_checksum,
+    store_as_new,
     stored_bytes,
     stored_names,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "save_model",
     "sorted_experts",
     "state_checksum",
+    "store_as_new",
     "stored_bytes",
     "stored_names",
     "tap_routers",

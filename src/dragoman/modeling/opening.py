@@ -97,6 +97,11 @@ def stored_names(name: str) -> frozenset[str]:
         return frozenset(weights.keys())
 
 
+def store_as_new(model: PreTrainedModel) -> None:
+    """Let a model be stored under the names of a new one of its family, whatever those that it was loaded from."""
+    vars(model).pop("_weight_conversions", None)
+
+
 def open_tokenizer(name: str) -> TextCodec:
     """Load the tokenizer that belongs to a model, wrapped as a TextCodec."""
     path = _existing(name)
