@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from dragoman.errors import ConfigError
 
 
-class TunedRows(nn.Module):
+class TagRows(nn.Module):
     """Rows of an embedding, and which ones they are; a part of the embedding as long as they train."""
 
     def __init__(self, weight_VD: torch.Tensor, rows: tuple[int, ...]):
@@ -82,10 +82,10 @@ def apply(model: PreTrainedModel, rows: tuple[int, ...]) -> None:
     if not rows or min(rows) < 0 or max(rows) >= len(table.weight):
         raise ConfigError(f"embedding rows {list(rows)} cannot train; there are {len(table.weight)} rows, from 0")
     scale = _scale(table, rows[0])
-    table.tuned = own = TunedRows(table.weight, rows)
+    table.tuned = own = TagRows(table.weight, rows)
     table.forward = _written_first(table, lambda ids, out: _Read.apply(own.tuned_PD, out, ids, own.rows_P, scale))
     if head is not None:
-        head.tuned = its = own if head.weight is table.weight else TunedRows(head.weight, rows)
+        head.tuned = its = own if head.weight is table.weight else TagRows(head.weight, rows)
         head.forward = _written_first(head, lambda hidden, out: _Score.apply(its.tuned_PD, out, hidden, its.rows_P))
 
 
