@@ -44,11 +44,12 @@ test-network: $(STAMP)  ## Tests that fetch packages.
 test-oldest: $(OLD_VENV)/.installed  ## All its architectures, and a diagnosis, with the oldest transformers.
 	HF_HUB_OFFLINE=1 $(OLD_VENV)/bin/python -m pytest tests/test_architectures.py tests/commands/test_diagnose.py $(ARGS)
 
-docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers.
+docs: $(STAMP)  ## Generate docs/cli.md from the commands, docs/architectures.md from transformers, methods in docs/methods.md.
 	$(BIN)/python -m dragoman.cli docs > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 	$(BIN)/python -m tests.architectures > docs/architectures.md.new
 	mv docs/architectures.md.new docs/architectures.md
+	$(BIN)/python -m tests.methods.contract
 
 install: $(STAMP)  ## Set up only.
 

@@ -19,6 +19,7 @@ VERBS = (
     "categorize",
     "align",
     "steer",
+    "export",
     "evaluate",
     "translate",
     "pretrain",
@@ -42,6 +43,7 @@ NAMES = {
     "ExpertPlan": "routing.plan",
     "PLANNERS": "routing.planners",
     "METHODS": "methods",
+    "open_delta": "methods.delta",
     "METRICS": "evaluation.metrics",
 }
 """Public name -> module that holds it."""

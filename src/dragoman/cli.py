@@ -33,6 +33,7 @@ COMMANDS = {
     "categorize": "Label a task's items by what a model gets right in English and in other languages.",
     "align": "Train on a task's items in a new language, with routing aligned to English or without.",
     "steer": "Make a file that says which experts to raise while a model runs.",
+    "export": "Write a delta, or an adapted model, as a plain model folder, and prove what is in it.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
     "translate": "Translate documents with a model or a server, and account for every segment.",
     "show": "Print a plan, a trace or a record.",

@@ -6,18 +6,14 @@ target gained, the worst that a known language lost, and the trained share (docs
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-import sys
-import tempfile
-from contextlib import nullcontext
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dragoman.commands import Switch, Tags, forgetting
-from dragoman.commands.forgetting import Evaluation, Evaluator, share_of
+from dragoman.commands import Numbers, Switch, Tags, forgetting
+from dragoman.commands.arms import train_arm
+from dragoman.commands.forgetting import Evaluation
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -28,12 +24,14 @@ from dragoman.routing.plan import ExpertPlan
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dragoman.methods import training
-    from dragoman.methods.guard import Guard, Measured
-    from dragoman.modeling import MoELayer, TextCodec
+    from dragoman.modeling import TextCodec
 
 __all__ = ["Config", "Rows", "Text", "run", "show", "train_arm", "training_rows"]
 
+OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
+"""Fields that are settings of a method."""
+SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
+"""Value of `save` -> folders that are written."""
 CHANGEABLE = ("resume", "dry_run", "quiet", "out", "checkpoint_minutes", "checkpoint_steps", "report_to")
 """What may change when a run goes on: no loss depends on it."""
 
@@ -48,13 +46,25 @@ class Config:
     target: str
     """New language, BCP-47."""
     method: str = "expert_tuning"
-    """expert_tuning (needs a plan) or full."""
+    """expert_tuning (needs a plan), lora or full."""
     plan: Path | None = None
     """Plan that `dragoman plan` wrote."""
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     parent: str | None = None
     """Language whose tag the new tag starts as a copy of; default: the plan's parent."""
+    rank: int | None = None
+    """lora: rank of the updates; default 8."""
+    alpha: float | None = None
+    """lora: updates are scaled by alpha / rank; default 16."""
+    parts: Tags | None = None
+    """lora: what gets updates, of attention, experts, shared; default: attention experts."""
+    layers: Numbers | None = None
+    """lora: model layers; default: those of the plan, without a plan all."""
+    routers: bool | None = None
+    """expert_tuning: train the routers of the planned layers; default: what the plan says."""
+    embeddings: str | None = None
+    """expert_tuning: none, tags (the row of the target's tag) or all; default none."""
     learning_rate: float = 0.01
     """Peak learning rate; the default is that of expert tuning on mini-moe, larger models need far less."""
     vocabulary: int = 0
@@ -94,8 +104,10 @@ class Config:
     """Go on from the last whole checkpoint in `out`, or from the start where there is none yet."""
     dry_run: Switch = False
     """Only say what would train, tensor by tensor, and what time and memory it would take; nothing is written."""
+    save: str = "model"
+    """model (merged, a plain folder), delta (the trained weights alone, for this base only), or both."""
     out: Path = Path("adapted")
-    """New folder for the model and record.json."""
+    """New folder for model, delta and record.json."""
     seed: int = 0
     """Of the order of the text."""
     quiet: Switch = False
@@ -103,6 +115,10 @@ class Config:
 
     def __post_init__(self) -> None:
         faults = []
+        if self.save not in SAVE:
+            raise ConfigError(f"save is {', '.join(SAVE)}, not {self.save!r}")
+        if self.vocabulary and "delta" in SAVE[self.save]:
+            faults.append("a delta fits its base alone, so it cannot hold --vocabulary (--save model can)")
         if self.guard_action != "stop" and not self.guard:
             faults.append("guard_action has no effect without --guard")
         if self.guard and not self.evaluation.segments:
@@ -116,15 +132,17 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train a model for a new language and save it as a plain model folder, with a record."""
+    """Train a model for a new language and save it as a plain model folder, or as a delta, with a record."""
     from dragoman.methods import METHODS
-    from dragoman.methods.base import LossMethod
-    from dragoman.modeling import model_checksum, open_both, save_model
+    from dragoman.methods.base import LossMethod, settings
+    from dragoman.methods.delta import trained_delta
+    from dragoman.modeling import model_checksum, open_both, save_model, state_checksum
 
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     if isinstance(METHODS[config.method], LossMethod):
         raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
+    chosen = settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
@@ -132,17 +150,26 @@ def run(config: Config) -> dict[str, Any]:
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
-    _copy_parents_tag(model, codec, config, plan)
+    before = state_checksum(model) if "delta" in SAVE[config.save] else ""
+    chosen = _with_tag_row(chosen, codec, config.target)
+    tag = _copied_tag(config, model, codec, plan)
     if config.dry_run:
         from dragoman.commands.rehearsal import rehearse
 
-        return rehearse(model, base_codec, codec, plan, rows, config, texts)
+        return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     if finished := _claim(config, stamp):
         return finished
-    codecs = {"codec": codec, "base_codec": base_codec}
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, texts=texts, **codecs)
-    save_model(model, codec, config.out / "model")
+
+    def keep(model: PreTrainedModel) -> None:
+        if before:
+            delta = trained_delta(model, config.method, chosen, plan, base=config.model, base_sha256=before, tag=tag)
+            delta.save(config.out / "delta")
+
+    given = {"codec": codec, "base_codec": base_codec, "texts": texts, "chosen": chosen, "keep": keep}
+    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
+    if "model" in SAVE[config.save]:
+        save_model(model, codec, config.out / "model")
     record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
     write_json(config.out / "record.json", record)
     return record
@@ -159,7 +186,7 @@ def show(record: dict[str, Any]) -> None:
     print(
         f"trained {record['parameters']:,} parameters ({100 * record['trained_share']:.2f} %) for {log['steps']} steps "
         f"in {log['seconds']:.0f} s; loss {log['losses'][0]:.3f} -> {log['losses'][-1]:.3f}; "
-        f"the model is in {out}/model"
+        f"the {' and the '.join(SAVE[record['config']['save']])} in {out}"
     )
     if stopped := log.get("stopped"):
         weights = f"; the weights are those of step {stopped['weights_of']}" if "weights_of" in stopped else ""
@@ -177,14 +204,30 @@ def _with_vocabulary(codec: TextCodec, config: Config, corpus: NText) -> TextCod
     return extended(codec, new_pieces(codec, corpus.texts(config.target, "train"), config.vocabulary))
 
 
-def _copy_parents_tag(model: PreTrainedModel, codec: TextCodec, config: Config, plan: ExpertPlan | None) -> None:
+def _with_tag_row(chosen: Any, codec: TextCodec, target: str) -> Any:
+    """The method's settings with the row of the target's tag, where tags are to train."""
+    if getattr(chosen, "embeddings", "none") != "tags":
+        return chosen
+    row = codec.tag_id(target)
+    if row is None:
+        raise ConfigError(f"--embeddings tags would have no effect: the vocabulary has no tag for {target}")
+    return replace(chosen, tag_rows=(row,))
+
+
+def _copied_tag(
+    config: Config, model: PreTrainedModel, codec: TextCodec, plan: ExpertPlan | None
+) -> tuple[str, str] | None:
+    """Parent and target, where the target's tag now is a copy of the parent's."""
     from dragoman.modeling import copy_tag
 
     parent = config.parent or (plan.parent if plan else None)
-    if parent and not copy_tag(model, codec, parent, config.target) and config.parent:
+    if parent and copy_tag(model, codec, parent, config.target):
+        return parent, config.target
+    if config.parent:
         raise ConfigError(
             f"--parent would have no effect: the vocabulary has no tags for {parent} and {config.target}; leave it out"
         )
+    return None
 
 
 def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
@@ -204,145 +247,3 @@ def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
     done = config.out / "record.json"
     return read_json(done) if done.is_file() else None
-
-
-def train_arm(
-    model: PreTrainedModel,
-    method_name: str,
-    plan: ExpertPlan | None,
-    rows: Rows,
-    config: Config,
-    pad_id: int,
-    *,
-    codec: TextCodec | None = None,
-    base_codec: TextCodec | None = None,
-    texts: dict[str, list[str]] | None = None,
-) -> dict[str, Any]:
-    """Apply the method, train, merge: the model is plain again and adapted. Returns what was trained and the log.
-
-    With a codec and dev texts (language -> texts) it is evaluated too; where the base has another codec, the model gets
-    the vocabulary of the new one. Checkpoints, where the config asks for them, are in its
-    `out`.
-    """
-    from dragoman.methods import METHODS, base
-    from dragoman.modeling import device_memory_mb, grow
-
-    method, settings = METHODS[method_name], training_settings(config, rows)
-    evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
-    measured = evaluator(model, base_codec or codec) if evaluator and codec else None
-    measure = functools.partial(evaluator, model, codec) if evaluator and codec else None
-    total = sum(p.numel() for p in model.parameters())
-    if codec and base_codec:
-        grow(model, base_codec, codec)
-    method.apply(model, method.Config(), plan)
-    trained = base.trained(model, total)
-    guard = _guard(config, settings, measure, measured) if measure and measured else None
-    log, difference = _trained_log(model, rows, settings, config, guard, pad_id)
-    method.merge(model)
-    model.requires_grad_(True)
-    return {
-        "parameters": trained.parameters,
-        "trained_share": trained.share,
-        "samples": rows.samples,
-        "samples_too_long": rows.too_long,
-        "tokens_by_source": rows.tokens,
-        "log": asdict(log),
-        "outcome": forgetting.outcome(asdict(log), config.target, trained.share),
-        "dev_sha256": evaluator.checksums if evaluator else {},
-        "training": asdict(settings),
-        "device_memory_mb": device_memory_mb(model),
-        "trunk_difference": difference,
-    }
-
-
-def _trained_log(
-    model: PreTrainedModel, rows: Rows, settings: training.Config, config: Config, guard: Guard | None, pad_id: int
-) -> tuple[training.Log, float | None]:
-    """The log, and how far logits from the trunk cache were from full ones, where there is one."""
-    from dragoman.methods import training
-
-    with _trunk(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
-        log = training.train(
-            model,
-            rows.tokens_NS,
-            settings,
-            layers=_running_routers(model, config),
-            labels_NS=rows.labels_NS,
-            positions_NS=rows.positions_NS,
-            guard=guard,
-            pad_id=pad_id,
-            folder=Path(folder),
-            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
-            quiet=config.quiet,
-        )
-    return log, difference
-
-
-def _checkpoint_folder(config: Config) -> Any:
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    return nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory()
-
-
-def _running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, ...]:
-    """The MoE layers to measure: those of a cached trunk do not run."""
-    from dragoman.modeling import find_routers, lowest_trained, moe_layers
-
-    layers = moe_layers(model) if find_routers(model) else ()
-    lowest = lowest_trained(model) if config.trunk_cache else 0
-    return tuple(layer for layer in layers if layer.layer_id >= lowest)
-
-
-def _trunk(model: PreTrainedModel, rows: Rows, config: Config, settings: training.Config, pad_id: int) -> Any:
-    """The trunk cache around a training, or nothing; gives the difference of cached from full logits, or None."""
-    from dragoman.methods import rows as read
-    from dragoman.methods import trunk
-
-    if not config.trunk_cache:
-        return nullcontext()
-    text = read.Rows(rows.tokens_NS, rows.labels_NS, pad_id, len(rows.tokens_NS), rows.positions_NS)
-    cache = trunk.Config(folder=config.trunk_cache, dtype=config.trunk_dtype)
-    announce = functools.partial(print, file=sys.stderr)
-    return trunk.cached_trunk(model, text, cache, batch=settings.micro_batch, bf16=settings.bf16, announce=announce)
-
-
-def training_settings(config: Config, rows: Rows) -> training.Config:
-    """The loop's settings for these rows: one pass, a tenth of it warm-up and half of it decay."""
-    from dragoman.methods import training
-
-    steps = math.ceil(len(rows.tokens_NS) / config.text.batch)
-    return training.Config(
-        learning_rate=config.learning_rate,
-        steps=steps,
-        batch=config.text.batch,
-        micro_batch=config.micro_batch or config.text.batch,
-        warmup=max(1, steps // 10),
-        decay=steps // 2,
-        weight_decay=0.0,
-        precision=config.precision,
-        balance=config.balance,
-        gradient_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
-        checkpoint_minutes=config.checkpoint_minutes,
-        checkpoint_steps=config.checkpoint_steps,
-        report_to=tuple(config.report_to),
-    )
-
-
-def evaluation_interval(config: Config, steps: int) -> int:
-    """Updates between evaluations; 0 where only the end is evaluated."""
-    asked = config.guard or config.evaluation.patience
-    return config.evaluation.every or (max(1, steps // 10) if asked else 0)
-
-
-def _guard(config: Config, settings: training.Config, measure: Any, measured: Measured) -> Guard:
-    from dragoman.methods.guard import Guard
-
-    return Guard(
-        measure=measure,
-        base=measured,
-        target=config.target,
-        limit=share_of(config.guard) if config.guard else None,
-        action=config.guard_action,
-        every=evaluation_interval(config, settings.steps),
-        patience=config.evaluation.patience,
-    )

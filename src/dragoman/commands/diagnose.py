@@ -93,7 +93,8 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
-    from dragoman.modeling import model_checksum, moe_layers, open_both
+    from dragoman.methods.delta import open_both
+    from dragoman.modeling import model_checksum, moe_layers
     from dragoman.reporting import write_diagnosis
 
     corpus = open_corpus(config.corpus)

@@ -228,7 +228,7 @@ def reference_rates(
 
 
 def _score_models(config: Config, out: Path) -> Result:
-    from dragoman.modeling import open_both
+    from dragoman.methods.delta import open_both
 
     corpus, directions = _text(config)
     spoken = dict.fromkeys(g for pair in directions.values() for g in pair)

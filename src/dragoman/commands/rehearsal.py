@@ -38,9 +38,10 @@ def rehearse(
     rows: Rows,
     config: Config,
     texts: dict[str, list[str]],
+    chosen: Any,
 ) -> dict[str, Any]:
     """What `run` would do with the same arguments, and what it would take."""
-    from dragoman.commands.adapt import evaluation_interval, training_settings
+    from dragoman.commands.arms import evaluation_interval, training_settings
     from dragoman.methods import METHODS, base
     from dragoman.modeling import device_memory_mb, grow
 
@@ -52,7 +53,7 @@ def rehearse(
         Evaluator(texts, settings.bf16)(model, base_codec)
         evaluating = time.monotonic() - began
     grow(model, base_codec, codec)
-    method.apply(model, method.Config(), plan)
+    method.apply(model, chosen, plan)
     trained = base.trained(model, total)
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
     log = _few_updates(model, rows, settings, codec.pad_id)

@@ -41,6 +41,7 @@ def show(file: Path) -> None:
         "diagnose",
         "compare",
         "adapt",
+        "export",
         "evaluate",
         "translate",
     ):

@@ -1,14 +1,16 @@
 """What every adaptation method has, and what the training command does with it.
 
-A method is one module: docstring with formula, `Source:` and `Differs:`, then `Config`, `apply`, `merge`, and
-`extra_loss` where the paper has a term of its own (`LossMethod`). What a method trains is what requires gradients after
-`apply`, and nothing else says so. The contract test runs over all methods
-(`tests/methods/test_contract.py`).
+A method is one module: docstring with formula, `Source:` and `Differs:`, then `Config`, `apply`, `changes`, `merge`,
+and `extra_loss` where the paper has a term of its own (`LossMethod`). What a method trains is what requires gradients
+after `apply`, and nothing else says so; what that changes of the plain model says `changes`. The contract test runs over
+all methods (`tests/methods/test_contract.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedModel
 
+from dragoman.errors import ConfigError
 from dragoman.routing.plan import ExpertPlan
+
+Rows = dict[str, tuple[int, ...] | None]
+"""Name of a weight of the plain model -> rows of it; None for all."""
 
 
 class Method(Protocol):
@@ -32,6 +38,9 @@ class Method(Protocol):
 
     def apply(self, model: PreTrainedModel, config: Any, plan: ExpertPlan | None) -> None:
         """Freeze what does not train and add what does, in place; what trains requires gradients."""
+
+    def changes(self, model: PreTrainedModel, config: Any, plan: ExpertPlan | None) -> Rows:
+        """What of the plain model training may change, found on the plain model; every other row keeps its bits."""
 
     def merge(self, model: PreTrainedModel) -> None:
         """Turn the model back into a plain one of the base's class, in place."""
@@ -66,6 +75,17 @@ def trained(model: nn.Module, base_parameters: int) -> Trained:
     """Names and number of the parameters that require gradients; what `apply` reports, counted on the model itself."""
     own = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
     return Trained(tuple(n for n, _ in own), sum(size for _, size in own), base_parameters)
+
+
+def settings(name: str, method: Method, given: Mapping[str, Any]) -> Any:
+    """The method's Config of what was given, None left out. ConfigError for what the method has no such setting for."""
+    known = [f.name for f in fields(method.Config)]
+    stated = {k: v for k, v in given.items() if v is not None}
+    if unknown := sorted(set(stated) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"its settings are {', '.join(known) or 'none'}"
+        raise ConfigError(f"{', '.join(unknown)} would have no effect on the method {name}; {hint}")
+    return method.Config(**stated)
 
 
 def named(module: ModuleType) -> Any:

@@ -1,4 +1,4 @@
-"""Train only the experts a plan names, and by the plan's choice the routers of their layers.
+"""Train only the experts a plan names, by the plan's choice the routers of their layers, on request embeddings.
 
     W_e = tuned_e  if e is planned, else base_e
 
@@ -7,7 +7,8 @@ Source: Wang et al. 2024 (ESFT, arXiv:2407.01906), sec. 3; routers of the planne
 Differs: planned rows are parameters of their own, so an optimizer never sees the frozen rows: under a gradient mask
 AdamW's weight decay still moves them. Gradients of frozen rows are never computed (`modeling/planned.py`); under an
 experts implementation that was chosen by hand, or in a family of another layout, they are computed and dropped.
-Trains: planned rows of the expert weights, routers if the plan says so. Merges: exactly.
+Trains: planned rows of the expert weights, routers if the plan says so, on request embeddings or rows of language tags.
+Merges: exactly.
 """
 
 # Shape letters: E experts, P planned experts, F expert width, D model width (the last two stand for any trailing axes).
@@ -24,9 +25,12 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import tag_rows
+from dragoman.methods.base import Rows
 from dragoman.modeling import (
     MoELayer,
     TunedRows,
+    embedding_names,
     expert_weights,
     moe_layers,
     planned_forward,
@@ -46,6 +50,16 @@ class Config:
 
     routers: bool | None = None
     """Train the routers of the planned layers; default: what the plan says."""
+    embeddings: str = "none"
+    """none, tags (rows of language tags, of the head too) or all (with the head)."""
+    tag_rows: tuple[int, ...] = ()
+    """For tags: which rows; `dragoman adapt` takes that of the target's tag."""
+
+    def __post_init__(self) -> None:
+        if self.embeddings not in ("none", "tags", "all"):
+            raise ConfigError(f"embeddings is none, tags or all, not {self.embeddings!r}")
+        if self.tag_rows and self.embeddings != "tags":
+            raise ConfigError(f"tag_rows would have no effect where embeddings is {self.embeddings!r}; leave it out")
 
 
 class _WriteRows(torch.autograd.Function):
@@ -90,6 +104,24 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> No
             parametrize.register_parametrization(layer.experts, name, rows, unsafe=True)
         layer.experts.forward = MethodType(_forward, layer.experts)
         layer.router.requires_grad_(routers)
+    if config.embeddings == "tags":
+        tag_rows.apply(model, config.tag_rows)
+    for name in embedding_names(model) if config.embeddings == "all" else ():
+        model.get_parameter(name).requires_grad_(True)
+
+
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan) -> Rows:
+    """The planned rows of every stack, and the routers of their layers where they train."""
+    routers = plan.train_routers if config.routers is None else config.routers
+    paths = {m: n for n, m in model.named_modules()}
+    rows: Rows = {}
+    for layer, planned in _planned_layers(model, plan):
+        rows |= dict.fromkeys((f"{paths[layer.experts]}.{name}" for name in expert_weights(layer.experts)), planned)
+        own = [f"{paths[layer.router]}.{n}" for n, _ in layer.router.named_parameters()]
+        rows |= dict.fromkeys(own if routers else ())
+    if config.embeddings != "none":
+        rows |= dict.fromkeys(embedding_names(model), config.tag_rows if config.embeddings == "tags" else None)
+    return rows
 
 
 def _forward(experts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +155,7 @@ def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoEL
 
 def merge(model: PreTrainedModel) -> None:
     """Write the tuned rows into the stacks for good; plain parameters again, to the bit."""
+    tag_rows.merge(model)
     for layer in moe_layers(model):
         vars(layer.experts).pop("forward", None)
         for name in list(getattr(layer.experts, "parametrizations", {})):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
+from dragoman.methods.base import Rows
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -31,6 +32,11 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     if plan is not None:
         raise ConfigError("the method full trains everything, a plan has no effect on it; leave out --plan")
     model.requires_grad_(True)
+
+
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> Rows:
+    """All rows of every weight, tied ones under each of their names."""
+    return dict.fromkeys(n for n, _ in model.named_parameters(remove_duplicate=False))
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
-from dragoman.modeling import attention_maps, moe_layers, upstream_parameters
+from dragoman.modeling import linear_maps, moe_layers, upstream_parameters
 
 Part = Literal["routers", "lora", "upstream", "full"]
 RANK = 8
@@ -55,7 +55,7 @@ def may_change(
     """Name of every weight of the plain model that training may change, with None for all its rows."""
     own = {id(p) for p in _own(model, train, last_layer)}
     if train == "lora":
-        own |= {id(model.get_submodule(path).weight) for path in attention_maps(model)}
+        own |= {id(model.get_submodule(path).weight) for path in linear_maps(model, "attention")}
     return {name: None for name, p in model.named_parameters(remove_duplicate=False) if id(p) in own}
 
 
@@ -64,7 +64,7 @@ def _inject(model: PreTrainedModel, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("LoRA on attention needs PEFT; install it with: pip install 'dragoman[lora]'") from None
-    names = list(attention_maps(model))
+    names = list(linear_maps(model, "attention"))
     if not names:
         raise ConfigError("no linear map was found in this model's attention for LoRA; train routers or full")
     with torch.random.fork_rng():

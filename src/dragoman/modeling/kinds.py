@@ -219,6 +219,30 @@ def _of_an_expert(layer: MoELayer, routed: list[nn.Parameter]) -> int:
     return sum(p.numel() for p in rows or routed) // experts
 
 
+def layer_numbers(model: PreTrainedModel) -> tuple[int, ...]:
+    """Numbers of the model layers."""
+    return tuple(range(len(_decoder(model)[1])))
+
+
+def linear_maps(model: PreTrainedModel, group: str) -> dict[str, int]:
+    """Path -> model layer of the linear maps in the layers' attention, or in their shared experts (`shared`)."""
+    path, layers = _decoder(model)
+    wanted = {"attention": "attention", "shared": "shared experts"}[group]
+    found: dict[str, int] = {}
+    for i, layer in enumerate(layers):
+        holders = [n for n, m in layer.named_modules() if n and _group_by_name(n, m) == wanted]
+        maps = [n for n, m in layer.named_modules() if type(m) is nn.Linear]
+        inside = [n for n in maps if any(n.startswith(f"{holder}.") for holder in holders)]
+        found |= {f"{path}.{i}.{n}": i for n in inside}
+    return found
+
+
+def _decoder(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Path and list of the model's layers: the largest list of modules, so never an encoder of images."""
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+
+
 def active_parameters(model: PreTrainedModel, counts: dict[str, int]) -> int:
     """Parameters that one token passes: all, less the routed experts that it is not sent to."""
     layers = moe_layers(model) if find_routers(model) else ()
@@ -226,17 +250,6 @@ def active_parameters(model: PreTrainedModel, counts: dict[str, int]) -> int:
     used = sum(size * x.top_k / (x.num_experts - x.num_skips) for size, x in zip(sizes, layers, strict=True))
     idle_share = 1 - used / sum(sizes) if layers else 0.0  # holds for experts behind a table of token ids, too
     return round(sum(counts.values()) - counts["routed experts"] * idle_share)
-
-
-def attention_maps(model: PreTrainedModel) -> tuple[str, ...]:
-    """Paths of the linear maps in a model's attention, as in `named_modules`."""
-    owners = [path for path, module in model.named_modules() if _group_by_name(path, module) == "attention"]
-    routers = {layer.router for layer in moe_layers(model)} if find_routers(model) else set()
-    return tuple(
-        path
-        for path, module in model.named_modules()
-        if type(module) is nn.Linear and module not in routers and any(path.startswith(f"{o}.") for o in owners)
-    )
 
 
 def upstream_parameters(model: PreTrainedModel, layer: MoELayer) -> list[nn.Parameter]:

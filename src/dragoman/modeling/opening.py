@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ModelError
@@ -85,6 +85,21 @@ def stored_bytes(name: str) -> int | None:
         return json.loads(Path(index).read_text(encoding="utf-8"))["metadata"]["total_size"]
     files = list(Path(path).glob("*.safetensors"))
     return sum(f.stat().st_size for f in files) if files else None
+
+
+def stored_names(name: str) -> frozenset[str]:
+    """Names of a model's tensors as they are stored, which may be other ones than in memory."""
+    path = _existing(name)
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        return frozenset(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    with safe_open(cached_file(path, SAFE_WEIGHTS_NAME), "pt") as weights:
+        return frozenset(weights.keys())
+
+
+def store_as_new(model: PreTrainedModel) -> None:
+    """Let a model be stored under the names of a new one of its family, whatever those that it was loaded from."""
+    vars(model).pop("_weight_conversions", None)
 
 
 def open_tokenizer(name: str) -> TextCodec:
@@ -165,9 +180,9 @@ def default_device() -> str:
 
 
 def model_checksum(name: str) -> str | None:
-    """SHA-256 over a local model's config and weight files; None for a model that is not on this disk."""
+    """SHA-256 over a local model's or delta's config and weight files; None for one that is not on this disk."""
     folder = Path(model_path(name))
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("delta.json")])
     return sha256(*files) if files else None
 
 
@@ -362,6 +377,13 @@ def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str)
                 weight_VD: torch.Tensor = embedding.weight  # type: ignore[assignment]
                 weight_VD[ids[1]] = weight_VD[ids[0]]
     return True
+
+
+def embedding_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the embeddings' and the language-model head's weights, tied ones under each of their names."""
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    held = {p for e in both if e is not None for p in e.parameters()}
+    return tuple(n for n, p in model.named_parameters(remove_duplicate=False) if p in held)
 
 
 def new_model(architecture: str, settings: dict[str, Any], seed: int) -> PreTrainedModel:

@@ -233,6 +233,18 @@ def expert_weights(experts: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, p in experts.named_parameters(recurse=False) if p.ndim >= 2 and len(p) in sizes)
 
 
+def expert_stacks(model: PreTrainedModel) -> dict[str, int]:
+    """Path -> model layer of every stacked matrix [E, ...] of routed experts; empty for a dense model."""
+    layers = moe_layers(model) if find_routers(model) else ()
+    paths = {m: n for n, m in model.named_modules()}
+    return {
+        f"{paths[x.experts]}.{name}": x.layer_id
+        for x in layers
+        for name in expert_weights(x.experts)
+        if getattr(x.experts, name).ndim == 3
+    }
+
+
 def why_not_tunable(layers: Sequence[MoELayer]) -> str | None:
     """Why single experts of a model cannot be trained, None where they can."""
     ids = [layer.layer_id for layer in layers]
