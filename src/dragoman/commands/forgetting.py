@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dragoman.commands import Tags
-from dragoman.commands.scoring import BATCH_TOKENS, cells, held_out
+from dragoman.commands.scoring import BATCH_TOKENS, cells, first_rows
 from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.metrics import BitsPerByte
@@ -66,7 +66,7 @@ def dev_texts(
     planned = [g for g in (plan.settings.get("known") or () if plan else ()) if g in corpus.languages]
     given = [g for g in evaluation.known if g != target]
     corpus.require(given)
-    rows = held_out(corpus, "dev", evaluation.segments)
+    rows = {g: first_rows(corpus, g, "dev", evaluation.segments) for g in corpus.languages}
     known = given or planned or [g for g in corpus.languages if len(rows[g]) > 1]
     languages = dict.fromkeys([target, *known])
     if short := [g for g in languages if len(rows[g]) < 2]:

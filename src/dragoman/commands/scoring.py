@@ -48,13 +48,19 @@ BATCH_TOKENS = 4096
 # Held-out rows
 
 
+def first_rows(corpus: NText, language: str, split: str, segments: int) -> NText:
+    """The first rows of a split that have text in a language, at most so many."""
+    table = corpus.select([language], split, complete=True)
+    return table.take(range(min(segments, len(table))))
+
+
 def held_out(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, NText]:
-    """The rows that each language is scored on: the first ones that it has. DataError where they are of no use."""
-    tables = {g: corpus.select([g], split, complete=True) for g in languages}
+    """The rows that each language is scored on. DataError where they are of no use."""
+    tables = {g: first_rows(corpus, g, split, segments) for g in languages}
     if empty := [g for g, t in tables.items() if len(t) < 2]:
         way_out = another_split(corpus, empty, split)
         raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; {way_out}")
-    return {g: t.take(range(min(segments, len(t)))) for g, t in tables.items()}
+    return tables
 
 
 def cells(table: NText, tag: str) -> list[str]:

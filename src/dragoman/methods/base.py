@@ -2,8 +2,8 @@
 
 A method is one module: docstring with formula, `Source:` and `Differs:`, then `Config`, `apply`, `changes`, `merge`,
 and `extra_loss` where the paper has a term of its own (`LossMethod`). What a method trains is what requires gradients
-after `apply`, and nothing else says so; what that changes of the plain model says `changes`. The contract test runs over
-all methods (`tests/methods/test_contract.py`).
+after `apply`, and nothing else says so; what that changes of the plain model says `changes`. The contract test runs
+over all methods (`tests/methods/test_contract.py`).
 """
 
 from __future__ import annotations
