@@ -17,9 +17,8 @@ Shape letters: N rows of text, B sequences, S positions, T tokens, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
 from dragoman.methods import expert_tuning
+from dragoman.methods.training import ExtraLoss
 from dragoman.modeling import Routed, moe_layers
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
@@ -70,7 +70,9 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
 def new_experts(model: PreTrainedModel) -> ExpertPlan:
     """All experts with weights but the first, in every layer."""
     layers = moe_layers(model)
-    planned = {x.layer_id: tuple(PlannedExpert(e, "all") for e in range(1, x.num_experts - x.num_skips)) for x in layers}
+    planned = {
+        x.layer_id: tuple(PlannedExpert(e, "all") for e in range(1, x.num_experts - x.num_skips)) for x in layers
+    }
     return ExpertPlan("moe_lpr", planned, {x.layer_id: x.num_experts for x in layers})
 
 
@@ -83,7 +85,7 @@ def lpr_loss(logits_TE: torch.Tensor, old_T: torch.Tensor, mode: str = "logits")
     return nn.functional.cross_entropy(rows_TE, first_T, reduction="sum") / max(1, len(rows_TE))
 
 
-def extra_loss(config: Config, old_N: Sequence[bool]) -> Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], Any]:
+def extra_loss(config: Config, old_N: Sequence[bool]) -> ExtraLoss:
     """The loss of stage 2 for `training.train`. old_N: whether a row of the text is of an old language."""
     flags_N = torch.tensor(list(old_N))
 

@@ -65,7 +65,7 @@ class FeedForward:
         return tuple(f"{self.path}.{n}.{p}" for n in (*self.ups, self.down) for p in ("weight", "bias"))
 
     def replace(self, block: nn.Module) -> None:
-        """Put a block in its place. Where the layer itself runs the maps, the block is the first and the rest pass on."""
+        """Put a block in its place; where the layer itself runs the maps, it is the first and the rest pass on."""
         if self.is_layer:
             setattr(self.holder, self.ups[0], block)
             setattr(self.holder, self.act_name, nn.Identity())
@@ -90,7 +90,8 @@ def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedF
         return None
     width = maps[downs[0]].in_features
     ups = [n for n, m in maps.items() if m.in_features == size and m.out_features == width]
-    acts = [n for n, m in children.items() if not isinstance(m, NO_ACTIVATION) and not any(True for _ in m.parameters())]
+    bare = {n: m for n, m in children.items() if next(m.parameters(), None) is None}
+    acts = [n for n, m in bare.items() if not isinstance(m, NO_ACTIVATION)]
     if len(ups) != len(maps) - 1 or len(acts) != 1:
         return None
     parent = model.get_submodule(path.rpartition(".")[0])

@@ -67,7 +67,8 @@ class Conversion:
 
     def __post_init__(self) -> None:
         known = {"scale": ("preserve", "none"), "slices": ("contiguous", "balanced"), "mt_init": ("random", "zero")}
-        faults = [f"{n} is {', '.join(k)}, not {getattr(self, n)!r}" for n, k in known.items() if getattr(self, n) not in k]
+        given = {name: getattr(self, name) for name in known}
+        faults = [f"{n} is {', '.join(k)}, not {given[n]!r}" for n, k in known.items() if given[n] not in k]
         if self.experts < 1 or not 1 <= self.top_k <= 2 * self.experts:
             faults.append(f"{self.experts} experts a group and top-k {self.top_k}: 1 or more, and at most all of them")
         if self.selection == "group" and self.top_k != 2:
@@ -94,7 +95,7 @@ def to_mix_moe(
     """
     chosen = _chosen(model, conversion)
     if (conversion.slices == "balanced") != bool(sample):
-        raise ConfigError("balanced slices need sample text, and contiguous ones have no use for it; give both or neither")
+        raise ConfigError("balanced slices need sample text, contiguous ones have no use for it; give both or neither")
     settings = conversion.settings([ffn.layer_id for ffn in chosen])
     made = _empty(model, settings, conversion.seed)
     groups = _grouped(model, chosen, conversion, sample)
@@ -195,7 +196,9 @@ def _grouped(
 
 
 @torch.no_grad()
-def _activity(model: PreTrainedModel, chosen: Sequence[FeedForward], sample: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def _activity(
+    model: PreTrainedModel, chosen: Sequence[FeedForward], sample: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
     """1 where a neuron is among the largest tenth of its token, [T, F] of each feed-forward."""
     kept: list[list[torch.Tensor]] = [[] for _ in chosen]
 
@@ -220,7 +223,7 @@ def _activity(model: PreTrainedModel, chosen: Sequence[FeedForward], sample: Seq
 def balanced(active_TF: torch.Tensor, groups: int) -> torch.Tensor:
     """Neurons parted into groups of one size by k-means over when they are active, [k, W], each in rising order.
 
-    Source: Zhang et al. 2022 (MoEfication, arXiv:2110.01786), sec. 3.1: neurons that are active together belong together.
+    Source: Zhang et al. 2022 (MoEfication, arXiv:2110.01786), sec. 3.1: what is active together belongs together.
     Differs: balanced k-means over the activity itself, in place of a partition of the graph of co-activation.
     """
     profile_FT = nn.functional.normalize(active_TF.T.float(), dim=-1)

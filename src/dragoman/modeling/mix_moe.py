@@ -35,6 +35,8 @@ PREFIX = "mix_moe_"
 """Before the model type of the dense class."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "gpt_neox", "opt")
 """Types that `register()` knows without being told; any other dense type is registered by its name."""
+GROUPED_MULTIPLE = 8
+"""Neurons that an expert's width must be a multiple of for `grouped_mm`: 16 bytes in half precision."""
 CHOICES = {
     "transform": ("fft", "dct", "random", "none"),
     "parts": ("mag", "mag+phase", "real+imag"),
@@ -248,14 +250,19 @@ class _Mixed:
     """What a class of this kind adds to its dense one."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        wanted = config._experts_implementation
+        config._experts_implementation_internal = "eager"  # the dense class would refuse any other
         super().__init__(config, *args, **kwargs)
+        chosen = self._check_and_adjust_experts_implementation(wanted)  # type: ignore[attr-defined]
         settings = Settings(**config.mix_moe)
-        for ffn in feed_forwards(self):  # type: ignore[arg-type]
-            if ffn.layer_id in settings.layers:
-                block = MixMoE(config, ffn, settings)
-                self._init_weights(block.router)
-                self._init_weights(block.experts)
-                ffn.replace(block)
+        found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
+        narrow = any(ffn.width // settings.experts % GROUPED_MULTIPLE for ffn in found)
+        config._experts_implementation_internal = "eager" if narrow and not wanted else chosen
+        for ffn in found:
+            block = MixMoE(config, ffn, settings)
+            self._init_weights(block.router)
+            self._init_weights(block.experts)
+            ffn.replace(block)
         self.post_init()  # type: ignore[attr-defined]
 
     @classmethod
