@@ -86,8 +86,8 @@ def convert(
     from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
-    chosen = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection, "transform": transform}
-    chosen |= {"parts": parts, "scale": scale, "slices": slices, "mt_init": mt_init, "seed": seed}
+    chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
+    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices, "mt_init": mt_init, "seed": seed}
     conversion = Conversion(**chosen)
     if out.exists():
         claim_folder(out)

@@ -214,12 +214,13 @@ def shares_of(
         {"a": f"half of {g}", "b": "the other (placebo)", **_difference(*both, config.seed)}
         for g, both in placebo.items()
     ]
-    kinds = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for kind, x in (sums | pairs).items():
         found = significance.interval(x.sum(0), shares.share, seed=config.seed)
         kinds[kind] = {"value": found.value, "low": found.low, "high": found.high, "by_layer": shares.by_layer(x)}
     layer_ids = [layer.layer_id for layer in moe_layers(model)]
-    halves = tuple(shares.by_layer(half) for half in placebo[spoken[0]])
+    one, other = placebo[spoken[0]]
+    halves = shares.by_layer(one), shares.by_layer(other)
     curves = {kind: found["by_layer"] for kind, found in kinds.items()}
     figure = shares.group_share_figure(curves, halves, layer_ids) if config.stage == 2 else None
     return {"layers": layer_ids, "kinds": kinds, "contrasts": contrasts}, figure

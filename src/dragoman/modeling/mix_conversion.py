@@ -138,7 +138,8 @@ def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedM
     register(dense.model_type)
     known = dense.to_dict().items()
     kept = {n: v for n, v in known if n not in ("model_type", "architectures", "transformers_version", "dtype")}
-    config = CONFIG_MAPPING[PREFIX + dense.model_type](**kept, mix_moe=asdict(settings))
+    config_class: Any = CONFIG_MAPPING[PREFIX + dense.model_type]
+    config = config_class(**kept, mix_moe=asdict(settings))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = AutoModelForCausalLM.from_config(config, dtype=model.dtype).to(model.device)

@@ -93,6 +93,8 @@ class Settings:
 class MixRouter(nn.Module):
     """Scores of all experts from a token's state and its spectrum, in float32 whatever the model's type."""
 
+    random_2DX: torch.Tensor
+
     def __init__(self, width: int, settings: Settings):
         super().__init__()
         self.settings = settings
@@ -110,8 +112,9 @@ class MixRouter(nn.Module):
         device = hidden_TD.device.type if hidden_TD.device.type != "meta" else "cpu"
         with torch.autocast(device, enabled=False):
             state_TD = hidden_TD.float()
-            input_TX = torch.cat([state_TD, *self.features(state_TD)], dim=-1)
-            logits_TE = nn.functional.linear(input_TX, self.weight.float())
+            inputs = [state_TD, *self.features(state_TD)]
+            weights = self.weight.float().split([x.shape[-1] for x in inputs], dim=-1)
+            logits_TE = sum(nn.functional.linear(x, w) for x, w in zip(inputs, weights, strict=True))
             if self.settings.masked:
                 kept_TE = logits_TE[:, : self.settings.experts]
                 logits_TE = nn.functional.pad(kept_TE, (0, self.settings.experts), value=float("-inf"))
@@ -252,7 +255,7 @@ class _Mixed:
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         wanted = config._experts_implementation
         config._experts_implementation_internal = "eager"  # the dense class would refuse any other
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         chosen = self._check_and_adjust_experts_implementation(wanted)  # type: ignore[attr-defined]
         settings = Settings(**config.mix_moe)
         found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
@@ -302,8 +305,8 @@ def register(*model_types: str) -> None:
                     "model was made with"
                 )
             continue  # an older version without this family
-        dense_config = CONFIG_MAPPING[model_type]
-        dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
+        dense_config: Any = CONFIG_MAPPING[model_type]
+        dense_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
         here = {"__module__": __name__, "__doc__": f"Mix-MoE form of {model_type}."}
         config = type(
             f"MixMoE{dense_config.__name__}", (dense_config,), here | {"model_type": PREFIX + model_type, "mix_moe": {}}
