@@ -87,7 +87,8 @@ def convert(
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
-    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices, "mt_init": mt_init, "seed": seed}
+    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
+    chosen |= {"mt_init": mt_init, "seed": seed}
     conversion = Conversion(**chosen)
     if out.exists():
         claim_folder(out)

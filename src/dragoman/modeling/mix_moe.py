@@ -114,7 +114,8 @@ class MixRouter(nn.Module):
             state_TD = hidden_TD.float()
             inputs = [state_TD, *self.features(state_TD)]
             weights = self.weight.float().split([x.shape[-1] for x in inputs], dim=-1)
-            logits_TE = sum(nn.functional.linear(x, w) for x, w in zip(inputs, weights, strict=True))
+            parts = [nn.functional.linear(x_TX, w_EX) for x_TX, w_EX in zip(inputs, weights, strict=True)]
+            logits_TE = torch.stack(parts).sum(0)
             if self.settings.masked:
                 kept_TE = logits_TE[:, : self.settings.experts]
                 logits_TE = nn.functional.pad(kept_TE, (0, self.settings.experts), value=float("-inf"))

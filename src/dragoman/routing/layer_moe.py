@@ -1,7 +1,7 @@
 """LayerMoE: how many experts each layer needs, from how alike languages are there.
 
-    S_i = (mean likeness of new and new + mean likeness of new and old) / 2      likeness: mean cosine of all token pairs
-    N_i = ceil( (1 / S_i) / sum_j (1 / S_j) * budget )                           the first expert included
+    S_i = (likeness of new and new + likeness of new and old) / 2    likeness: mean cosine of all pairs of tokens
+    N_i = ceil( (1 / S_i) / sum_j (1 / S_j) * budget )               the first expert included
 
 Layers where languages are alike share experts; where they differ they get more. The mean cosine over all pairs of
 tokens of two languages is the product of their mean unit vectors, so no matrix of pairs is made.
