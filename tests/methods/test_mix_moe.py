@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import mix_moe, moe_lpr
@@ -168,3 +170,53 @@ def test_lpr_settings_are_refused_in_a_sentence():
         moe_lpr.Config(mode="twice")
     with pytest.raises(ConfigError, match="a plan has no effect"):
         moe_lpr.apply(upcycled(), moe_lpr.Config(), moe_lpr.new_experts(upcycled()))
+
+
+# Two processes
+
+
+def losses(model, ids, steps=3):
+    """Of three updates of stage 2."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    found = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
+def of_stage_two():
+    """With routers that have a say: between equal logits rounding would choose."""
+    model = converted()
+    generator = torch.Generator().manual_seed(3)
+    for layer in moe_layers(model):
+        layer.router.weight.data.normal_(std=0.5, generator=generator)
+    set_settings(model, stage=1)
+    mix_moe.apply(model, mix_moe.Config(stage=2))
+    return model
+
+
+def train_on_a_rank(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model = of_stage_two()
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    found = losses(model, IDS[4 * rank : 4 * rank + 4])
+    distributed.all_reduce(found)
+    if rank == 0:
+        torch.save(found / 2, folder / "losses.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_sharded_processes_train_like_one(tmp_path):
+    multiprocessing.spawn(train_on_a_rank, (tmp_path,), nprocs=2)
+    alone = losses(of_stage_two(), IDS)
+    torch.testing.assert_close(torch.load(tmp_path / "losses.pt"), alone, rtol=1e-4, atol=0)
+    assert alone[2] < alone[0] - 1e-3, "otherwise nothing trained"
