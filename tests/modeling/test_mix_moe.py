@@ -261,7 +261,6 @@ def test_router_is_float32_inside_a_bfloat16_model_and_under_autocast():
     assert (logits(half).float() - logits(made)).abs().max() < 0.2 * logits(made).abs().max()
     router, x = moe_layers(made)[0].router, torch.randn(5, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(router(x)[0], router(x.clone())[0])
         inside = router(x)[0]
     assert torch.equal(inside, router(x)[0])
 
@@ -283,6 +282,24 @@ def test_compiles_without_graph_breaks():
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.network
+@pytest.mark.timeout(1800)
+def test_smollm2_keeps_its_logits_and_its_words(tmp_path, monkeypatch):
+    """Real weights: the fetched model, converted, saved and opened, goes on with the same sentence."""
+    from dragoman.commands.models import fetch
+    from dragoman.modeling import open_both, save_model
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fetch("smollm2", accept_licence=True, quiet=True)
+    model, codec = open_both("smollm2")
+    save_model(to_mix_moe(model, Conversion()), codec, tmp_path / "mix")
+    made = open_model(str(tmp_path / "mix"))
+    ids = torch.tensor([[codec.start_id, *codec.encode(["The capital of France is"])[0]]])
+    wanted = logits(model, ids)
+    assert (logits(made, ids) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert "Paris" in codec.decode(made.generate(ids, max_new_tokens=8, do_sample=False)[0])
 
 
 # Slices
