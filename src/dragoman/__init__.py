@@ -38,6 +38,7 @@ NAMES = {
     "open_tokenizer": "modeling",
     "moe_layers": "modeling",
     "upcycle": "modeling",
+    "register": "modeling.mix_moe",
     "capture": "routing.capture",
     "RoutingTrace": "routing.trace",
     "ExpertPlan": "routing.plan",

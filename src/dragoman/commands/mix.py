@@ -1,0 +1,218 @@
+"""`dragoman mix`: a dense model becomes a Mix-MoE one, and is trained stage by stage, beside its neighbours.
+
+Shape letters: N rows, S tokens per row.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from dragoman.commands import Numbers, scoring
+from dragoman.commands.evaluate import parse_directions
+from dragoman.commands.mixing_text import Train, sample_of, shares_of, stage_rows
+from dragoman.corpora.pack import open_corpus
+from dragoman.record import claim_folder, environment, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dragoman.methods.training import Log
+
+app = App(name="mix")
+
+
+@app.command
+def convert(
+    model: str,
+    /,
+    *,
+    out: Path,
+    layers: Numbers = (),
+    experts: int = 2,
+    top_k: int = 2,
+    selection: str = "all",
+    transform: str = "fft",
+    parts: str = "mag",
+    scale: str = "preserve",
+    slices: str = "contiguous",
+    mt_init: str = "random",
+    corpus: str = "help",
+    language: str = "en",
+    segments: int = 64,
+    seed: int = 0,
+) -> None:
+    """Make a Mix-MoE model of a dense one: feed-forwards become slices, translation experts and a router.
+
+    With the defaults it computes what the dense model does, to rounding, until it is trained.
+
+    Parameters
+    ----------
+    model
+        Dense model: folder, Hub id, or the name of a fetched one.
+    out
+        New folder for the model and its record.json.
+    layers
+        Model layers to convert; default all.
+    experts
+        Experts of each of the two groups.
+    top_k
+        Experts that each token is sent to.
+    selection
+        all: the top k of both groups together; group: the first of each.
+    transform
+        What the router reads beside the state, over the hidden dimension: fft, dct, random or none.
+    parts
+        Of each coefficient: mag, mag+phase or real+imag.
+    scale
+        preserve: the model computes what it did; none: literal slices.
+    slices
+        contiguous, or balanced: neurons that are active together on sample text.
+    mt_init
+        Translation experts start random, or zero: with a second map of zeros.
+    corpus
+        N-way text for balanced slices.
+    language
+        Its language.
+    segments
+        So many train segments of it.
+    seed
+        Of random experts and of the transform random.
+    """
+    from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
+    from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
+
+    chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
+    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
+    chosen |= {"mt_init": mt_init, "seed": seed}
+    conversion = Conversion(**chosen)
+    if out.exists():
+        claim_folder(out)
+    dense, codec = open_both(model)
+    sample = sample_of(codec, open_corpus(corpus), language, segments) if slices == "balanced" else ()
+    made = to_mix_moe(dense, conversion, sample)
+    difference, largest = logit_difference(dense, made)
+    save_model(made, codec, out)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (dense, made)]
+    record = environment() | {
+        "command": "mix convert",
+        "config": {"model": model, **asdict(conversion)},
+        "sample": {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None,
+        "model_sha256": model_checksum(model),
+        "converted_sha256": model_checksum(str(out)),
+        "classes": [type(dense).__name__, type(made).__name__],
+        "parameters": counts,
+        "logit_difference": difference,
+        "largest_logit": largest,
+    }
+    write_json(out / "record.json", record)
+    print(f"{out}: {type(made).__name__}, {counts[1]:,} parameters from {counts[0]:,}")
+    print(f"logits of up to {largest:.1f} differ from the dense model's by at most {difference:.1e}")
+
+
+@app.command
+def train(config: Annotated[Train, Parameter(name="*")]) -> None:
+    """Train a stage of Mix-MoE, or a neighbour on the same text, and measure before and after."""
+    record = run_stage(config)
+    log = record["log"]
+    print(
+        f"{config.method}, stage {config.stage}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
+        f"the model is in {config.out}/model"
+    )
+    for name in ("bits_per_byte", "chrf"):
+        values, intervals = (record["results"].get(key, {}) for key in (name, f"{name}_interval"))
+        for label, value in values.get("after", {}).items():
+            before, (low, high) = values["before"][label], intervals["after"][label]
+            print(f"  {name:13} {label:8} {before:7.3f} -> {value:7.3f}  [{low:.3f}, {high:.3f}]")
+    for kind, found in record.get("shares", {}).get("kinds", {}).items():
+        low, high = found["low"], found["high"]
+        print(f"  mass on translation experts, {kind:8} {found['value']:.3f}  [{low:.3f}, {high:.3f}]")
+
+
+def run_stage(config: Train) -> dict[str, Any]:
+    """Train, score before and after, save model and record; returns the record."""
+    from dragoman.modeling import model_checksum, open_both, save_model
+
+    corpus = open_corpus(config.corpus)
+    directions = parse_directions(list(config.directions), corpus.languages, corpus.languages)
+    spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in directions.values() for g in pair)]))
+    corpus.require(spoken)
+    model, codec = open_both(config.model)
+    total = sum(p.numel() for p in model.parameters())
+    method, extra = _prepared(config, model)
+    rows = stage_rows(config, codec, corpus, directions)
+    out = claim_folder(config.out)
+    sums = {"before": _scored(config, model, codec, corpus, spoken, directions)}
+    log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
+    sums["after"] = _scored(config, model, codec, corpus, spoken, directions)
+    save_model(model, codec, out / "model")
+    record = environment() | {
+        "command": "mix train",
+        "config": asdict(config),
+        "corpus": corpus.about,
+        "model_sha256": model_checksum(config.model),
+        "parameters": trained,
+        "trained_share": trained / total,
+        "samples_too_long": rows.too_long,
+        "log": asdict(log),
+        "training": asdict(settings),
+        "results": scoring.tables(sums, config.seed),
+    }
+    if config.method == "mix_moe":
+        record["shares"], figure = shares_of(config, model, codec, corpus, spoken, directions)
+        if figure:
+            (out / "shares.svg").write_text(figure, encoding="utf-8")
+    write_json(out / "record.json", record)
+    return record
+
+
+def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
+    """Freeze the model and make trainable what the method trains; the method and its settings."""
+    from dragoman.methods import full, mix_moe, moe_lpr
+
+    methods: dict[str, Any] = {
+        "mix_moe": (mix_moe, mix_moe.Config(stage=config.stage)),
+        "moe_lpr": (moe_lpr, moe_lpr.Config(stage=config.stage, lpr=config.lpr, mode=config.lpr_mode)),
+        "full": (full, full.Config()),
+    }
+    method, settings = methods[config.method]
+    method.apply(model, settings, None)
+    return method, settings
+
+
+def _trained(
+    config: Train, model: PreTrainedModel, method: Any, settings: Any, rows: Any, pad_id: int
+) -> tuple[Log, int, Any]:
+    from dragoman.methods import mix_moe, moe_lpr, training
+    from dragoman.modeling import moe_layers
+
+    ours = config.training
+    if config.method == "mix_moe":
+        ours = replace(ours, balance=mix_moe.balance_weight(model, ours.balance))
+    lpr = config.method == "moe_lpr" and config.stage == 2
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with tempfile.TemporaryDirectory() as scratch:
+        log = training.train(
+            model,
+            rows.tokens_NS,
+            ours,
+            layers=moe_layers(model) if config.method != "full" and (ours.balance or lpr) else (),
+            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if lpr else None,
+            labels_NS=rows.labels_NS,
+            pad_id=pad_id,
+            folder=Path(scratch),
+            quiet=config.quiet,
+        )
+    method.merge(model)
+    model.requires_grad_(True)
+    return log, parameters, ours
+
+
+def _scored(config: Train, model: Any, codec: Any, corpus: Any, spoken: Any, directions: Any) -> dict[str, Any]:
+    return scoring.score_model(
+        model, codec, corpus, spoken, directions, split=config.split, segments=config.segments, quiet=config.quiet
+    )

@@ -1,0 +1,235 @@
+"""What `dragoman mix train` reads: its settings, the rows of a stage, and the texts that router shares are measured on.
+
+Shape letters: N rows, S tokens per row, L MoE layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.corpora import mix as mixing
+from dragoman.corpora.languages import language
+from dragoman.corpora.ntext import NText
+from dragoman.errors import ConfigError, DataError
+from dragoman.methods import training
+
+if TYPE_CHECKING:
+    from dragoman.modeling import TextCodec
+
+METHODS = ("mix_moe", "moe_lpr", "full")
+Sample = tuple[list[int], int]
+Directions = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one stage."""
+
+    model: str
+    """Model folder: a converted one for stage 1, what stage 1 wrote for stage 2."""
+    _: KW_ONLY
+    stage: int
+    """1 or 2."""
+    out: Path
+    """New folder for the model, record.json and the figure of router shares."""
+    method: str = "mix_moe"
+    """mix_moe; moe_lpr, of a model that `dragoman models upcycle` made; or full, for comparison."""
+    corpus: str = "help"
+    """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
+    languages: Tags = ()
+    """Languages of monolingual text, in equal shares of tokens."""
+    directions: Tags = ()
+    """Directions of parallel text, such as en-de or en-all; the loss is on the translation alone."""
+    replay: float = 0.0
+    """Share of monolingual tokens beside parallel text."""
+    old: Tags = ()
+    """Languages that go back to expert 0, in stage 2 of moe_lpr."""
+    lpr: float = 0.1
+    """Weight of that loss."""
+    lpr_mode: str = "logits"
+    """logits, or released: as the released code of moe_lpr has it."""
+    block: int = 256
+    """Tokens per row."""
+    training: training.Config = field(default_factory=lambda: training.Config(balance=0.01))
+    """Optimizer, schedule, and the weight of the load balance per layer."""
+    split: str = "devtest"
+    """Split that is scored."""
+    segments: int = 200
+    """At most so many segments per language and direction are scored."""
+    seed: int = 0
+    """Of the order of the text and of the bootstrap."""
+    quiet: Switch = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        require_sample(self.segments, self.seed)
+        if self.method not in METHODS:
+            raise ConfigError(f"there is no method {self.method!r} here; there are {', '.join(METHODS)}")
+        if self.method == "mix_moe" and self.stage == 1 and self.directions:
+            raise ConfigError(
+                f"stage 1 trains language-model experts on monolingual text, and was given the directions "
+                f"{', '.join(self.directions)}; give --languages, and parallel text to stage 2"
+            )
+        if self.method == "mix_moe" and self.stage == 2 and not self.directions:
+            raise ConfigError("stage 2 trains translation experts on parallel text; give --directions, such as en-de")
+        faults = self._faults()
+        if faults:
+            raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
+
+    def _faults(self) -> list[str]:
+        lpr = self.method == "moe_lpr" and self.stage == 2
+        both = bool(self.languages and self.directions)
+        checks = {
+            "there is no text: give languages, directions or both": not (self.languages or self.directions),
+            f"replay is {self.replay}, a share from 0 up to but not 1": not 0 <= self.replay < 1,
+            "languages have no effect beside directions without replay": both and not self.replay,
+            "replay has no effect without languages and directions": bool(self.replay) and not both,
+            "old and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
+            and (bool(self.old) or self.lpr_mode != "logits"),
+            "stage 2 of moe_lpr reads monolingual text alone, and needs old languages among it": lpr
+            and (bool(self.directions) or not set(self.old) & set(self.languages)),
+            f"old languages {', '.join(self.old)} are not all in the text": lpr
+            and not set(self.old) <= set(self.languages),
+            f"block is {self.block}, at least 8": self.block < 8,
+            "full has no routers to balance: set training.balance to 0": self.method == "full"
+            and bool(self.training.balance),
+        }
+        return [fault for fault, holds in checks.items() if holds]
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Training text of a stage."""
+
+    tokens_NS: np.ndarray
+    labels_NS: np.ndarray | None
+    old_N: list[bool]
+    too_long: int
+    """Pairs left out because they do not fit into a row, among those looked at."""
+
+
+def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
+    """Rows enough for all steps, a pure function of config and corpus; only the split train is read."""
+    needed = config.training.steps * config.training.batch
+    if config.method == "moe_lpr" and config.stage == 2:
+        return _by_language(config, codec, corpus, needed)
+    if not directions:
+        tokens_NS = mixing.pack(_monolingual(config, codec, corpus, config.languages), needed, config.block)
+        return StageRows(tokens_NS, None, [], 0)
+    return _parallel(config, codec, corpus, directions, needed)
+
+
+def _monolingual(
+    config: Train, codec: TextCodec, corpus: NText, languages: Sequence[str]
+) -> Iterator[list[int]]:
+    mix = mixing.Mix(languages=dict.fromkeys(languages, 1.0))
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [[codec.start_id, *ids, codec.end_id] for ids in codec.encode(texts)]
+
+    return mixing.stream([corpus], mix, encode, lambda *_: [], seed=config.seed)
+
+
+def _by_language(config: Train, codec: TextCodec, corpus: NText, needed: int) -> StageRows:
+    """Rows of one language each, in turns, so that a row is of an old language or not."""
+    each = -(-needed // len(config.languages))
+    packed = [mixing.pack(_monolingual(config, codec, corpus, (g,)), each, config.block) for g in config.languages]
+    tokens_NS = np.stack(packed, axis=1).reshape(-1, config.block)[:needed]
+    old = [g in config.old for g in config.languages]
+    return StageRows(tokens_NS, None, [old[n % len(old)] for n in range(needed)], 0)
+
+
+def _parallel(config: Train, codec: TextCodec, corpus: NText, directions: Directions, needed: int) -> StageRows:
+    """Pairs of all directions in an order by lot, again from the start as often as needed, and replay between them."""
+    samples = [sample for pair in directions.values() for sample in _pairs(codec, corpus, *pair)]
+    fitting = [s for s in samples if len(s[0]) <= config.block]
+    if not fitting:
+        raise DataError(f"no pair fits into {config.block} tokens; give a larger block or other directions")
+    mono = _monolingual(config, codec, corpus, config.languages) if config.replay else None
+    stream = _with_replay(config, fitting, mono)
+    taken: list[Sample] = []
+    tokens = 0
+    while tokens < needed * config.block:  # rows have filler, so these are enough
+        taken.append(next(stream))
+        tokens += len(taken[-1][0])
+    tokens_NS, labels_NS = mixing.pad(taken, config.block, codec.pad_id)
+    return StageRows(tokens_NS[:needed], labels_NS[:needed], [], len(samples) - len(fitting))
+
+
+def _with_replay(config: Train, pairs: list[Sample], mono: Iterator[list[int]] | None) -> Iterator[Sample]:
+    rng = np.random.default_rng(config.seed)
+    given = [0, 0]
+    while True:
+        for i in rng.permutation(len(pairs)):
+            while mono is not None and given[1] < config.replay * (given[0] + given[1]):
+                ids = next(mono)[: config.block]
+                given[1] += len(ids)
+                yield ids, 0
+            given[0] += len(pairs[i][0])
+            yield pairs[i]
+
+
+def _pairs(codec: TextCodec, corpus: NText, source: str, target: str) -> list[Sample]:
+    found = corpus.pairs(source, target, "train")
+    if not found:
+        raise DataError(f"the corpus has no train text {source} -> {target}; give another direction")
+    names = {g: language(g).name for g in (source, target)}
+    return codec.pairs([s for s, _ in found], [t for _, t in found], source, target, names)
+
+
+def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int) -> list[list[int]]:
+    """Token ids of the first train segments of a language."""
+    corpus.require([tag])
+    return [[codec.start_id, *ids] for ids in codec.encode(list(islice(corpus.texts(tag, "train"), segments)))]
+
+
+def shares_of(
+    config: Train, model: Any, codec: TextCodec, corpus: NText, spoken: Sequence[str], directions: Directions
+) -> tuple[dict[str, Any], str | None]:
+    """Mass on translation experts for text alone and for translation prompts, with placebo; and the figure."""
+    from dragoman.evaluation import significance
+    from dragoman.modeling import moe_layers
+    from dragoman.modeling.mix_moe import settings_of
+    from dragoman.routing import group_shares as shares
+
+    first, rows = settings_of(model).experts, scoring.held_out(corpus, config.split, config.segments)
+    alone = {g: [[codec.start_id, *ids] for ids in codec.encode(scoring.cells(rows[g], g))] for g in spoken}
+    sums = {g: shares.group_mass(model, ids, first) for g, ids in alone.items()}
+    pairs, contrasts = {}, []
+    for label, (source, target) in directions.items():
+        table = scoring.parallel(corpus, source, target, config.split, config.segments)
+        texts, names = scoring.cells(table, source), {g: language(g).name for g in (source, target)}
+        pairs[label] = shares.group_mass(model, codec.prompts(texts, source, target, names), first)
+        same = shares.group_mass(model, [[codec.start_id, *ids] for ids in codec.encode(texts)], first)
+        contrasts.append({"a": label, "b": f"{source}, the same text", **_difference(pairs[label], same, config.seed)})
+    placebo = {g: shares.halves(x, config.seed) for g, x in sums.items()}
+    contrasts += [
+        {"a": f"half of {g}", "b": "the other (placebo)", **_difference(*both, config.seed)}
+        for g, both in placebo.items()
+    ]
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, x in (sums | pairs).items():
+        found = significance.interval(x.sum(0), shares.share, seed=config.seed)
+        kinds[kind] = {"value": found.value, "low": found.low, "high": found.high, "by_layer": shares.by_layer(x)}
+    layer_ids = [layer.layer_id for layer in moe_layers(model)]
+    one, other = placebo[spoken[0]]
+    halves = shares.by_layer(one), shares.by_layer(other)
+    curves = {kind: found["by_layer"] for kind, found in kinds.items()}
+    figure = shares.group_share_figure(curves, halves, layer_ids) if config.stage == 2 else None
+    return {"layers": layer_ids, "kinds": kinds, "contrasts": contrasts}, figure
+
+
+def _difference(a_LN2: np.ndarray, b_LN2: np.ndarray, seed: int) -> dict[str, float]:
+    """Share of a minus share of b over all layers, segments drawn together."""
+    from dragoman.evaluation import significance
+    from dragoman.routing.group_shares import share
+
+    found = significance.paired_bootstrap(a_LN2.sum(0), b_LN2.sum(0), share, seed=seed)
+    return {"difference": found.difference, "low": found.low, "high": found.high, "p_value": found.p_value}

@@ -1,0 +1,102 @@
+"""MoE-LPR: train copies of the dense experts on new text, then routers alone, so that old languages go back.
+
+    stage 1: W_e = tuned_e  for e > 0, router tuned;   expert 0 is the dense feed-forward and frozen, as all the rest
+    stage 2: router tuned alone;   loss = CE + a balance + g LPR
+    LPR = mean over tokens of old languages of -log softmax(router logits)_0, per layer
+
+Starts from a model that `dragoman models upcycle` made, and stays of that class (Mixtral, Qwen-MoE), which vLLM loads.
+
+Source: Zhou et al. 2024 (MoE-LPR, arXiv:2408.11396), sec. 3.
+Differs: the released code applies a softmax to probabilities once more, so its loss ends at 0.744 with 4 experts in
+place of 0 and its gradients shrink; `mode: released` does that, for replication. Tuned rows are parameters of their own
+(see `expert_tuning`).
+Trains: stage 1, all experts but the first, and routers; stage 2, routers. Merges: exactly.
+
+Shape letters: N rows of text, B sequences, S positions, T tokens, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dragoman.errors import ConfigError
+from dragoman.methods import expert_tuning
+from dragoman.methods.training import ExtraLoss
+from dragoman.modeling import Routed, moe_layers
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
+
+STARTS_AT_BASE = True
+MERGE = "bits"
+NEEDS_PLAN = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which stage, and its loss."""
+
+    stage: int = 1
+    """1 trains new experts and routers, 2 routers alone."""
+    lpr: float = 0.1
+    """Weight of the loss that sends tokens of old languages to expert 0; the paper's value. Stage 2 only."""
+    mode: str = "logits"
+    """logits, or released: the cross-entropy of probabilities, as the released code has it."""
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2) or self.mode not in ("logits", "released"):
+            raise ConfigError(
+                f"MoE-LPR has the stages 1 and 2 and the modes logits and released, not stage {self.stage} and mode "
+                f"{self.mode!r}"
+            )
+
+
+def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> None:
+    """Freeze the model and make new experts and routers trainable, or routers alone. ConfigError for a plan."""
+    if plan is not None:
+        raise ConfigError("MoE-LPR says itself what trains, a plan has no effect; leave out --plan")
+    layers = moe_layers(model)
+    if config.stage == 1:
+        expert_tuning.apply(model, expert_tuning.Config(routers=True), new_experts(model))
+        return
+    model.requires_grad_(False)
+    for layer in layers:
+        layer.router.requires_grad_(True)
+
+
+def new_experts(model: PreTrainedModel) -> ExpertPlan:
+    """All experts with weights but the first, in every layer."""
+    layers = moe_layers(model)
+    planned = {
+        x.layer_id: tuple(PlannedExpert(e, "all") for e in range(1, x.num_experts - x.num_skips)) for x in layers
+    }
+    return ExpertPlan("moe_lpr", planned, {x.layer_id: x.num_experts for x in layers})
+
+
+def lpr_loss(logits_TE: torch.Tensor, old_T: torch.Tensor, mode: str = "logits") -> torch.Tensor:
+    """Cross-entropy to expert 0 over the tokens flagged old; 0 where there is none."""
+    rows_TE = logits_TE[old_T].float()
+    if mode == "released":
+        rows_TE = rows_TE.softmax(-1)
+    first_T = torch.zeros(len(rows_TE), dtype=torch.long, device=rows_TE.device)
+    return nn.functional.cross_entropy(rows_TE, first_T, reduction="sum") / max(1, len(rows_TE))
+
+
+def extra_loss(config: Config, old_N: Sequence[bool]) -> ExtraLoss:
+    """The loss of stage 2 for `training.train`. old_N: whether a row of the text is of an old language."""
+    flags_N = torch.tensor(list(old_N))
+
+    def loss(inputs: dict[str, torch.Tensor], row_B: torch.Tensor, routed: list[Routed]) -> torch.Tensor:
+        old_BS = flags_N.to(row_B.device)[row_B][:, None].expand_as(inputs["input_ids"])
+        old_T = (old_BS & inputs.get("attention_mask", torch.ones_like(old_BS)).bool()).flatten()
+        return config.lpr * torch.stack([lpr_loss(r.logits_TE, old_T, config.mode) for r in routed]).mean()
+
+    return loss
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Write the tuned rows into the stacks for good; after stage 2 there are none."""
+    expert_tuning.merge(model)

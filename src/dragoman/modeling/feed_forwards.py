@@ -1,0 +1,118 @@
+"""Finding the feed-forwards of a dense model, by the shapes of their maps.
+
+    gated: W_d (act(W_g x) * W_u x)        plain: W_d act(W_u x)
+
+No names are known: a feed-forward is a module with one linear map D -> F, or two, one F -> D, no other linear map, and
+one activation. Which of two maps is the gate is found by running it.
+
+Shape letters: T tokens, D model width, F width of the feed-forward.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dragoman.errors import ModelError
+from dragoman.modeling.probing import hidden_size
+
+NO_ACTIVATION = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """One of them, where it stands and what it is made of."""
+
+    layer_id: int
+    path: str
+    """Of the module that holds the maps: one of its own, or the whole layer (OPT)."""
+    holder: nn.Module
+    parent: nn.Module
+    ups: tuple[str, ...]
+    """Maps into the inner width; of two, `gate_first` says which is the gate."""
+    down: str
+    act_name: str
+    size: int
+    width: int
+
+    @property
+    def act(self) -> nn.Module:
+        """The activation."""
+        return getattr(self.holder, self.act_name)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a map has a bias."""
+        return any(getattr(self.holder, n).bias is not None for n in (*self.ups, self.down))
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether its maps stand in the layer itself."""
+        return self.path.rpartition(".")[2].isdigit()
+
+    @property
+    def place(self) -> str:
+        """Path that a block in its place has."""
+        return f"{self.path}.{self.ups[0]}" if self.is_layer else self.path
+
+    def weights(self) -> tuple[str, ...]:
+        """Names, as in the model, of its weights and biases."""
+        return tuple(f"{self.path}.{n}.{p}" for n in (*self.ups, self.down) for p in ("weight", "bias"))
+
+    def replace(self, block: nn.Module) -> None:
+        """Put a block in its place; where the layer itself runs the maps, it is the first and the rest pass on."""
+        if self.is_layer:
+            setattr(self.holder, self.ups[0], block)
+            setattr(self.holder, self.act_name, nn.Identity())
+            setattr(self.holder, self.down, nn.Identity())
+        else:
+            setattr(self.parent, self.path.rpartition(".")[2], block)
+
+
+def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
+    """Every feed-forward in order of depth; works on the meta device. Empty where nothing fits."""
+    width = hidden_size(model)
+    found = [_fitting(model, path, module, width) for path, module in list(model.named_modules())]
+    return tuple(ffn for ffn in found if ffn is not None)
+
+
+def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedForward | None:
+    children: dict[str, Any] = dict(module.named_children())
+    maps = {n: m for n, m in children.items() if isinstance(m, nn.Linear)}
+    downs = [n for n, m in maps.items() if m.out_features == size and m.in_features != size]
+    numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
+    if len(maps) not in (2, 3) or len(downs) != 1 or not numbers:
+        return None
+    width = maps[downs[0]].in_features
+    ups = [n for n, m in maps.items() if m.in_features == size and m.out_features == width]
+    bare = {n: m for n, m in children.items() if next(m.parameters(), None) is None}
+    acts = [n for n, m in bare.items() if not isinstance(m, NO_ACTIVATION)]
+    if len(ups) != len(maps) - 1 or len(acts) != 1:
+        return None
+    parent = model.get_submodule(path.rpartition(".")[0])
+    return FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
+
+
+@torch.no_grad()
+def gate_first(ffn: FeedForward) -> tuple[str, ...]:
+    """Names of the maps into the inner width, the gate before the other. ModelError where neither order explains it."""
+    if len(ffn.ups) == 1:
+        return ffn.ups
+    weight_FD = getattr(ffn.holder, ffn.ups[0]).weight
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(8, ffn.size, generator=generator).to(weight_FD.device, weight_FD.dtype)
+    wanted_TD = ffn.holder(x_TD).float()
+    for order in (ffn.ups, ffn.ups[::-1]):
+        gate, up = (getattr(ffn.holder, n) for n in order)
+        made_TD = getattr(ffn.holder, ffn.down)(ffn.act(gate(x_TD)) * up(x_TD)).float()
+        if (made_TD - wanted_TD).norm() <= 1e-2 * wanted_TD.norm():
+            return order
+    raise ModelError(
+        f"{ffn.path} is no gated feed-forward: neither of {' and '.join(ffn.ups)} is a gate that explains what it "
+        "computes; only W_d (act(W_g x) * W_u x) can be split"
+    )

@@ -1,0 +1,261 @@
+"""Turn a dense model into a Mix-MoE one: language-model experts are slices of its feed-forwards.
+
+    f(x) = sum_i E_i(x),   E_i(x) = W_d[:, I_i] (act(W_g[I_i] x) * W_u[I_i] x)   for any parting I of the neurons
+
+A gate sums to one, so a uniform mixture of k slices returns f(x) / k. With `scale: preserve` the second map of every
+slice is k times the dense one, and with a router of zeros the block computes what the feed-forward does.
+
+Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681); the identity is Zhang et al. 2022 (MoEfication, arXiv:2110.01786).
+Differs: `Conversion` has a field for what the paper leaves open.
+
+Shape letters: T tokens, D model width, F width of the feed-forward, k experts of a group, W = F / k width of one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first
+from dragoman.modeling.mix_moe import PREFIX, MixMoE, Settings, initial_std, register
+from dragoman.modeling.probing import find_routers
+from dragoman.modeling.upcycling import TOLERANCE, logit_difference
+
+ACTIVE_SHARE = 0.1
+"""Neurons of a token that count as active when they are grouped: those of the largest size."""
+ROUNDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """How a dense model is converted."""
+
+    layers: tuple[int, ...] = ()
+    """Model layers to convert; default all. Differs: the paper says "chosen" and not which."""
+    experts: int = 2
+    """Experts of each group; the width of the feed-forward must be a multiple."""
+    top_k: int = 2
+    """Experts of a token."""
+    selection: str = "all"
+    """all or group: see `Settings`."""
+    transform: str = "fft"
+    """fft, dct, random or none."""
+    parts: str = "mag"
+    """mag, mag+phase or real+imag."""
+    compress: bool = True
+    """Logarithm of magnitudes and layer norm."""
+    scale: str = "preserve"
+    """preserve: slices are made k times larger, so that the model computes what it did; none: literal slices. Differs:
+    not known of the paper."""
+    slices: str = "contiguous"
+    """contiguous runs of neurons, or balanced: as many neurons each, grouped by being active together on sample text.
+    Differs: not known of the paper. While all slices are chosen both compute the same; they differ once routing
+    chooses between them."""
+    mt_init: str = "random"
+    """Translation experts: random (the paper), or zero: their second map is zero, so the first step of stage 2 starts
+    from what they add nothing to."""
+    seed: int = 0
+    """Of random experts and the random transform."""
+
+    def __post_init__(self) -> None:
+        known = {"scale": ("preserve", "none"), "slices": ("contiguous", "balanced"), "mt_init": ("random", "zero")}
+        given = {name: getattr(self, name) for name in known}
+        faults = [f"{n} is {', '.join(k)}, not {given[n]!r}" for n, k in known.items() if given[n] not in k]
+        if self.experts < 1 or not 1 <= self.top_k <= 2 * self.experts:
+            faults.append(f"{self.experts} experts a group and top-k {self.top_k}: 1 or more, and at most all of them")
+        if self.selection == "group" and self.top_k != 2:
+            faults.append("selection group takes one expert of each group, so top_k is 2")
+        if self.transform == "none" and (self.parts != "mag" or not self.compress):
+            faults.append("parts and compress have no effect without a transform")
+        if faults:
+            raise ConfigError(f"a model cannot be converted so: {'; '.join(faults)}")
+
+    def settings(self, layers: Sequence[int]) -> Settings:
+        """What of it the model's config keeps."""
+        names = ("experts", "top_k", "selection", "transform", "parts", "compress")
+        return Settings(layers=tuple(layers), **{name: getattr(self, name) for name in names})
+
+
+def to_mix_moe(
+    model: PreTrainedModel, conversion: Conversion, sample: Sequence[Sequence[int]] = ()
+) -> PreTrainedModel:
+    """A new model with blocks of experts in place of feed-forwards, translation experts masked; the dense one is kept.
+
+    sample: token ids of text, needed for balanced slices.
+    Ends with a comparison of logits where the conversion promises that they are equal. Raises ModelError for a model
+    whose feed-forwards cannot be found or split, ConfigError for layers that it does not have.
+    """
+    chosen = _chosen(model, conversion)
+    if (conversion.slices == "balanced") != bool(sample):
+        raise ConfigError("balanced slices need sample text, contiguous ones have no use for it; give both or neither")
+    settings = conversion.settings([ffn.layer_id for ffn in chosen])
+    made = _empty(model, settings, conversion.seed)
+    groups = _grouped(model, chosen, conversion, sample)
+    for ffn, places_kW in zip(chosen, groups, strict=True):
+        block: MixMoE = made.get_submodule(ffn.place)  # type: ignore[assignment]
+        _fill(ffn, block, places_kW, conversion)
+    made.generation_config = copy.deepcopy(model.generation_config)
+    made.eval()
+    if conversion.scale == "preserve" and settings.preserves:
+        _check(model, made)
+    return made
+
+
+def _chosen(model: PreTrainedModel, conversion: Conversion) -> list[FeedForward]:
+    name = type(model).__name__
+    if find_routers(model):
+        raise ModelError(f"{name} is a Mixture-of-Experts model already; Mix-MoE starts from a dense one")
+    found = {ffn.layer_id: ffn for ffn in feed_forwards(model)}
+    if not found:
+        raise ModelError(
+            f"no feed-forward was found in {name}: looked for modules with one or two linear maps from the model's "
+            "width to an inner one, one map back, no other, and one activation"
+        )
+    if foreign := sorted(set(conversion.layers) - set(found)):
+        raise ConfigError(
+            f"layers {foreign} cannot be converted: {name} has feed-forwards in layers {min(found)} to {max(found)}"
+        )
+    chosen = [found[i] for i in conversion.layers or sorted(found)]
+    if odd := sorted({ffn.width for ffn in chosen if ffn.width % conversion.experts}):
+        raise ModelError(
+            f"feed-forwards of {name} are {', '.join(map(str, odd))} neurons wide, which {conversion.experts} experts "
+            "cannot share evenly; give a divisor of it for experts"
+        )
+    return sorted(chosen, key=lambda ffn: ffn.layer_id)
+
+
+def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedModel:
+    """The class of the kind with the dense model's weights, but for its experts."""
+    dense = model.config
+    register(dense.model_type)
+    known = dense.to_dict().items()
+    kept = {n: v for n, v in known if n not in ("model_type", "architectures", "transformers_version", "dtype")}
+    config_class: Any = CONFIG_MAPPING[PREFIX + dense.model_type]
+    config = config_class(**kept, mix_moe=asdict(settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(config, dtype=model.dtype).to(model.device)
+    gone = {name for ffn in feed_forwards(model) if ffn.layer_id in settings.layers for name in ffn.weights()}
+    rest = {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
+    found = made.load_state_dict(rest, strict=False)
+    strange = [n for n in found.missing_keys if ".router." not in n and ".experts." not in n]
+    assert not strange and not found.unexpected_keys, (strange, found.unexpected_keys)  # the class is the same
+    return made
+
+
+@torch.no_grad()
+def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion) -> None:
+    """Slices into the language-model group, random weights into the other; the router is zero."""
+    experts, factor = block.experts, len(places_kW) if conversion.scale == "preserve" else 1
+    ups, down = [getattr(ffn.holder, n) for n in gate_first(ffn)], getattr(ffn.holder, ffn.down)
+    first = getattr(experts, experts.first)
+    for e, places_W in enumerate(places_kW):
+        first[e] = torch.cat([up.weight[places_W] for up in ups])
+        experts.down_proj[e] = factor * down.weight[:, places_W]
+        if ffn.has_bias:
+            biases = [torch.zeros_like(up.weight[:, 0]) if up.bias is None else up.bias for up in ups]
+            getattr(experts, f"{experts.first}_bias")[e] = torch.cat([bias[places_W] for bias in biases])
+            whole_D = torch.zeros_like(down.weight[:, 0]) if down.bias is None else down.bias
+            experts.down_proj_bias[e] = factor / len(places_kW) * whole_D
+    std = initial_std(block.experts.config)
+    generator = torch.Generator().manual_seed(conversion.seed + 1 + ffn.layer_id)
+    for e in range(len(places_kW), 2 * len(places_kW)):
+        for weight, scale in ((first[e], std), (experts.down_proj[e], std if conversion.mt_init == "random" else 0.0)):
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+        for bias in [p for n, p in experts.named_parameters() if n.endswith("_bias")]:
+            bias[e] = 0
+    nn.init.zeros_(block.router.weight)
+
+
+def _check(model: PreTrainedModel, made: PreTrainedModel) -> None:
+    difference, largest = logit_difference(model, made)
+    if not difference <= TOLERANCE.get(model.dtype, 0.1) * largest:
+        raise ModelError(
+            f"the converted {type(made).__name__} does not compute what {type(model).__name__} does: logits of up to "
+            f"{largest:.3g} differ by {difference:.3g}; its feed-forward does more than its maps show"
+        )
+
+
+# Which neurons go together
+
+
+def _grouped(
+    model: PreTrainedModel, chosen: Sequence[FeedForward], conversion: Conversion, sample: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """Neurons of each expert of each feed-forward, [k, W]."""
+    if conversion.slices == "contiguous":
+        return [torch.arange(ffn.width).view(conversion.experts, -1) for ffn in chosen]
+    return [balanced(active_TF, conversion.experts) for active_TF in _activity(model, chosen, sample)]
+
+
+@torch.no_grad()
+def _activity(
+    model: PreTrainedModel, chosen: Sequence[FeedForward], sample: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """1 where a neuron is among the largest tenth of its token, [T, F] of each feed-forward."""
+    kept: list[list[torch.Tensor]] = [[] for _ in chosen]
+
+    def keep(seen: list[torch.Tensor], inner: torch.Tensor) -> None:
+        size_TF = inner.reshape(-1, inner.shape[-1]).abs().float()
+        top_TA = size_TF.topk(max(1, round(ACTIVE_SHARE * size_TF.shape[-1])), dim=-1).indices
+        seen.append(torch.zeros_like(size_TF).scatter_(1, top_TA, 1.0).cpu())
+
+    hooks = [
+        getattr(ffn.holder, ffn.down).register_forward_pre_hook(lambda _m, args, seen=seen: keep(seen, args[0]))
+        for ffn, seen in zip(chosen, kept, strict=True)
+    ]
+    try:
+        for ids in sample:
+            model(input_ids=torch.tensor([list(ids)], device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(seen) for seen in kept]
+
+
+def balanced(active_TF: torch.Tensor, groups: int) -> torch.Tensor:
+    """Neurons parted into groups of one size by k-means over when they are active, [k, W], each in rising order.
+
+    Source: Zhang et al. 2022 (MoEfication, arXiv:2110.01786), sec. 3.1: what is active together belongs together.
+    Differs: balanced k-means over the activity itself, in place of a partition of the graph of co-activation.
+    """
+    profile_FT = nn.functional.normalize(active_TF.T.float(), dim=-1)
+    size = len(profile_FT) // groups
+    centre_kT = _far_apart(profile_FT, groups)
+    before: Any = None
+    for _ in range(ROUNDS):
+        of_F = _assigned(profile_FT @ centre_kT.T, size)
+        if before is not None and torch.equal(of_F, before):
+            break
+        before = of_F
+        centre_kT = nn.functional.normalize(torch.stack([profile_FT[of_F == g].mean(0) for g in range(groups)]), dim=-1)
+    return torch.stack([(before == g).nonzero()[:, 0] for g in range(groups)])
+
+
+def _far_apart(profile_FT: torch.Tensor, groups: int) -> torch.Tensor:
+    """The most active direction first, then each time the neuron least like those taken."""
+    taken = [int((profile_FT @ profile_FT.mean(0)).argmax())]
+    while len(taken) < groups:
+        taken.append(int((profile_FT @ profile_FT[taken].T).max(-1).values.argmin()))
+    return profile_FT[taken]
+
+
+def _assigned(likeness_Fk: torch.Tensor, size: int) -> torch.Tensor:
+    """Group of each neuron, `size` a group: those choose first that lose most by their second best."""
+    best_Fk = likeness_Fk.sort(dim=-1, descending=True)
+    second = min(1, likeness_Fk.shape[1] - 1)
+    order = (best_Fk.values[:, 0] - best_Fk.values[:, second]).argsort(descending=True, stable=True)
+    room = [size] * likeness_Fk.shape[1]
+    of_F = torch.empty(len(likeness_Fk), dtype=torch.long)
+    for f in order.tolist():
+        of_F[f] = next(g for g in best_Fk.indices[f].tolist() if room[g])
+        room[int(of_F[f])] -= 1
+    return of_F

@@ -1,0 +1,348 @@
+"""Mix-MoE models: feed-forwards of two groups of experts, for language modelling and for translation, behind a router
+that also reads the spectrum of each token.
+
+    g = softmax(W [h ; phi(h)]),   y = sum over the chosen e of g_e E_e(h) / sum of the chosen g
+
+phi is a transform over the hidden dimension of one token. (A transform over time would read later tokens, and change
+with every generated one.) Experts 0 .. k-1 are the language-model group, k .. 2k-1 the translation group.
+
+Every dense class has one class of this kind, made of it by `register`: the same code with other feed-forwards, so
+caches, masks and generation are those of transformers, and Auto classes load it without code from the model's folder.
+
+Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681), sec. III-A, as far as known.
+Differs: what the paper leaves open is a field of `Settings`, each with what was chosen.
+
+Shape letters: T tokens, E = 2k experts, K chosen per token, D model width, F width of an expert, X spectral features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import use_experts_implementation
+from transformers.utils.output_capturing import OutputRecorder
+
+from dragoman.errors import ModelError
+from dragoman.modeling.feed_forwards import FeedForward, feed_forwards
+
+PREFIX = "mix_moe_"
+"""Before the model type of the dense class."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "gpt_neox", "opt")
+"""Types that `register()` knows without being told; any other dense type is registered by its name."""
+GROUPED_MULTIPLE = 8
+"""Neurons that an expert's width must be a multiple of for `grouped_mm`: 16 bytes in half precision."""
+CHOICES = {
+    "transform": ("fft", "dct", "random", "none"),
+    "parts": ("mag", "mag+phase", "real+imag"),
+    "selection": ("all", "group"),
+}
+"""Setting -> what this version knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the config of such a model says of its blocks."""
+
+    layers: tuple[int, ...]
+    """Model layers whose feed-forward is a block of experts."""
+    experts: int = 2
+    """Experts of each group, k. The paper's value."""
+    top_k: int = 2
+    """Experts of a token. Differs: the paper's number is not known; two keep the arithmetic of the dense layer."""
+    selection: str = "all"
+    """all: the top k of both groups together; group: the first of each group. Differs: not known of the paper."""
+    transform: str = "fft"
+    """fft, dct, random (a fixed Gaussian matrix of the shape of fft) or none. The paper compares the first three.
+    Differs: it does not say over which axis; here over the hidden dimension."""
+    parts: str = "mag"
+    """Of each coefficient: mag, mag+phase (phase in half turns) or real+imag. Differs: not known of the paper."""
+    compress: bool = True
+    """log(1 + magnitude), then a layer norm without weights over the features. Differs: not known of the paper; without
+    it a few low coefficients outweigh the rest."""
+    masked: bool = True
+    """Whether the router leaves out the translation group, as before and in stage 1."""
+    stage: int = 0
+    """Last stage that was trained; 0 of a converted model."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for name, known in CHOICES.items():
+            if (given := getattr(self, name)) not in known:
+                raise ModelError(
+                    f"the router of this model has {name} {given!r}; this version of dragoman knows "
+                    f"{', '.join(known)}: take one of them, or a newer version for a model that was saved by one"
+                )
+
+    @property
+    def eligible(self) -> int:
+        """Experts that a token can be sent to now."""
+        return self.experts * (1 if self.masked else 2)
+
+    @property
+    def preserves(self) -> bool:
+        """Whether every language-model expert is chosen where translation experts are masked."""
+        return self.top_k >= self.experts and (self.selection == "all" or self.experts == 1)
+
+
+class MixRouter(nn.Module):
+    """Scores of all experts from a token's state and its spectrum, in float32 whatever the model's type."""
+
+    random_2DX: torch.Tensor
+
+    def __init__(self, width: int, settings: Settings):
+        super().__init__()
+        self.settings = settings
+        bins = width // 2 + 1
+        size = {"fft": bins, "dct": width, "random": bins, "none": 0}[settings.transform]
+        real = settings.transform == "dct" and settings.parts == "real+imag"
+        size *= 1 if settings.parts == "mag" or real else 2
+        self.weight = nn.Parameter(torch.empty(2 * settings.experts, width + size))
+        if settings.transform == "random":
+            self.register_buffer("random_2DX", torch.empty(2, width, bins))
+
+    def forward(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [T, E], minus infinity where masked; weights [T, K], which sum to one; indices [T, K]."""
+        hidden_TD = hidden_TD.reshape(-1, hidden_TD.shape[-1])
+        device = hidden_TD.device.type if hidden_TD.device.type != "meta" else "cpu"
+        with torch.autocast(device, enabled=False):
+            state_TD = hidden_TD.float()
+            inputs = [state_TD, *self.features(state_TD)]
+            weights = self.weight.float().split([x.shape[-1] for x in inputs], dim=-1)
+            parts = [nn.functional.linear(x_TX, w_EX) for x_TX, w_EX in zip(inputs, weights, strict=True)]
+            logits_TE = torch.stack(parts).sum(0)
+            if self.settings.masked:
+                kept_TE = logits_TE[:, : self.settings.experts]
+                logits_TE = nn.functional.pad(kept_TE, (0, self.settings.experts), value=float("-inf"))
+            weights_TK, indices_TK = self._choose(logits_TE.softmax(-1))
+        return logits_TE, weights_TK / weights_TK.sum(-1, keepdim=True), indices_TK
+
+    def _choose(self, probability_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.settings.experts
+        if self.settings.selection == "all":
+            return probability_TE.topk(min(self.settings.top_k, self.settings.eligible), dim=-1)
+        groups = [probability_TE[:, at : at + size].max(-1) for at in range(0, self.settings.eligible, size)]
+        indices = [best.indices + at * size for at, best in enumerate(groups)]
+        return torch.stack([best.values for best in groups], dim=-1), torch.stack(indices, dim=-1)
+
+    def features(self, state_TD: torch.Tensor) -> list[torch.Tensor]:
+        """phi(h): parts of the transform of each token, each [T, X]; nothing for the transform none."""
+        if self.settings.transform == "none":
+            return []
+        parts = self._parts(*self._transformed(state_TD))
+        return [nn.functional.layer_norm(p, p.shape[-1:]) for p in parts] if self.settings.compress else parts
+
+    def _transformed(self, state_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Real and imaginary parts of the orthonormal transform; a cosine transform has real ones only."""
+        if self.settings.transform == "fft":
+            spectrum_TX = torch.fft.rfft(state_TD, norm="ortho")
+            return spectrum_TX.real, spectrum_TX.imag
+        if self.settings.transform == "dct":
+            return cosine_transform(state_TD), None
+        random_2DX = self.random_2DX.float()
+        return state_TD @ random_2DX[0], state_TD @ random_2DX[1]
+
+    def _parts(self, real_TX: torch.Tensor, imag_TX: torch.Tensor | None) -> list[torch.Tensor]:
+        if self.settings.parts == "real+imag":
+            return [real_TX] if imag_TX is None else [real_TX, imag_TX]
+        # the gradient of a root at zero is none, so the smallest float stands under it
+        size_TX = real_TX.abs() if imag_TX is None else (real_TX**2 + imag_TX**2 + 1e-20).sqrt()
+        found = [size_TX.log1p() if self.settings.compress else size_TX]
+        if self.settings.parts == "mag+phase":
+            found.append(torch.atan2(torch.zeros_like(real_TX) if imag_TX is None else imag_TX, real_TX) / torch.pi)
+        return found
+
+
+def cosine_transform(x_TD: torch.Tensor) -> torch.Tensor:
+    """Orthonormal DCT-II over the last axis, by one complex transform of the same length.
+
+    Source: Makhoul 1980 (IEEE TASSP 28:27), the N-point method.
+    """
+    size = x_TD.shape[-1]
+    folded_TD = torch.cat([x_TD[..., ::2], x_TD[..., 1::2].flip(-1)], dim=-1)
+    spectrum_TD = torch.view_as_real(torch.fft.fft(folded_TD))
+    angle_D = torch.pi * torch.arange(size, device=x_TD.device) / (2 * size)
+    turned_TD = spectrum_TD[..., 0] * angle_D.cos() + spectrum_TD[..., 1] * angle_D.sin()
+    scale_D = torch.full((size,), (2 / size) ** 0.5, device=x_TD.device)
+    return turned_TD * torch.where(torch.arange(size, device=x_TD.device) == 0, size**-0.5, scale_D)
+
+
+class MixExperts(nn.Module):
+    """Stacked experts; of the four kinds below, each says whether it is gated and whether it has biases."""
+
+    def __init__(self, config: Any, ffn: FeedForward, num_experts: int, width: int):
+        super().__init__()
+        self.num_experts, self.act_fn = num_experts, ffn.act
+        self.first = "gate_up_proj" if len(ffn.ups) == 2 else "up_proj"
+        rows, size = len(ffn.ups) * width, ffn.size
+        self.register_parameter(self.first, nn.Parameter(torch.empty(num_experts, rows, size)))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, size, width))
+        if ffn.has_bias:
+            self.register_parameter(f"{self.first}_bias", nn.Parameter(torch.empty(num_experts, rows)))
+            self.down_proj_bias = nn.Parameter(torch.empty(num_experts, size))
+
+    def forward(self, hidden_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """The plain way, an expert at a time, [T, D]."""
+        out_TD = torch.zeros_like(hidden_TD)
+        for e in range(self.num_experts):
+            token_S, slot_S = torch.where(indices_TK == e)
+            y_SD = self.one(e, hidden_TD[token_S]) * weights_TK[token_S, slot_S, None]
+            out_TD = out_TD.index_add(0, token_S, y_SD.to(out_TD.dtype))
+        return out_TD
+
+    def one(self, e: int, hidden_SD: torch.Tensor) -> torch.Tensor:
+        """What one expert computes, [S, D]."""
+        biases = [getattr(self, f"{name}_bias")[e] if self.has_bias else None for name in (self.first, "down_proj")]
+        up_SF = nn.functional.linear(hidden_SD, getattr(self, self.first)[e], biases[0])
+        if self.has_gate:
+            gate_SF, up_SF = up_SF.chunk(2, dim=-1)
+            return nn.functional.linear(self.act_fn(gate_SF) * up_SF, self.down_proj[e], biases[1])
+        return nn.functional.linear(self.act_fn(up_SF), self.down_proj[e], biases[1])
+
+
+@use_experts_implementation(has_gate=True, has_bias=False)
+class GatedExperts(MixExperts):
+    """Of Llama and its like."""
+
+
+@use_experts_implementation(has_gate=True, has_bias=True)
+class GatedBiasedExperts(MixExperts):
+    """Of Llama with biases."""
+
+
+@use_experts_implementation(has_gate=False, has_bias=False)
+class PlainExperts(MixExperts):
+    """Of two maps without biases."""
+
+
+@use_experts_implementation(has_gate=False, has_bias=True)
+class PlainBiasedExperts(MixExperts):
+    """Of GPT-NeoX and OPT."""
+
+
+KINDS = {
+    (True, False): GatedExperts,
+    (True, True): GatedBiasedExperts,
+    (False, False): PlainExperts,
+    (False, True): PlainBiasedExperts,
+}
+"""(gated, biased) -> class."""
+
+
+class MixMoE(nn.Module):
+    """The block that stands where a feed-forward was."""
+
+    def __init__(self, config: Any, ffn: FeedForward, settings: Settings):
+        super().__init__()
+        self.router = MixRouter(ffn.size, settings)
+        kind = KINDS[len(ffn.ups) == 2, ffn.has_bias]
+        self.experts = kind(config, ffn, 2 * settings.experts, ffn.width // settings.experts)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., D]."""
+        flat_TD = hidden.reshape(-1, hidden.shape[-1])
+        _, weights_TK, indices_TK = self.router(flat_TD)
+        return self.experts(flat_TD, indices_TK, weights_TK).view(hidden.shape)
+
+
+class _Mixed:
+    """What a class of this kind adds to its dense one."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        wanted = config._experts_implementation
+        config._experts_implementation_internal = "eager"  # the dense class would refuse any other
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        chosen = self._check_and_adjust_experts_implementation(wanted)  # type: ignore[attr-defined]
+        settings = Settings(**config.mix_moe)
+        found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
+        narrow = any(ffn.width // settings.experts % GROUPED_MULTIPLE for ffn in found)
+        config._experts_implementation_internal = "eager" if narrow and not wanted else chosen
+        for ffn in found:
+            block = MixMoE(config, ffn, settings)
+            self._init_weights(block.router)
+            self._init_weights(block.experts)
+            ffn.replace(block)
+        self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for the decorator in the file of the dense class
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MixRouter):
+            nn.init.zeros_(module.weight)
+            for _, random_2DX in module.named_buffers():
+                nn.init.normal_(random_2DX, std=(2 * random_2DX.shape[1]) ** -0.5)
+        elif isinstance(module, MixExperts):
+            for p in module.parameters(recurse=False):
+                nn.init.normal_(p, std=initial_std(self.config)) if p.ndim == 3 else nn.init.zeros_(p)  # type: ignore
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+
+def initial_std(config: Any) -> float:
+    """Of random experts: what the dense class gives its own weights."""
+    found = (getattr(config, name, None) for name in ("initializer_range", "init_std"))
+    return next((std for std in found if std is not None), 0.02)
+
+
+def register(*model_types: str) -> None:
+    """Make Auto classes know the Mix-MoE forms of dense model types; without names, of the usual ones.
+
+    Raises ModelError for a type that transformers has no causal language model of.
+    """
+    for model_type in model_types or FAMILIES:
+        if PREFIX + model_type in CONFIG_MAPPING:
+            continue
+        if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            if model_types:
+                raise ModelError(
+                    f"transformers has no causal language model of type {model_type!r}; install the version that the "
+                    "model was made with"
+                )
+            continue  # an older version without this family
+        dense_config: Any = CONFIG_MAPPING[model_type]
+        dense_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
+        here = {"__module__": __name__, "__doc__": f"Mix-MoE form of {model_type}."}
+        config = type(
+            f"MixMoE{dense_config.__name__}", (dense_config,), here | {"model_type": PREFIX + model_type, "mix_moe": {}}
+        )
+        recorded = (dense_model._can_record_outputs or {}) | {"router_logits": OutputRecorder(MixRouter, index=0)}
+        of_class = {"config_class": config, "_can_record_outputs": recorded, "_dense_class": dense_model}
+        model = type(f"MixMoE{dense_model.__name__}", (_Mixed, dense_model), here | of_class)
+        AutoConfig.register(PREFIX + model_type, config)
+        AutoModelForCausalLM.register(config, model)
+
+
+def settings_of(model: PreTrainedModel) -> Settings:
+    """The settings of a Mix-MoE model. ModelError for any other."""
+    if not isinstance(model, _Mixed):
+        raise ModelError(
+            f"{type(model).__name__} is no Mix-MoE model; make one of a dense model with `dragoman mix convert`"
+        )
+    return Settings(**model.config.mix_moe)
+
+
+def set_settings(model: PreTrainedModel, **changes: Any) -> None:
+    """Change what the config and all routers say, in place: `masked` and `stage`."""
+    settings = replace(settings_of(model), **changes)
+    model.config.mix_moe = asdict(settings)
+    for module in model.modules():
+        if isinstance(module, MixRouter):
+            module.settings = settings
+
+
+@contextlib.contextmanager
+def masking(model: PreTrainedModel, masked: bool) -> Iterator[None]:
+    """Within the block, translation experts are left out, or not."""
+    before = settings_of(model).masked
+    set_settings(model, masked=masked)
+    try:
+        yield
+    finally:
+        set_settings(model, masked=before)

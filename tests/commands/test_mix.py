@@ -1,0 +1,179 @@
+"""`dragoman mix`: convert, both stages, and the neighbour, on toy text with a tiny model; rows and shares by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dragoman import cli
+from dragoman.commands.mix import run_stage
+from dragoman.commands.mixing_text import Train, stage_rows
+from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import training
+from dragoman.modeling import TextCodec, moe_layers, open_model, save_model, tap_routers
+from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
+from dragoman.modeling.mix_moe import set_settings, settings_of
+from dragoman.routing.group_shares import group_mass, group_share_figure, halves, share
+from tests.models import tiny
+from tests.texts import corpus, tokenizer
+
+STEPS = training.Config(steps=3, batch=4, micro_batch=4, warmup=1, decay=1, balance=0.01, precision="fp32")
+
+
+def small():
+    codec = TextCodec(tokenizer())
+    model = tiny("llama", vocab_size=len(codec.tokenizer), intermediate_size=32, max_position_embeddings=128)
+    return model, codec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dense model, toy text, and what was converted by the command line."""
+    folder = tmp_path_factory.mktemp("mix")
+    save_model(*small(), folder / "dense")
+    corpus().save(folder / "toy.tsv.gz")
+    words = ["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix"), "--slices", "balanced"]
+    cli.run([*words, "--corpus", str(folder / "toy.tsv.gz"), "--segments", "8"])
+    return folder
+
+
+def settings(folder, **changes):
+    rest = {"corpus": str(folder / "toy.tsv.gz"), "block": 64, "training": STEPS, "segments": 6, "quiet": True}
+    return Train(**(rest | changes))
+
+
+def test_convert_records_that_the_logits_stay(folder):
+    record = json.loads((folder / "mix" / "record.json").read_text())
+    assert record["logit_difference"] <= 1e-4 * record["largest_logit"]
+    assert record["classes"] == ["LlamaForCausalLM", "MixMoELlamaForCausalLM"]
+    assert record["sample"]["segments"] == 8
+
+
+def test_two_stages_and_what_is_recorded(folder, tmp_path):
+    one = run_stage(settings(folder, model=str(folder / "mix"), stage=1, languages=("en", "de"), out=tmp_path / "one"))
+    assert set(one["results"]["bits_per_byte"]["after"]) == {"en", "de"}
+    assert all(kind["value"] == 0 for kind in one["shares"]["kinds"].values()), "masked experts get nothing"
+    assert settings_of(open_model(str(tmp_path / "one" / "model"))).stage == 1
+    two = settings(
+        folder, model=str(tmp_path / "one" / "model"), stage=2, directions=("en-de", "de-en"), out=tmp_path / "two"
+    )
+    record = run_stage(replace(two, languages=("ru",), replay=0.3))
+    assert set(record["results"]["chrf"]["after"]) == {"en-de", "de-en"}
+    assert set(record["results"]["bits_per_byte"]["after"]) == {"ru", "en", "de"}
+    kinds = record["shares"]["kinds"]
+    assert set(kinds) == {"ru", "en", "de", "en-de", "de-en"} and all(0 < x["value"] < 1 for x in kinds.values())
+    assert sum("placebo" in x["b"] for x in record["shares"]["contrasts"]) == 3
+    assert json.loads((tmp_path / "two" / "record.json").read_text())["shares"]["layers"] == [0, 1, 2]
+    assert "<svg" in (tmp_path / "two" / "shares.svg").read_text()
+    before, after = (open_model(str(tmp_path / s / "model")).state_dict() for s in ("one", "two"))
+    for name in (n for n in before if ".router." not in n):
+        rows = slice(2) if ".experts." in name else slice(None)
+        assert torch.equal(before[name][rows], after[name][rows]), f"{name} is frozen in stage 2"
+
+
+def test_moe_lpr_on_the_same_text(folder, tmp_path):
+    cli.run(["models", "upcycle", str(folder / "dense"), "--out", str(tmp_path / "up")])
+    common = {"method": "moe_lpr", "languages": ("en", "ca")}
+    run_stage(settings(folder, model=str(tmp_path / "up"), stage=1, out=tmp_path / "one", **common))
+    last = run_stage(
+        settings(folder, model=str(tmp_path / "one/model"), stage=2, out=tmp_path / "two", old=("en",), **common)
+    )
+    assert last["parameters"] == 3 * 4 * 16, "three routers of four experts"
+    assert open_model(str(tmp_path / "two/model")).config.model_type == "mixtral"
+
+
+def test_rows_of_parallel_text_have_labels_on_translations_alone(folder):
+    _, codec = small()
+    config = settings(folder, model="x", stage=2, directions=("en-de",), out=folder / "no")
+    rows = stage_rows(config, codec, corpus(), {"en-de": ("en", "de")})
+    assert rows.tokens_NS.shape == (12, 64)
+    row, labels = rows.tokens_NS[0].tolist(), rows.labels_NS[0].tolist()
+    end = row.index(codec.end_id)
+    silent = row[: end + 1].index(codec.tag_id("de")) + 1
+    assert labels[:silent] == [-100] * silent and labels[silent : end + 1] == row[silent : end + 1]
+
+
+def test_replay_has_its_share_of_tokens(folder):
+    _, codec = small()
+    steps = replace(STEPS, steps=40, warmup=1)
+    config = settings(
+        folder,
+        model="x",
+        stage=2,
+        directions=("en-de",),
+        languages=("ru",),
+        replay=0.4,
+        out=folder / "no",
+        training=steps,
+    )
+    rows = stage_rows(config, codec, corpus(), {"en-de": ("en", "de")})
+    prompts = ((rows.labels_NS == -100) & (rows.tokens_NS != codec.pad_id)).sum()
+    samples = codec.pairs(corpus().texts("en", "train"), corpus().texts("de", "train"), "en", "de", {})
+    paired = prompts * sum(len(ids) for ids, _ in samples) / sum(silent for _, silent in samples)
+    assert 1 - paired / (rows.tokens_NS != codec.pad_id).sum() == pytest.approx(0.4, abs=0.05)
+
+
+def test_rows_of_old_and_new_languages_take_turns(folder):
+    _, codec = small()
+    config = settings(
+        folder, model="x", stage=2, method="moe_lpr", languages=("ca", "en", "ru"), old=("en", "ru"), out=folder / "no"
+    )
+    rows = stage_rows(config, codec, corpus(), {})
+    assert rows.old_N == [False, True, True] * 4
+    assert "fitxer" in codec.decode(rows.tokens_NS[0]) + codec.decode(rows.tokens_NS[3])
+    assert "the" in codec.decode(rows.tokens_NS[1]) and "файл" in codec.decode(rows.tokens_NS[2])
+
+
+def test_group_mass_is_that_of_single_texts():
+    made = to_mix_moe(small()[0], Conversion())
+    for layer in moe_layers(made):
+        torch.nn.init.normal_(layer.router.weight)
+    set_settings(made, masked=False)
+    texts = [[1, 5, 9, 30, 7], [1, 8], [1, 60, 2, 11]]
+    found = group_mass(made, texts, 2)
+    for n, ids in enumerate(texts):
+        with torch.no_grad(), tap_routers(made, moe_layers(made)) as seen:
+            made(torch.tensor([ids]))
+        for row, routed in enumerate(seen):
+            mass = routed.weights_TK[1:][routed.indices_TK[1:] >= 2].sum()
+            assert found[row, n].tolist() == pytest.approx([float(mass), len(ids) - 1], abs=1e-5)
+    assert share(np.array([[3.0, 4.0]])).tolist() == [0.75]
+
+
+def test_halves_part_the_segments():
+    sums = np.arange(2 * 7 * 2).reshape(2, 7, 2)
+    a, b = halves(sums, seed=0)
+    assert a.shape == b.shape == (2, 3, 2)
+    assert len({*a[0, :, 0], *b[0, :, 0]}) == 6
+
+
+def test_figure_says_which_kind_is_largest():
+    svg = group_share_figure({"en": [0.1, 0.2], "en-de": [0.7, 0.9]}, ([0.1, 0.2], [0.12, 0.18]), [0, 1])
+    assert "largest on average is that of en-de, 0.80" in svg
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stage": 1, "directions": ("en-de",)}, "stage 1 .* monolingual text, and was given the directions en-de"),
+        ({"stage": 2, "languages": ("en",)}, "stage 2 trains translation experts on parallel text; give --directions"),
+        ({"stage": 1}, "there is no text"),
+        ({"stage": 1, "languages": ("en",), "replay": 0.1}, "replay has no effect"),
+        ({"stage": 2, "languages": ("en",), "directions": ("en-de",)}, "languages have no effect"),
+        ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
+        ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
+        ({"stage": 1, "languages": ("en",), "method": "full"}, "no routers to balance"),
+        ({"stage": 1, "languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full"),
+    ],
+)
+def test_what_cannot_be_trained_is_a_sentence(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Train("x", out="y", **changes)
+
+
+def test_stage_two_without_stage_one_leaves_no_folder(folder, tmp_path):
+    with pytest.raises(ModelError, match="stage 2 goes on from a model that stage 1 has trained"):
+        run_stage(settings(folder, model=str(folder / "mix"), stage=2, directions=("en-de",), out=tmp_path / "two"))
+    assert not (tmp_path / "two").exists()

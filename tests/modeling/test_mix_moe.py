@@ -1,0 +1,354 @@
+"""Mix-MoE models: conversion keeps the dense model's logits, routing looks at no later token, and transformers treats
+the result like any model."""
+
+import copy
+import json
+
+import pytest
+import torch
+from scipy.fft import dct
+from torch import nn
+
+from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling import logit_difference, moe_layers, open_model, outline, router_kind, tap_routers
+from dragoman.modeling.feed_forwards import feed_forwards, gate_first
+from dragoman.modeling.mix_conversion import Conversion, balanced, to_mix_moe
+from dragoman.modeling.mix_moe import MixRouter, Settings, cosine_transform, masking, set_settings, settings_of
+from tests.models import tiny
+
+CLASSES = {
+    "llama": {},
+    "llama with biases": {"mlp_bias": True},
+    "mistral": {"sliding_window": 4},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
+    "smollm3": {},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 32},
+}
+IDS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+SAMPLE = IDS.tolist()
+
+
+def dense(name="llama", **changes):
+    return tiny(name.split()[0], **({"intermediate_size": 32} | CLASSES[name] | changes))
+
+
+def mixed(name="llama", masked=False, **conversion):
+    """A converted model whose router and whose biases say something."""
+    made = to_mix_moe(dense(name), Conversion(**conversion))
+    torch.manual_seed(2)
+    for layer in moe_layers(made):
+        nn.init.normal_(layer.router.weight, std=0.5)
+        for p in layer.experts.parameters():
+            nn.init.normal_(p, std=0.15)
+    set_settings(made, masked=masked)
+    return made
+
+
+def logits(model, ids=IDS, **inputs):
+    with torch.no_grad():
+        return model(ids, **inputs).logits
+
+
+def routed(model, ids=IDS):
+    with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:
+        model(ids)
+    return list(seen)
+
+
+@pytest.mark.parametrize("slices", ["contiguous", "balanced"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_conversion_keeps_the_logits_of_every_class(name, slices):
+    model = dense(name)
+    for n, p in model.named_parameters():  # biases are zero at birth, so a lost one would not show
+        if n.endswith("bias"):
+            nn.init.normal_(p, std=0.3)
+    made = to_mix_moe(model, Conversion(slices=slices), SAMPLE if slices == "balanced" else ())
+    wanted = logits(model)
+    assert (logits(made) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert wanted.std() > 0.1, "otherwise anything is close"
+    layers = moe_layers(made)
+    assert [(x.num_experts, x.top_k) for x in layers] == [(4, 2)] * 3
+    assert router_kind(made, layers[0]) == ("softmax",)
+    layers[0].experts.down_proj.data[1] = 0
+    assert (logits(made) - wanted).abs().max() > 1e-2, "both slices are needed, or the comparison sees nothing"
+
+
+@pytest.mark.parametrize("experts", [1, 4, 8])
+def test_any_number_of_slices_preserves_if_all_are_chosen(experts):
+    made = to_mix_moe(dense(), Conversion(experts=experts, top_k=experts))
+    difference, largest = logit_difference(dense(), made)
+    assert difference <= 1e-4 * largest
+
+
+def test_literal_slices_return_a_share_of_the_feed_forward():
+    model = dense("gpt_neox")
+    made = to_mix_moe(model, Conversion(scale="none"))
+    whole, block = model.get_submodule("gpt_neox.layers.1.mlp"), made.get_submodule("gpt_neox.layers.1.mlp")
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(block(x), whole(x) / 2)
+
+
+def test_chosen_layers_alone_are_converted_and_everything_else_keeps_its_bits():
+    model = dense()
+    made = to_mix_moe(model, Conversion(layers=(1,)))
+    assert [x.layer_id for x in moe_layers(made)] == [1]
+    state = made.state_dict()
+    kept = {n for n in model.state_dict() if not n.startswith("model.layers.1.mlp")}
+    assert kept and all(torch.equal(state[n], model.state_dict()[n]) for n in kept)
+
+
+def test_gate_is_found_whatever_it_is_called():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(16, 32), nn.Linear(16, 32)
+            self.back, self.bend = nn.Linear(32, 16), nn.SiLU()
+
+        def forward(self, x):
+            return self.back(self.bend(self.two(x)) * self.one(x))
+
+    class Other(Odd):
+        def forward(self, x):
+            return self.back(self.bend(self.two(x)) + self.one(x))
+
+    model = dense()
+    for kind in (Odd, Other):
+        model.model.layers[0].mlp = kind()
+        ffn = feed_forwards(model)[0]
+        if kind is Odd:
+            assert gate_first(ffn) == ("two", "one")
+            continue
+        with pytest.raises(ModelError, match="neither of one and two is a gate"):
+            gate_first(ffn)
+
+
+# Router
+
+
+@pytest.mark.parametrize("transform", ["fft", "dct", "random", "none"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_no_logit_depends_on_later_tokens(name, transform):
+    made = mixed(name, transform=transform)
+    changed = IDS.clone()
+    changed[:, 12:] = (changed[:, 12:] + 7) % 60 + 3
+    torch.testing.assert_close(logits(made)[:, :12], logits(made, changed)[:, :12], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(made)[:, 12:], logits(made, changed)[:, 12:], atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_cosine_transform_is_scipys(size):
+    x = torch.randn(3, size)
+    wanted = torch.from_numpy(dct(x.double().numpy(), norm="ortho"))
+    torch.testing.assert_close(cosine_transform(x).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_spectrum_by_hand():
+    """A constant has its first coefficient alone; a wave of two periods its third."""
+    router = MixRouter(8, Settings(layers=(0,), compress=False))
+    constant, wave = torch.ones(8), torch.cos(2 * torch.pi * 2 * torch.arange(8) / 8)
+    (size_TX,) = router.features(torch.stack([constant, wave]))
+    wanted = torch.tensor([[8**0.5, 0, 0, 0, 0], [0, 0, 2**0.5, 0, 0]])  # orthonormal: 8 / sqrt 8, 4 / sqrt 8
+    torch.testing.assert_close(size_TX, wanted, atol=1e-5, rtol=1e-5)
+    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"))
+    phase_TX = both.features(-constant[None])[1]
+    assert phase_TX[0, 0].abs() == 1, "minus one is half a turn"
+
+
+WIDTHS = {("fft", "mag"): 9, ("fft", "mag+phase"): 18, ("fft", "real+imag"): 18, ("random", "mag"): 9}
+WIDTHS |= {("dct", "mag"): 16, ("dct", "mag+phase"): 32, ("dct", "real+imag"): 16, ("none", "mag"): 0}
+
+
+@pytest.mark.parametrize(("transform", "parts"), WIDTHS)
+def test_every_feature_enters_the_router_and_trains(transform, parts):
+    made = mixed(transform=transform, parts=parts)
+    router = moe_layers(made)[0].router
+    assert router.weight.shape == (4, 16 + WIDTHS[transform, parts])
+    made(IDS, labels=IDS).loss.backward()
+    assert router.weight.grad.isfinite().all() and router.weight.grad.abs().sum(0).gt(0).float().mean() > 0.9
+    router.zero_grad()
+    router(torch.zeros(3, 16, requires_grad=True))[1].sum().backward()
+    assert router.weight.grad.isfinite().all(), "a state of zeros has no direction, and still a gradient"
+
+
+def test_selection_over_all_and_by_group():
+    both, group = mixed(), mixed(selection="group")
+    for one in routed(both):
+        assert torch.equal(one.indices_TK, one.logits_TE.topk(2).indices)
+        torch.testing.assert_close(one.weights_TK, one.logits_TE.topk(2).values.softmax(-1))
+    for one in routed(group):
+        best = [one.logits_TE[:, :2].argmax(-1), 2 + one.logits_TE[:, 2:].argmax(-1)]
+        assert torch.equal(one.indices_TK, torch.stack(best, -1))
+        torch.testing.assert_close(one.weights_TK.sum(-1), torch.ones(48))
+
+
+def test_masked_experts_get_nothing_and_change_nothing():
+    made = mixed(masked=True)
+    before = logits(made)
+    assert all((one.indices_TK < 2).all() and one.logits_TE[:, 2:].isneginf().all() for one in routed(made))
+    for layer in moe_layers(made):
+        layer.experts.down_proj.data[2:] += 1
+    assert torch.equal(logits(made), before)
+    with masking(made, False):
+        assert not torch.allclose(logits(made), before, atol=1e-3)
+    assert settings_of(made).masked and torch.equal(logits(made), before)
+
+
+# A model like any other
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_neox", "opt"])
+def test_saved_and_loaded_through_auto_classes(name, tmp_path):
+    made = mixed(name, transform="random")
+    made.save_pretrained(tmp_path)
+    loaded = open_model(str(tmp_path))
+    assert type(loaded) is type(made)
+    assert torch.equal(logits(loaded), logits(made))
+    assert settings_of(loaded) == settings_of(made)
+    assert [x.num_experts for x in moe_layers(outline(str(tmp_path)))] == [4] * 3
+
+
+def test_generation_with_caches_is_that_without():
+    made = mixed()
+    wanted = made.generate(IDS, max_new_tokens=12, do_sample=False, use_cache=False)
+    for cache in ("dynamic", "static"):
+        new = made.generate(IDS, max_new_tokens=12, do_sample=False, cache_implementation=cache)
+        assert torch.equal(new, wanted), cache
+
+
+def test_left_padded_batch_is_that_of_single_texts():
+    made = mixed()
+    padded = torch.cat([torch.zeros(1, 6, dtype=torch.long), IDS[:1, :18]], dim=1)
+    mask = (torch.arange(24) >= 6).long()[None]
+    place = (mask.cumsum(1) - 1).clamp(min=0)
+    both = torch.cat([padded, IDS[1:]])
+    inputs = {"attention_mask": torch.cat([mask, torch.ones(1, 24, dtype=torch.long)])}
+    inputs["position_ids"] = torch.cat([place, torch.arange(24)[None]])
+    found = logits(made, both, **inputs)
+    torch.testing.assert_close(found[0, 6:], logits(made, IDS[:1, :18])[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], logits(made, IDS[1:])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with biases", "opt"])
+def test_experts_agree_under_every_implementation(name):
+    made = mixed(name)
+    found = {}
+    for implementation in ("eager", "grouped_mm", "batched_mm"):
+        made.set_experts_implementation(implementation)
+        found[implementation] = logits(made)
+    for other in ("grouped_mm", "batched_mm"):
+        torch.testing.assert_close(found[other], found["eager"], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    made = mixed()
+    plain = copy.deepcopy(made)
+    made.gradient_checkpointing_enable()
+    for model in (made.train(), plain.train()):
+        model(IDS, labels=IDS, use_cache=False).loss.backward()
+    for (name, a), b in zip(made.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+def test_router_is_float32_inside_a_bfloat16_model_and_under_autocast():
+    made = mixed()
+    half = copy.deepcopy(made).to(torch.bfloat16)
+    assert all(one.logits_TE.dtype == torch.float32 for one in routed(half))
+    assert (logits(half).float() - logits(made)).abs().max() < 0.2 * logits(made).abs().max()
+    router, x = moe_layers(made)[0].router, torch.randn(5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = router(x)[0]
+    assert torch.equal(inside, router(x)[0])
+
+
+def test_capture_sees_it_as_any_mixture():
+    import dragoman
+
+    made = mixed()
+    trace = dragoman.capture(made, {"en": SAMPLE, "de": SAMPLE[::-1]}, start_id=1)
+    assert trace.chosen_GLE.shape == (2, 3, 4)
+    assert (trace.chosen_GLE.sum(-1) == trace.chosen_GLE.sum(-1)[0, 0]).all()
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks():
+    made = mixed()
+    made.set_experts_implementation("grouped_mm")
+    block = made.model.layers[0].mlp
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.network
+@pytest.mark.timeout(1800)
+def test_smollm2_keeps_its_logits_and_its_words(tmp_path, monkeypatch):
+    """Real weights: the fetched model, converted, saved and opened, goes on with the same sentence."""
+    from dragoman.commands.models import fetch
+    from dragoman.modeling import open_both, save_model
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fetch("smollm2", accept_licence=True, quiet=True)
+    model, codec = open_both("smollm2")
+    save_model(to_mix_moe(model, Conversion()), codec, tmp_path / "mix")
+    made = open_model(str(tmp_path / "mix"))
+    ids = torch.tensor([[codec.start_id, *codec.encode(["The capital of France is"])[0]]])
+    wanted = logits(model, ids)
+    assert (logits(made, ids) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert "Paris" in codec.decode(made.generate(ids, max_new_tokens=8, do_sample=False)[0])
+
+
+# Slices
+
+
+def test_balanced_slices_find_planted_groups():
+    generator = torch.Generator().manual_seed(0)
+    group_F = torch.randperm(12, generator=generator) % 3
+    topic_T = torch.arange(60) % 3
+    active_TF = (topic_T[:, None] == group_F[None]).float()
+    flips = torch.rand(60, 12, generator=generator) < 0.1
+    found = balanced((active_TF - flips.float()).abs(), 3)
+    planted = [tuple((group_F == g).nonzero()[:, 0].tolist()) for g in range(3)]
+    assert sorted(map(tuple, found.tolist())) == sorted(planted)
+
+
+def test_balanced_slices_are_a_parting_in_equal_parts():
+    found = balanced(torch.zeros(4, 8), 4)  # neurons that are never active
+    assert found.shape == (4, 2) and sorted(found.flatten().tolist()) == list(range(8))
+
+
+# Bad input
+
+
+def refused(error, match, **conversion):
+    with pytest.raises(error, match=match):
+        to_mix_moe(dense(), Conversion(**conversion))
+
+
+def test_what_cannot_be_converted_is_a_sentence():
+    refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3)
+    refused(ConfigError, r"layers \[7, 9\] cannot be .* LlamaForCausalLM has .* in layers 0 to 2", layers=(0, 7, 9))
+    refused(ConfigError, "balanced slices need sample text", slices="balanced")
+    refused(ConfigError, "scale is preserve, none, not 'twice'", scale="twice")
+    refused(ConfigError, "no effect without a transform", transform="none", parts="mag+phase")
+    refused(ConfigError, "selection group takes one expert of each group", selection="group", top_k=3)
+    refused(ModelError, "transform 'wavelet'", transform="wavelet")
+    with pytest.raises(ModelError, match="OlmoeForCausalLM is a Mixture-of-Experts model already"):
+        to_mix_moe(tiny("olmoe"), Conversion())
+    with pytest.raises(ModelError, match="no feed-forward was found in LlamaForCausalLM"):
+        to_mix_moe(dense(intermediate_size=16), Conversion())
+    with pytest.raises(ModelError, match="LlamaForCausalLM is no Mix-MoE model"):
+        settings_of(dense())
+
+
+def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
+    mixed().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["mix_moe"]["transform"] = "wavelet"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="'wavelet'; this version of dragoman knows fft, dct, random, none"):
+        open_model(str(tmp_path))
