@@ -88,7 +88,7 @@ def test_stages_in_the_wrong_order_are_sentences():
 
 def test_balance_counts_eligible_experts():
     """Even routing over the two eligible of four experts is a balance of one, as over all four."""
-    from dragoman.methods.training import balance_loss
+    from dragoman.methods.losses import balance_loss
 
     model = converted()
     with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:

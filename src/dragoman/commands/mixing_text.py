@@ -199,7 +199,7 @@ def shares_of(
     from dragoman.modeling.mix_moe import settings_of
     from dragoman.routing import group_shares as shares
 
-    first, rows = settings_of(model).experts, scoring.held_out(corpus, config.split, config.segments)
+    first, rows = settings_of(model).experts, scoring.held_out(corpus, spoken, config.split, config.segments)
     alone = {g: [[codec.start_id, *ids] for ids in codec.encode(scoring.cells(rows[g], g))] for g in spoken}
     sums = {g: shares.group_mass(model, ids, first) for g, ids in alone.items()}
     pairs, contrasts = {}, []

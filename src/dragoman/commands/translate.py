@@ -169,7 +169,7 @@ def _engine(config: Config) -> job.Engine:
         from dragoman.translation.remote import RemoteEngine
 
         return RemoteEngine(config.server, config.model, concurrency=config.concurrency)
-    from dragoman.modeling import open_both
+    from dragoman.methods.delta import open_both
     from dragoman.translation.local import LocalEngine
 
     return LocalEngine(*open_both(config.model), batch=config.batch)

@@ -70,7 +70,7 @@ def group_plan(model: PreTrainedModel, settings: Settings, stage: int) -> Expert
 
 
 def balance_weight(model: PreTrainedModel, weight: float) -> float:
-    """The weight that makes `training.balance_loss`, which counts all experts, one over those eligible."""
+    """The weight that makes `losses.balance_loss`, which counts all experts, one over those eligible."""
     settings = settings_of(model)
     return weight * settings.eligible / (2 * settings.experts)
 

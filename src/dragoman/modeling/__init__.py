@@ -1,5 +1,6 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
+from dragoman.modeling.codec import PLAIN_PROMPT, TextCodec
 from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
 from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.kinds import (
@@ -16,8 +17,6 @@ from dragoman.modeling.kinds import (
 )
 from dragoman.modeling.opening import (
     BUILT_IN,
-    PLAIN_PROMPT,
-    TextCodec,
     context_length,
     copy_tag,
     default_device,

@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
-from dragoman.modeling.opening import TextCodec
+from dragoman.modeling.codec import TextCodec
 
 SPARE = 100
 """Entries of the trial tokenizer for parts of letters, which are no strings."""
