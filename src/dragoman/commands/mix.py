@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from dragoman.commands import Numbers, scoring
-from dragoman.commands.evaluate import parse_directions
+from dragoman.commands.converting import write_converted
+from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_text import Train, sample_of, shares_of, stage_rows
 from dragoman.corpora.pack import open_corpus
 from dragoman.record import claim_folder, environment, write_json
@@ -83,35 +84,20 @@ def convert(
     seed
         Of random experts and of the transform random.
     """
-    from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
     chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
     chosen |= {"mt_init": mt_init, "seed": seed}
     conversion = Conversion(**chosen)
-    if out.exists():
-        claim_folder(out)
-    dense, codec = open_both(model)
-    sample = sample_of(codec, open_corpus(corpus), language, segments) if slices == "balanced" else ()
-    made = to_mix_moe(dense, conversion, sample)
-    difference, largest = logit_difference(dense, made)
-    save_model(made, codec, out)
-    counts = [sum(p.numel() for p in m.parameters()) for m in (dense, made)]
-    record = environment() | {
-        "command": "mix convert",
-        "config": {"model": model, **asdict(conversion)},
-        "sample": {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None,
-        "model_sha256": model_checksum(model),
-        "converted_sha256": model_checksum(str(out)),
-        "classes": [type(dense).__name__, type(made).__name__],
-        "parameters": counts,
-        "logit_difference": difference,
-        "largest_logit": largest,
-    }
-    write_json(out / "record.json", record)
-    print(f"{out}: {type(made).__name__}, {counts[1]:,} parameters from {counts[0]:,}")
-    print(f"logits of up to {largest:.1f} differ from the dense model's by at most {difference:.1e}")
+
+    def convert(dense: Any, codec: Any) -> tuple[Any, dict[str, Any]]:
+        sample = sample_of(codec, open_corpus(corpus), language, segments) if slices == "balanced" else ()
+        about = {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None
+        return to_mix_moe(dense, conversion, sample), {"sample": about}
+
+    about = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
+    write_converted(model, out, convert, about)
 
 
 @app.command

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from dragoman.commands import Switch
+from dragoman.commands.converting import write_converted
 from dragoman.errors import ConfigError
-from dragoman.record import cache_folder, claim_folder, environment, write_json
+from dragoman.record import cache_folder, claim_folder
 
 if TYPE_CHECKING:
     from dragoman.modeling import Packaged
@@ -114,26 +115,8 @@ def upcycle(model: str, /, *, out: Path, experts: int = 4, top_k: int = 2, seed:
     seed
         Of the routers' weights.
     """
-    from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
     from dragoman.modeling import upcycle as upcycled
 
-    if out.exists():
-        claim_folder(out)
-    dense, codec = open_both(model)
-    made = upcycled(dense, experts, top_k, seed)
-    difference, largest = logit_difference(dense, made)
-    save_model(made, codec, out)
-    counts = [sum(p.numel() for p in m.parameters()) for m in (dense, made)]
-    record = environment() | {
-        "command": "models upcycle",
-        "config": {"model": model, "experts": experts, "top_k": top_k, "seed": seed},
-        "model_sha256": model_checksum(model),
-        "upcycled_sha256": model_checksum(str(out)),
-        "classes": [type(dense).__name__, type(made).__name__],
-        "parameters": counts,
-        "logit_difference": difference,
-        "largest_logit": largest,
-    }
-    write_json(out / "record.json", record)
-    print(f"{out}: {type(made).__name__}, {counts[1]:,} parameters from {counts[0]:,}")
-    print(f"logits of up to {largest:.1f} differ from the dense model's by at most {difference:.1e}")
+    config = {"model": model, "experts": experts, "top_k": top_k, "seed": seed}
+    about = {"command": "models upcycle", "config": config}
+    write_converted(model, out, lambda dense, _: (upcycled(dense, experts, top_k, seed), {}), about)
