@@ -37,7 +37,7 @@ class LearningRates:
 
     ssft: float = 0.01
     """Planned experts."""
-    random: float = 0.03
+    random: float = 0.02
     """As many random experts."""
     last_layers: float = 0.01
     """All experts of the last two layers."""
