@@ -29,7 +29,8 @@ from dragoman.evaluation.significance import paired_bootstrap
 from dragoman.record import environment, write_json
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"off_target": {"target": "de"}, "bits_per_byte": {"context": 512}}
-ELSEWHERE = ("unaligned_source", "unaligned_hypothesis", "embedding", "comet", "metricx", "option_accuracy")
+ELSEWHERE = ("unaligned_source", "unaligned_hypothesis", "embedding", "comet", "metricx", "option_accuracy",
+             "task_accuracy")  # fmt: skip
 """Not timed here: they need a model, an aligner of their own, or items that are not texts."""
 
 

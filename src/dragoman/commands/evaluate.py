@@ -262,7 +262,9 @@ def _score_models(config: Config, out: Path) -> Result:
     about = {"corpus": corpus.about, "models": _checksums(config)}
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
     about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
-    about |= {"task": {"name": items.name, "items": len(items), "sha256": items.checksum()}} if items else {}
+    if items:
+        about["task"] = {"name": items.name, "items": len(items), "sha256": items.checksum()}
+        about["texts"]["task"] = dict.fromkeys(items.items, items.checksum())
     return scored, left_out, about
 
 

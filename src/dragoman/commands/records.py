@@ -25,7 +25,7 @@ Both = Mapping[str, Record]
 
 PARTS = ("config", "systems", "signatures", "metrics")
 SETTINGS = ("test_set", "choices", "split", "segments", "seed")
-TEXTS = {"bits_per_byte": ("likelihoods",), "option_accuracy": ("choices",)}
+TEXTS = {"bits_per_byte": ("likelihoods",), "option_accuracy": ("choices",), "task_accuracy": ("task",)}
 """Metric -> the texts in a record that it was scored on."""
 OF_TRANSLATIONS = ("references", "sources")
 
