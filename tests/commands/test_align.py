@@ -145,8 +145,7 @@ def test_evaluation_on_the_task_with_steering_and_controls(place, plan):
     assert "bits_per_byte" not in record
     sums = json.loads((place / "evaluation" / "segments.json").read_text())["sums"]
     assert np.mean(sums[model]["task_accuracy"]["ca"], axis=0)[0] * 100 == pytest.approx(found[model]["ca"])
-    run("compare", place / "evaluation", place / "evaluation", "--out", place / "compared")
-    compared = json.loads((place / "compared" / "record.json").read_text())
+    compared = dragoman.compare(str(place / "evaluation"), str(place / "evaluation"), out=place / "compared")
     assert {n["metric"] for n in compared["numbers"]} == {"task_accuracy"}
     assert all(n["comparable"] for n in compared["numbers"]) and not compared["untested"]
 
