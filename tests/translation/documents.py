@@ -11,6 +11,11 @@ from dragoman.translation.protection import mask, unmask
 
 MARKED = sorted((Path(__file__).parent / "marked").iterdir())
 OPTIONS = Options("en", "ca")
+CELLS = Options("en", "ca", keys=("text*",))
+
+
+def options_of(suffix):
+    return CELLS if suffix in (".csv", ".tsv") else OPTIONS
 
 
 def source_of(marked):
@@ -25,10 +30,10 @@ def bracket(text):
     return f"«{text}»"
 
 
-def translated(text, suffix, engine, options=OPTIONS, doubtful=False):
+def translated(text, suffix, engine, options=None, doubtful=False):
     """The text with every place that has no translation yet through an engine, without a job."""
     edits = []
-    for place in FORMATS[suffix].places(text, options):
+    for place in FORMATS[suffix].places(text, options or options_of(suffix)):
         if not place.done:
             masked = mask(place.parts)
             parts, faults = unmask(masked, engine(masked.text))

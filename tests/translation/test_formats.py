@@ -1,5 +1,7 @@
 """Formats: identity changes no byte, brackets stand where a hand put them, and other programs read the result."""
 
+import csv
+import io
 import json
 import re
 
@@ -15,7 +17,7 @@ from dragoman.translation.documents import read_document
 from dragoman.translation.formats import FORMATS, Broken, Options
 from dragoman.translation.formats.base import Part
 from dragoman.translation.protection import bare, mask, unmask
-from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, source_of, translated
+from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, options_of, source_of, translated
 
 PO = r"""# translators
 msgid ""
@@ -84,7 +86,34 @@ XLIFF2_MARKED = [
     ('state="initial"', 'state="translated"'),
     ("</source></segment>\n", '</source><target>«Open <pc id="1">it</pc><ph id="2"/>»</target></segment>\n'),
 ]
-BILINGUAL = [(".po", PO, PO_MARKED), (".xlf", XLIFF, XLIFF_MARKED), (".xlf", XLIFF2, XLIFF2_MARKED)]
+TMX = """<?xml version="1.0"?>
+<tmx version="1.4"><header srclang="*all*" datatype="plaintext"/><body>
+  <tu tuid="1"><note>a button</note>
+    <tuv xml:lang="EN-us"><seg>Open <hi>it</hi> &amp; <ph x="1">&lt;br/></ph>go</seg></tuv>
+    <tuv xml:lang="de"><seg>Los</seg></tuv>
+  </tu>
+  <tu><tuv xml:lang="he"><seg>שלום</seg></tuv><tuv xml:lang="en"><seg>Hello</seg></tuv></tu>
+  <tu><tuv xml:lang="en"><seg>Empty</seg></tuv><tuv xml:lang="ca"><seg/></tuv></tu>
+  <tu><tuv xml:lang="en"><seg>Done</seg></tuv><tuv xml:lang="ca-ES"><seg>Fet</seg></tuv></tu>
+  <tu><tuv xml:lang="en"><seg>12</seg></tuv></tu>
+  <tu><tuv xml:lang="ja"><seg>船</seg></tuv></tu>
+</body></tmx>
+"""
+TMX_MARKED = [
+    (
+        "<seg>Los</seg></tuv>",
+        "<seg>Los</seg></tuv>\n    "
+        '<tuv xml:lang="ca"><seg>«Open <hi>it</hi> &amp; <ph x="1">&lt;br/></ph>go»</seg></tuv>',
+    ),
+    ("<seg>Hello</seg></tuv>", '<seg>Hello</seg></tuv><tuv xml:lang="ca"><seg>«Hello»</seg></tuv>'),
+    ("<seg/>", "<seg>«Empty»</seg>"),
+]
+BILINGUAL = [
+    (".po", PO, PO_MARKED),
+    (".xlf", XLIFF, XLIFF_MARKED),
+    (".xlf", XLIFF2, XLIFF2_MARKED),
+    (".tmx", TMX, TMX_MARKED),
+]
 
 
 def edited(text, changes):
@@ -108,7 +137,7 @@ def test_identity_changes_no_byte(path):
         assert translated(text, path.suffix, str) == text
 
 
-@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2"])
+@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2", "tmx"])
 def test_targets_stand_where_a_hand_put_them(suffix, text, changes):
     assert translated(text, suffix, bracket) == edited(text, changes)
 
@@ -120,11 +149,22 @@ def test_bytes_keep_their_encoding_and_line_ends(path, encoding, mark, tmp_path)
     data = mark + text.encode(encoding)
     file = tmp_path / path.name
     file.write_bytes(data)
-    document = read_document(file, OPTIONS)
+    document = read_document(file, options_of(path.suffix))
     assert document.places
     assert document.filled([]) == data
     new = translated(document.text, path.suffix, bracket)
     assert "\n" not in new.replace("\r\n", "") or path.suffix == ".json", "line ends as they were"
+
+
+def test_a_memory_speaks_its_languages():
+    """Another pair of the same file: right to left and without spaces; what is doubtful says so."""
+    new = translated(TMX, ".tmx", bracket, Options("he", "en"))
+    assert new == TMX, "there it is translated already"
+    new = translated(TMX, ".tmx", bracket, Options("ja", "he"), doubtful=True)
+    prop = '<prop type="x-dragoman">doubtful</prop>'
+    assert f'<seg>船</seg></tuv><tuv xml:lang="he">{prop}<seg>«船»</seg></tuv>' in new
+    contexts = [place.context for place in FORMATS[".tmx"].places(TMX, OPTIONS)]
+    assert contexts == ["a button", "", "", ""]
 
 
 def test_polib_reads_what_was_written():
@@ -155,6 +195,10 @@ def test_any_translation_reads_back(words):
             assert (found[0] if isinstance(found, list) else found) == {"a": new}
         po = translated('msgid "Open"\nmsgstr ""\n', ".po", lambda t, n=new: n)
         assert polib.pofile(po)[0].msgstr == new
+        cells = translated("id,text\r\n1,Open\r\n", ".csv", lambda t, n=new: n)
+        assert list(csv.reader(io.StringIO(cells, newline=""))) == [["id", "text"], ["1", new]]
+        tmx = translated(TMX, ".tmx", lambda t, n=new: n + "".join(re.findall(r"\{\d\}", t)))
+        assert etree.fromstring(tmx)[1][1][2][0].text == new
         xliff = translated(XLIFF2, ".xlf", lambda t, n=new: n + "".join(re.findall(r"\{\d\}", t)))
         root = etree.fromstring(xliff)
         assert next(root.iter("{*}target")).text == new
@@ -215,6 +259,13 @@ def test_a_translation_that_would_be_other_markup_is_refused():
         ("a.json", b'{"a": ', "not well-formed JSON"),
         ("a.yaml", b"a: [1", "not well-formed YAML"),
         ("a.po", b"msgid Open\n", "lines 1"),
+        ("a.tmx", b"<xliff/>", "not <tmx>"),
+        ("a.tmx", TMX.replace("?>", '?><!DOCTYPE tmx SYSTEM "tmx14.dtd">').encode(), "DTD"),
+        ("a.tmx", b'<tmx><body><tu><tuv xml:lang="de"><seg>x</seg></tuv></tu></body></tmx>', "only in de"),
+        ("a.csv", b"id,text\n1,a\n", "Name them with --keys; it has id, text"),
+        ("b.csv", b"id,word\n1,a\n", "no column is named text*; it has id, word"),
+        ("b.csv", b"id,text\n1,a,b\n2\n", "has 2 cells, but other numbers stand at lines 2, 3"),
+        ("b.csv", b'id,text\n1,"a\n2,b\n', "marks at line 2 do not enclose a cell"),
         ("a.srt", b"Open\n", "no subtitles"),
         ("a.md", "é".encode("latin-1"), "not in the encoding utf-8 at byte 0"),
         ("a.html", b'<meta charset="nowhere">', "not in the encoding nowhere"),
@@ -225,7 +276,7 @@ def test_a_translation_that_would_be_other_markup_is_refused():
 def test_bad_files_are_told_in_a_sentence(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=re.escape(message)) as e:
-        read_document(tmp_path / name, OPTIONS)
+        read_document(tmp_path / name, options_of(".csv") if name == "b.csv" else OPTIONS)
     assert name in str(e.value)
 
 

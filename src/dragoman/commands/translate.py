@@ -28,14 +28,14 @@ from dragoman.translation.journal import Journal
 
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = "journal.sqlite"
-KEYED, PLAIN = (".json", ".yaml", ".yml"), (".txt",)
+KEYED, PLAIN = (".json", ".yaml", ".yml", ".csv", ".tsv"), (".txt",)
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Translate documents: text, Markdown, HTML, PO, XLIFF, SRT, VTT, JSON and YAML."""
+    """Translate documents: text, Markdown, HTML, PO, XLIFF, TMX, SRT, VTT, JSON, YAML and CSV."""
 
     files: Tags
     """Documents."""
@@ -49,7 +49,8 @@ class Config:
     server: str = ""
     """Address of a server that speaks the OpenAI API, such as http://localhost:8000/v1; its key: DRAGOMAN_API_KEY."""
     keys: Tags = ()
-    """JSON and YAML: patterns of the keys whose values are translated, such as title menu.*; default: all."""
+    """JSON and YAML: patterns of the keys whose values are translated, such as title menu.*; default: all. CSV and TSV:
+    the columns that are translated, by the names in the first row."""
     wrapped: Switch = False
     """Plain text: lines belong together up to an empty one."""
     steps: Tags = ()

@@ -1,6 +1,17 @@
 """Formats of documents by the end of their file's name; one module each, all with the same function `places`."""
 
-from dragoman.translation.formats import html, json_values, markdown, plain, po, subtitles, xliff, yaml_values
+from dragoman.translation.formats import (
+    csv_cells,
+    html,
+    json_values,
+    markdown,
+    plain,
+    po,
+    subtitles,
+    tmx,
+    xliff,
+    yaml_values,
+)
 from dragoman.translation.formats.base import Broken, Edit, Format, Options, Part, Place, apply, line_of
 
 FORMATS: dict[str, Format] = {
@@ -11,11 +22,14 @@ FORMATS: dict[str, Format] = {
     ".pot": po,
     ".xlf": xliff,
     ".xliff": xliff,
+    ".tmx": tmx,
     ".srt": subtitles,
     ".vtt": subtitles,
     ".json": json_values,
     ".yaml": yaml_values,
     ".yml": yaml_values,
+    ".csv": csv_cells,
+    ".tsv": csv_cells,
     ".html": html,
     ".htm": html,
 }

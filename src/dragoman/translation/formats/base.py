@@ -63,7 +63,7 @@ class Options:
     target: str
     """Language tags."""
     keys: tuple[str, ...] = ()
-    """JSON and YAML: patterns of the keys whose values are translated; empty: all."""
+    """JSON and YAML: patterns of the keys whose values are translated; empty: all. CSV: those of its columns."""
     wrapped: bool = False
     """Plain text: lines belong together up to an empty one."""
 
