@@ -121,16 +121,40 @@ def test_a_journal_of_another_job_is_refused(tmp_path):
         Journal(tmp_path / "k", {})
 
 
-def test_two_processes_do_not_share_a_journal(tmp_path):
-    first = Journal(tmp_path / "j", {"a": 1})
-    with pytest.raises(ConfigError, match="another process is at work"):
-        Journal(tmp_path / "j", {"a": 1})
+def test_what_one_process_claims_the_other_leaves(tmp_path):
+    first, second = (Journal(tmp_path / "j", {"a": 1}) for _ in range(2))
+    assert first.claim(["u", "v", "w"], "zero_shot", 2) == {"u", "v"}
+    assert second.claim(["u", "v", "w"], "zero_shot", 2) == {"w"}
+    assert second.claim(["u"], "instruct", 2) == {"u"}, "another step is another question"
     first.add("u", "zero_shot", Attempt("x", ()))
-    first.close()
-    again = Journal(tmp_path / "j", {"a": 1})
-    assert again.attempts() == {("u", "zero_shot"): Attempt("x", ())}
+    assert second.news() == {("u", "zero_shot"): Attempt("x", ())}
+    assert second.news() == {}
+    first.release()
+    assert second.claim(["u", "v"], "zero_shot", 2) == {"v"}, "what is answered is not asked again"
+    second.close()
+    assert first.claim(["v", "w"], "zero_shot", 9) == {"v", "w"}, "nobody holds what an ended process claimed"
+    assert first.attempts() == {("u", "zero_shot"): Attempt("x", ())}
     with pytest.raises(sqlite3.IntegrityError):
-        again.add("u", "zero_shot", Attempt("y", ()))
+        first.add("u", "zero_shot", Attempt("y", ()))
+    first.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["j"], "no locks stay behind"
+
+
+def test_processes_share_a_job(tmp_path):
+    """Three at once, one of them killed: each text is answered once, and all that end write the same document."""
+    names = [tmp_path / n for n in ("a.txt", "log", "j.sqlite")]
+    lines = [f"Line number {i}." for i in range(120)]
+    names[0].write_text("\n".join(lines))
+    outs = [tmp_path / f"out{n}.txt" for n in range(3)]
+    processes = [subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, [*names, out])]) for out in outs]
+    while len(log_of(names[1])) < 30:
+        time.sleep(0.001)
+    processes[0].kill()
+    assert [process.wait() for process in processes] == [-signal.SIGKILL, 0, 0]
+    assert [out.read_text() for out in outs[1:]] == 2 * ["\n".join(lines).upper()]
+    assert len(stored(names[2])) == len(lines)
+    asked = log_of(names[1])
+    assert set(asked) == {*lines} and len(asked) <= len(lines) + 4, "at most what the killed one had asked comes twice"
 
 
 SCRIPT = """

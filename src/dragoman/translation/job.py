@@ -14,6 +14,7 @@ and the segment counts as failed.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from dragoman.translation.request import TEMPLATES, Answer, Request
 
 WHOLE, PARTS = tuple(TEMPLATES), ("by_sentence", "by_piece")
 """Steps that bear the name of their template, and steps that take the first of those that are asked for."""
+POLL = 0.2
+"""Seconds between two looks at what other processes have answered."""
 TOO_LONG = "does not fit the context"
 Checks = Mapping[str, Callable[[str, str], bool]]
 """Name of a doubt -> whether (source, translation), both without marks, give rise to it."""
@@ -92,18 +95,26 @@ def run(
     checks: Checks,
     progress: Callable[[int], Any],
 ) -> dict[str, Attempt]:
-    """The best attempt at each unit; what the journal holds is not asked again."""
+    """The best attempt at each unit; what the journal holds is not asked again, nor what other processes claim."""
     known = journal.attempts()
     first = next(step for step in steps if step in WHOLE)
     for step in steps:
         todo = [u for u in units.values() if _open(u, known, steps) and (u.key, step) not in known]
         todo = [u for u in todo if _applies(u, step, known, steps)]
-        for at in range(0, len(todo), engine.batch):
-            for unit, attempt in _attempts(todo[at : at + engine.batch], step, first, engine, languages, checks):
+        while todo := [u for u in todo if (u.key, step) not in known]:
+            mine = journal.claim([u.key for u in todo], step, engine.batch)
+            batch = [u for u in todo if u.key in mine]
+            for unit, attempt in _attempts(batch, step, first, engine, languages, checks):
                 if not attempt.passing:
                     journal.add(unit.key, step, attempt)
                 known[unit.key, step] = attempt
                 progress(not attempt.faults)
+            journal.release()
+            if not batch:  # another process asks for all that is left
+                time.sleep(POLL)
+            others = {asked: a for asked, a in journal.news().items() if asked not in known}
+            known |= others
+            progress(sum(not a.faults for (key, _), a in others.items() if key in units))
     return {key: _best([known[key, step] for step in steps if (key, step) in known]) for key in units}
 
 

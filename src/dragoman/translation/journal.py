@@ -1,14 +1,21 @@
 """The journal of a job: one SQLite file in the output folder, to which answers are only ever added.
 
-One row per text and step. A row is there or it is not, so a job that is killed goes on behind its last row; a job that
-is running holds the file, so that a second process is refused.
+One row per text and step. A row is there or it is not, so a job that is killed goes on behind its last row.
+
+Several processes may work on one job: each claims the texts that it asks next, and sees what the others have answered.
+A claim holds as long as its process lives: that process has a lock on a file of its own, which the system drops when
+it ends, however it ends.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +27,15 @@ create table if not exists job (name text primary key, value text not null);
 create table if not exists attempts (
   unit text not null, step text not null, answer text, faults text not null, primary key (unit, step)
 );
+create table if not exists claims (
+  unit text not null, step text not null, owner text not null, primary key (unit, step)
+);
+"""
+PATIENCE = 30.0
+"""Seconds to wait for another process to write."""
+CLAIM = """
+insert or ignore into claims select ?1, ?2, ?3
+where not exists (select 1 from attempts where unit = ?1 and step = ?2)
 """
 
 
@@ -39,47 +55,100 @@ class Journal:
     """Answers by unit and step.
 
     job: what the answers depend on (languages, model, steps); a journal of another job is refused with a ConfigError
-    that names what differs, one that another process holds, too.
+    that names what differs.
     """
 
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
-        self._base = sqlite3.connect(path, timeout=0.5, isolation_level=None)
+        self._path, self._owner, self._read = path, uuid.uuid4().hex, 0
+        self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
         try:
-            self._base.execute("pragma locking_mode = exclusive")
-            self._base.execute("begin exclusive")
-            for statement in SCHEMA.split(";\n"):
-                self._base.execute(statement)
-            self._base.execute("commit")
-        except sqlite3.Error as e:
+            with self._writing():
+                for statement in SCHEMA.split(";\n"):
+                    self._base.execute(statement)
+                self._begin({name: json.dumps(value, default=str) for name, value in job.items()})
+            self._lock = os.open(self._lock_of(self._owner), os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except (sqlite3.Error, OSError) as e:
             self._base.close()
-            raise ConfigError(_refusal(path, e)) from None
-        self._claim(path, {name: json.dumps(value, default=str) for name, value in job.items()})
+            raise ConfigError(
+                f"{path} cannot be used as a journal: {e}; choose another folder with --out, or remove it"
+            ) from None
 
-    def _claim(self, path: Path, job: Mapping[str, str]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction that no other process writes into."""
+        self._base.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._base.execute("rollback")
+            raise
+        self._base.execute("commit")
+
+    def _begin(self, job: Mapping[str, str]) -> None:
         before = dict(self._base.execute("select name, value from job"))
         if before and before != job:
             names = sorted(n for n in {*before, *job} if before.get(n) != job.get(n))
-            self.close()
             raise ConfigError(
-                f"{path.parent} holds another job: {', '.join(names)} differ; choose another folder with --out"
+                f"{self._path.parent} holds another job: {', '.join(names)} differ; choose another folder with --out"
             )
         self._base.executemany("insert or ignore into job values (?, ?)", job.items())
 
     def attempts(self) -> dict[tuple[str, str], Attempt]:
         """Everything that was answered, by unit and step."""
-        rows = self._base.execute("select unit, step, answer, faults from attempts")
-        return {(unit, step): Attempt(answer, tuple(json.loads(faults))) for unit, step, answer, faults in rows}
+        self._read = 0
+        return self.news()
+
+    def news(self) -> dict[tuple[str, str], Attempt]:
+        """What was answered since the last call."""
+        query = "select rowid, unit, step, answer, faults from attempts where rowid > ? order by rowid"
+        rows = self._base.execute(query, (self._read,)).fetchall()
+        self._read = rows[-1][0] if rows else self._read
+        return {(unit, step): Attempt(answer, tuple(json.loads(faults))) for _, unit, step, answer, faults in rows}
+
+    def claim(self, units: Sequence[str], step: str, most: int) -> set[str]:
+        """At most so many of the units that have no answer and no other living process asks for: now this one does."""
+        mine: set[str] = set()
+        with self._writing():
+            for (owner,) in self._base.execute("select distinct owner from claims").fetchall():
+                if owner != self._owner and not self._lives(owner):
+                    self._base.execute("delete from claims where owner = ?", (owner,))
+            for unit in units:
+                if len(mine) == most:
+                    break
+                if self._base.execute(CLAIM, (unit, step, self._owner)).rowcount:
+                    mine.add(unit)
+        return mine
 
     def add(self, unit: str, step: str, attempt: Attempt) -> None:
         """Write one row, on the disk when this returns."""
         row = (unit, step, attempt.answer, json.dumps(attempt.faults, ensure_ascii=False))
         self._base.execute("insert into attempts values (?, ?, ?, ?)", row)
 
+    def release(self) -> None:
+        """Give up this process's claims."""
+        self._base.execute("delete from claims where owner = ?", (self._owner,))
+
     def close(self) -> None:
+        """Others may take what is not answered."""
+        self._lock_of(self._owner).unlink(missing_ok=True)
+        os.close(self._lock)
         self._base.close()
 
+    def _lock_of(self, owner: str) -> Path:
+        return self._path.with_name(f".{self._path.name}.{owner}")
 
-def _refusal(path: Path, error: sqlite3.Error) -> str:
-    if "locked" in str(error):
-        return f"another process is at work on {path.parent}; wait for it, or choose another folder with --out"
-    return f"{path} cannot be used as a journal: {error}; choose another folder with --out, or remove it"
+    def _lives(self, owner: str) -> bool:
+        """Whether the process that goes by this name runs; the file of one that does not is removed."""
+        try:
+            lock = os.open(self._lock_of(owner), os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        self._lock_of(owner).unlink(missing_ok=True)
+        return False
