@@ -24,10 +24,11 @@ from dragoman.record import atomic_write, claim_folder, environment, write_json
 from dragoman.translation import job
 from dragoman.translation.documents import Document, read_document
 from dragoman.translation.formats import Options
+from dragoman.translation.inputs import RESERVED, inputs
 from dragoman.translation.journal import Journal
 
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
-JOURNAL = "journal.sqlite"
+JOURNAL = RESERVED[0]
 KEYED, PLAIN = (".json", ".yaml", ".yml", ".csv", ".tsv"), (".txt",)
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
@@ -38,7 +39,7 @@ class Config:
     """Translate documents: text, Markdown, HTML, PO, XLIFF, TMX, SRT, VTT, JSON, YAML and CSV."""
 
     files: Tags
-    """Documents."""
+    """Documents, and folders: every document in them, to the same place in the output folder."""
     _: KW_ONLY
     to: str
     """Language to translate into."""
@@ -57,7 +58,7 @@ class Config:
     """What is tried, in this order, until a translation passes: zero_shot, instruct, by_sentence, by_piece; default:
     all of them with --server, instruct first, and all but instruct for a local model."""
     estimate: Switch = False
-    """Count segments and characters, translate nothing."""
+    """Count segments, characters and, of a local model, tokens; translate nothing."""
     batch: int = 64
     """Segments at once on a local model."""
     concurrency: int = 8
@@ -75,7 +76,8 @@ class Config:
             raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
         if not self.files or self.batch < 1 or self.concurrency < 1:
             raise ConfigError("files are one or more, batch and concurrency at least 1")
-        kinds = {Path(file).suffix.lower() for file in self.files}
+        folders = any(Path(file).is_dir() for file in self.files)
+        kinds = {*KEYED, *PLAIN} if folders else {Path(file).suffix.lower() for file in self.files}
         unused = {"keys": bool(self.keys) and not kinds & {*KEYED}, "wrapped": self.wrapped and not kinds & {*PLAIN}}
         unused["concurrency"] = not self.server and self.concurrency != Config.concurrency
         if given := [f"--{name}" for name, is_unused in unused.items() if is_unused]:
@@ -88,39 +90,25 @@ def run(config: Config) -> dict[str, Any]:
     """Read the documents, translate what no journal holds yet, write them, and account for every segment."""
     languages = (normalise_tag(config.source), normalise_tag(config.to))
     options = Options(*languages, tuple(config.keys), config.wrapped)
-    documents = [read_document(Path(file), options) for file in config.files]
-    outputs = output_paths(documents, config.out)
+    files = inputs(config.files, config.out)
+    documents = [read_document(file.path, options) for file in files]
+    names = [file.name for file in files]
     units = job.units_of(documents)
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
     if config.estimate:
-        return environment() | about | _estimate(documents, units)
+        return environment() | about | _estimate(config, documents, units)
     journal = _journal(config, languages)
     try:
         engine = _engine(config)
-        with tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2) as bar:
-            bar.update(sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in units))
+        before = sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in units)
+        with tqdm(total=len(units), initial=before, unit=" segments", disable=config.quiet, delay=2) as bar:
             best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
             bar.update(len(units) - bar.n)
     finally:
         journal.close()
-    record = environment() | about | _written(documents, outputs, best)
+    record = environment() | about | _written(documents, names, config.out, best)
     write_json(config.out / "record.json", record)
     return record
-
-
-def output_paths(documents: Sequence[Document], out: Path) -> list[Path]:
-    """Where each document goes; ConfigError for names that clash, leave the folder or are the source."""
-    paths = [out / document.path.name for document in documents]
-    twice = [str(path) for path, n in Counter(paths).items() if n > 1]
-    reserved = [str(p) for p in paths if p.name in (JOURNAL, "record.json")]
-    astray = [str(p) for p in paths if p.is_symlink() or not p.resolve().is_relative_to(out.resolve())]
-    own = [str(p) for p, d in zip(paths, documents, strict=True) if p.resolve() == d.path.resolve()]
-    if wrong := [*twice, *reserved, *astray, *own]:
-        raise ConfigError(
-            f"cannot write {', '.join(dict.fromkeys(wrong))}: a name that two files share, the source itself, the "
-            "record's, or a link that leaves the folder; translate such files apart, or choose another --out"
-        )
-    return paths
 
 
 def checks(target: str) -> dict[str, Callable[[str, str], bool]]:
@@ -150,7 +138,9 @@ def steps(config: Config) -> tuple[str, ...]:
 
 def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     """The folder's journal. Answers do not depend on the files, so these may change between two runs."""
-    if not (config.out / JOURNAL).exists():
+    ours = {JOURNAL, f"{JOURNAL}-journal"}
+    there = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
+    if not there & ours:  # another process may be as far as this one
         claim_folder(config.out)
     about = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
@@ -176,24 +166,31 @@ def _engine(config: Config) -> job.Engine:
     return LocalEngine(*open_both(config.model), batch=config.batch)
 
 
-def _estimate(documents: Sequence[Document], units: dict[str, job.Unit]) -> dict[str, Any]:
+def _estimate(config: Config, documents: Sequence[Document], units: dict[str, job.Unit]) -> dict[str, Any]:
     every = [place for document in documents for place in document.places]
-    kept = sum(place.done for place in every)
-    characters = sum(len(unit.masked.text) for unit in units.values())
-    return {"estimate": {"segments": len(every), "kept": kept, "to_translate": len(units), "characters": characters}}
+    texts = [unit.masked.text for unit in units.values()]
+    found = {"segments": len(every), "kept": sum(place.done for place in every), "to_translate": len(units)}
+    found["characters"] = sum(map(len, texts))
+    if not config.server:
+        from dragoman.modeling import open_tokenizer
+
+        found["tokens"] = sum(map(len, open_tokenizer(config.model).encode(texts)))
+    return {"estimate": found}
 
 
-def _written(documents: Sequence[Document], outputs: Sequence[Path], best: dict[str, job.Attempt]) -> dict[str, Any]:
+def _written(
+    documents: Sequence[Document], names: Sequence[Path], out: Path, best: dict[str, job.Attempt]
+) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     files, told, seen = [], [], set[str]()
-    for document, path in zip(documents, outputs, strict=True):
-        edits, lines = job.fill(document, document.path.name, best, seen)
+    for document, name in zip(documents, names, strict=True):
+        edits, lines = job.fill(document, str(name), best, seen)
         assert len(lines) == len(document.places)
-        with atomic_write(path) as partial:
+        with atomic_write(out / name) as partial:
             partial.write_bytes(document.filled(edits))
         own = Counter(line.state for line in lines)
         counts += own
-        files.append({"file": str(document.path), "sha256": document.checksum, "output": str(path), **own})
+        files.append({"file": str(document.path), "sha256": document.checksum, "output": str(out / name), **own})
         told += [asdict(line) for line in lines if line.reasons]
     total = {"segments": sum(counts.values())} | {state: counts[state] for state in STATES}
     return {"counts": total, "files": files, "segments": told}
