@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import polib
 import pytest
@@ -18,6 +19,7 @@ from dragoman.translation.formats import FORMATS, Broken, Options
 from dragoman.translation.formats.base import Part
 from dragoman.translation.protection import bare, mask, unmask
 from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, options_of, source_of, translated
+from tests.translation.faults import BAD_FILES, file_table, server_table
 
 PO = r"""# translators
 msgid ""
@@ -248,36 +250,18 @@ def test_a_translation_that_would_be_other_markup_is_refused():
     assert place.write([Part("2 * 3")], False)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.xlf", b"<xliff><file>", "not well-formed XML"),
-        ("a.xlf", b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><xliff>&c;</xliff>', "entity bombs"),
-        ("a.xlf", b'<!DOCTYPE xliff SYSTEM "http://x.org/x.dtd"><xliff/>', "DTD"),
-        ("a.xlf", b"<tmx/>", "not <xliff>"),
-        ("a.xlf", XLIFF.replace('language="en"', 'language="de"').encode(), "source language is de, not en"),
-        ("a.json", b'{"a": ', "not well-formed JSON"),
-        ("a.yaml", b"a: [1", "not well-formed YAML"),
-        ("a.po", b"msgid Open\n", "lines 1"),
-        ("a.tmx", b"<xliff/>", "not <tmx>"),
-        ("a.tmx", TMX.replace("?>", '?><!DOCTYPE tmx SYSTEM "tmx14.dtd">').encode(), "DTD"),
-        ("a.tmx", b'<tmx><body><tu><tuv xml:lang="de"><seg>x</seg></tuv></tu></body></tmx>', "only in de"),
-        ("a.csv", b"id,text\n1,a\n", "Name them with --keys; it has id, text"),
-        ("b.csv", b"id,word\n1,a\n", "no column is named text*; it has id, word"),
-        ("b.csv", b"id,text\n1,a,b\n2\n", "has 2 cells, but other numbers stand at lines 2, 3"),
-        ("b.csv", b'id,text\n1,"a\n2,b\n', "marks at line 2 do not enclose a cell"),
-        ("a.srt", b"Open\n", "no subtitles"),
-        ("a.md", "é".encode("latin-1"), "not in the encoding utf-8 at byte 0"),
-        ("a.html", b'<meta charset="nowhere">', "not in the encoding nowhere"),
-        ("a.txt", b"a\0b", "NUL"),
-        ("a.doc", b"", "in none of the formats"),
-    ],
-)
-def test_bad_files_are_told_in_a_sentence(tmp_path, name, data, message):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=re.escape(message)) as e:
-        read_document(tmp_path / name, options_of(".csv") if name == "b.csv" else OPTIONS)
-    assert name in str(e.value)
+@pytest.mark.parametrize("bad", BAD_FILES, ids=lambda bad: f"{bad.what} ({bad.name})")
+def test_bad_files_are_told_in_a_sentence(tmp_path, bad):
+    (tmp_path / bad.name).write_bytes(bad.data)
+    with pytest.raises(DataError, match=re.escape(bad.message)) as e:
+        read_document(tmp_path / bad.name, Options("en", "ca", keys=bad.keys))
+    assert bad.name in str(e.value)
+
+
+def test_the_tables_of_faults_are_those_of_the_tests():
+    page = (Path(__file__).parents[2] / "docs" / "translating-faults.md").read_text(encoding="utf-8")
+    for table in (server_table(), file_table()):
+        assert table in page, f"docs/translating-faults.md should have\n{table}"
 
 
 def test_an_encoding_that_lacks_a_letter_is_told(tmp_path):

@@ -60,5 +60,5 @@ def test_the_command_writes_into_folders(here, monkeypatch):
     record = translate.run(translate.Config(("docs",), to="de", quiet=True, steps=("zero_shot",)))
     assert (here / "translation/deep/b.txt").read_text() == "ONE\n"
     assert record["counts"] == {"segments": 2, "translated": 1, "reused": 1, "kept": 0, "doubtful": 0, "failed": 0}
-    with pytest.raises(ConfigError, match=r"docs/a\.txt \(its source\), docs/deep/b\.txt \(its source\)"):
+    with pytest.raises(ConfigError, match=r"docs/a\.txt \(its source\), .*b\.txt \(its source\)"):
         translate.run(translate.Config(("docs",), to="de", out=here / "docs"))

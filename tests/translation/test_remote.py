@@ -8,8 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.translation.remote import KEY, RemoteEngine
+from dragoman.translation import job
+from dragoman.translation.documents import read_document
+from dragoman.translation.formats import Options
+from dragoman.translation.journal import Journal
+from dragoman.translation.remote import KEY, Pace, RemoteEngine
 from dragoman.translation.request import Pair, Request, render
+from tests.translation.faults import SERVER_FAULTS
 
 REQUEST = Request("Sail {1}north{2}", "en", "ca")
 GOLDEN = {
@@ -51,7 +56,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        prompt = body["messages"][0]["content"]
+        self.completes = self.path.endswith("/v1/completions")
+        prompt = body["prompt"] if self.completes else body["messages"][0]["content"]
         source = prompt.rsplit(": ", 1)[1].split("\n")[0]
         with self.server.lock:
             n = self.server.seen[source] = self.server.seen.get(source, 0) + 1
@@ -68,7 +74,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def on_good(self, source):
-        self.send(200, said(source.upper()))
+        if self.server.dies_after is not None and len(self.server.seen) > self.server.dies_after:
+            return self.on_drop(source)
+        done = json.dumps({"choices": [{"text": f" {source.upper()}", "index": 0, "finish_reason": "stop"}]}).encode()
+        self.send(200, done if self.completes else said(source.upper()))
 
     def on_500(self, source):
         self.send(500, b"oops")
@@ -100,8 +109,30 @@ class Handler(BaseHTTPRequestHandler):
     def on_garbage(self, source):
         self.send(200, b"\xff<html>")
 
+    def on_stream(self, source):
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"10\r\n" + said("half")[:16] + b"\r\n")
+        self.close_connection = True
+
     def on_shape(self, source):
         self.send(200, b'{"choices": []}')
+
+    def on_two(self, source):
+        self.send(200, b'{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}')
+
+    def on_index(self, source):
+        self.send(200, b'{"choices": [{"index": 3, "message": {"content": "a"}}]}')
+
+    def on_error(self, source):
+        self.send(200, b'{"error": {"message": "overloaded"}}')
+
+    def on_null(self, source):
+        self.send(200, said(None))
+
+    def on_parts(self, source):
+        self.send(200, said([{"type": "text", "text": "a"}]))
 
     def on_empty(self, source):
         self.send(200, said("  "))
@@ -123,7 +154,7 @@ class Quiet(ThreadingHTTPServer):
 @pytest.fixture
 def server():
     with Quiet(("127.0.0.1", 0), Handler) as server:
-        server.models = 503
+        server.models, server.dies_after = 503, None
         server.seen, server.keys, server.lock, server.release = {}, set(), threading.Lock(), threading.Event()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -145,32 +176,22 @@ def ask(made, *sources):
     return [answers[i] for i in range(len(sources))]
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "stall", "cut", "drop", "garbage", "shape", "empty"])
+@pytest.mark.parametrize("fault", SERVER_FAULTS, ids=lambda fault: fault.word)
 def test_faults_that_pass_are_tried_again(server, fault):
     made, waits = engine(server)
-    sources = [f"{fault} {fault} Sail", "Sail"]
+    sources = [f"{fault.word} {fault.word} Sail", "Sail"]
     assert [a.text for a in ask(made, *sources)] == [s.upper() for s in sources]
     assert server.seen[sources[0]] == 3
-    assert waits == ([7.0, 7.0] if fault == "429" else [0.5, 1.0])
+    assert waits == ([7.0, 7.0] if fault.word == "429" else [0.5, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("500", "status 500"),
-        ("stall", "ReadTimeout"),
-        ("cut", "RemoteProtocolError"),
-        ("garbage", "not of the OpenAI form"),
-        ("shape", "not of the OpenAI form"),
-        ("empty", "empty"),
-    ],
-)
-def test_faults_that_stay_are_the_segments_own(server, fault, message):
+@pytest.mark.parametrize("fault", SERVER_FAULTS, ids=lambda fault: fault.word)
+def test_faults_that_stay_are_the_segments_own(server, fault):
     made, waits = engine(server, tries=3)
-    bad, good = ask(made, " ".join([fault] * 9), "Sail")
+    bad, good = ask(made, " ".join([fault.word] * 9), "Sail")
     assert good.text == "SAIL"
-    assert bad.text is None and message in bad.fault
-    assert waits == [0.5, 1.0]
+    assert bad.text is None and bad.passing and fault.message in bad.fault
+    assert len(waits) == 2
 
 
 def test_an_answer_cut_at_the_limit_is_too_long(server):
@@ -181,6 +202,59 @@ def test_a_dead_server_stops_the_job(server):
     made, _ = engine(server)
     with pytest.raises(ModelError, match=r"answered none of 2 requests.*the same command goes on"):
         ask(made, "500 500 500 500 a", "drop drop drop drop b")
+
+
+def test_a_server_that_dies_within_a_job(server, tmp_path):
+    """The job stops with what it has, and goes on with the rest when the server is back."""
+    (tmp_path / "a.txt").write_text("".join(f"Line number {i}\n" for i in range(40)))
+    units = job.units_of([read_document(tmp_path / "a.txt", Options("en", "ca"))])
+
+    def work():
+        journal = Journal(tmp_path / "j.sqlite", {})
+        try:
+            made, _ = engine(server)
+            return job.run(units, made, journal, ("en", "ca"), ("zero_shot",), {}, lambda done: None)
+        finally:
+            journal.close()
+
+    server.dies_after = 20
+    with pytest.raises(ModelError, match="the same command goes on"):
+        work()
+    before, server.dies_after = set(server.seen), None
+    server.seen.clear()
+    best = work()
+    assert sorted(a.answer for a in best.values()) == sorted(u.masked.text.upper() for u in units.values())
+    assert len(before - set(server.seen)) == 20, "what was answered is not asked again"
+
+
+def test_base_models_complete(server):
+    made, _ = engine(server, completions=True)
+    assert [a.text for a in ask(made, "Sail", "500 null Sail")] == ["SAIL", "500 NULL SAIL"]
+
+
+def test_requests_keep_their_pace():
+    """By hand: 30 a minute is one every two seconds; time that passes unused is not made up for."""
+    now, waits = [100.0], []
+
+    def wait(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    pace = Pace(30, wait, lambda: now[0])
+    for _ in range(3):
+        pace.take()
+    assert waits == [2.0, 2.0]
+    now[0] += 60
+    pace.take()
+    pace.take()
+    assert waits == [2.0, 2.0, 2.0]
+    Pace(0, pytest.fail, pytest.fail).take()
+
+
+def test_a_limit_of_requests_holds_over_threads_and_retries(server):
+    made, waits = engine(server, per_minute=60, clock=lambda: 0.0)
+    ask(made, *["500 a", "b", "c", "d"])
+    assert sorted(waits) == [0.5, 1.0, 2.0, 3.0, 4.0], "five requests at a standing clock, and one wait before a retry"
 
 
 def test_a_server_that_lives_and_fails_does_not_stop_it(server):

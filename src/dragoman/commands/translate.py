@@ -29,6 +29,7 @@ from dragoman.translation.journal import Journal
 
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = RESERVED[0]
+APERTIUM = "apertium"
 KEYED, PLAIN = (".json", ".yaml", ".yml", ".csv", ".tsv"), (".txt",)
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
@@ -46,7 +47,7 @@ class Config:
     source: str = "en"
     """Language of the documents."""
     model: str = "mini-moe"
-    """Model folder, Hub id or built-in name; with --server, the server's name for it."""
+    """Model folder, Hub id, built-in name, or apertium (rules; installed apart); with --server, the server's name."""
     server: str = ""
     """Address of a server that speaks the OpenAI API, such as http://localhost:8000/v1; its key: DRAGOMAN_API_KEY."""
     keys: Tags = ()
@@ -63,6 +64,10 @@ class Config:
     """Segments at once on a local model."""
     concurrency: int = 8
     """Requests at once to a server."""
+    per_minute: int = 0
+    """Most requests a minute to a server; 0: no limit."""
+    completions: Switch = False
+    """The server's model is a base model, without a chat template: it completes prompts."""
     out: Path = Path("translation")
     """Folder for translations, journal and record; the same command goes on where it was stopped."""
     quiet: Switch = False
@@ -74,13 +79,14 @@ class Config:
             raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(known)}")
         if self.steps and not {*self.steps} & {*job.WHOLE}:
             raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
-        if not self.files or self.batch < 1 or self.concurrency < 1:
-            raise ConfigError("files are one or more, batch and concurrency at least 1")
+        if not self.files or self.batch < 1 or self.concurrency < 1 or self.per_minute < 0:
+            raise ConfigError("files are one or more, batch and concurrency at least 1, per-minute not below 0")
         folders = any(Path(file).is_dir() for file in self.files)
         kinds = {*KEYED, *PLAIN} if folders else {Path(file).suffix.lower() for file in self.files}
         unused = {"keys": bool(self.keys) and not kinds & {*KEYED}, "wrapped": self.wrapped and not kinds & {*PLAIN}}
-        unused["concurrency"] = not self.server and self.concurrency != Config.concurrency
-        if given := [f"--{name}" for name, is_unused in unused.items() if is_unused]:
+        for name in ("concurrency", "per_minute", "completions"):
+            unused[name] = not self.server and getattr(self, name) != getattr(Config, name)
+        if given := [f"--{name.replace('_', '-')}" for name, is_unused in unused.items() if is_unused]:
             raise ConfigError(f"{', '.join(given)} would have no effect on these files; leave it out")
         if normalise_tag(self.source) == normalise_tag(self.to):
             raise ConfigError(f"source and target are both {self.to}; give two languages")
@@ -132,7 +138,7 @@ def _fault(kind: str) -> Callable[[str, str], bool]:
 
 def steps(config: Config) -> tuple[str, ...]:
     """The steps that were asked for, or those that suit the engine."""
-    whole = ("instruct", "zero_shot") if config.server else ("zero_shot",)
+    whole = ("instruct", "zero_shot") if config.server and not config.completions else ("zero_shot",)
     return config.steps or (*whole, *job.PARTS)
 
 
@@ -142,13 +148,14 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     there = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
     if not there & ours:  # another process may be as far as this one
         claim_folder(config.out)
-    about = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
+    about: dict[str, Any] = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
+    about |= {"completions": config.completions}
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 
 def _identity(config: Config) -> str:
     """The model by its content where it is on this disk, else by its name."""
-    if config.server:
+    if config.server or config.model == APERTIUM:
         return config.model
     from dragoman.modeling import model_checksum
 
@@ -159,7 +166,12 @@ def _engine(config: Config) -> job.Engine:
     if config.server:
         from dragoman.translation.remote import RemoteEngine
 
-        return RemoteEngine(config.server, config.model, concurrency=config.concurrency)
+        settings = {name: getattr(config, name) for name in ("concurrency", "per_minute", "completions")}
+        return RemoteEngine(config.server, config.model, **settings)
+    if config.model == APERTIUM:
+        from dragoman.translation.apertium import ApertiumEngine
+
+        return ApertiumEngine(normalise_tag(config.source), normalise_tag(config.to), batch=config.batch)
     from dragoman.methods.delta import open_both
     from dragoman.translation.local import LocalEngine
 
@@ -171,7 +183,7 @@ def _estimate(config: Config, documents: Sequence[Document], units: dict[str, jo
     texts = [unit.masked.text for unit in units.values()]
     found = {"segments": len(every), "kept": sum(place.done for place in every), "to_translate": len(units)}
     found["characters"] = sum(map(len, texts))
-    if not config.server:
+    if not config.server and config.model != APERTIUM:
         from dragoman.modeling import open_tokenizer
 
         found["tokens"] = sum(map(len, open_tokenizer(config.model).encode(texts)))

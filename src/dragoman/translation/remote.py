@@ -1,17 +1,21 @@
 """The engine on a server that speaks the OpenAI API: vLLM, llama.cpp, SGLang, hosted ones.
 
-Requests run side by side; each is tried again after 429, 5xx, time-outs and cut or odd answers, with waits that double
-(or as the server asks). What still fails is that segment's fault; where a server is down, the job stops.
+Requests run side by side, at most so many a minute; each is tried again after 429, 5xx, time-outs and cut or odd
+answers, with waits that double (or as the server asks). What still fails is that segment's fault; where a server is
+down, the job stops. Models without a chat template are asked to complete the prompt's last line.
 The key comes from the environment and is in no message and no record.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any
 
 import httpx
 
@@ -20,6 +24,26 @@ from dragoman.translation.request import Answer, Request, render
 
 KEY = "DRAGOMAN_API_KEY"
 LONGEST_WAIT = 60.0
+
+
+class Pace:
+    """Spreads requests evenly: at most so many a minute, over all threads; 0 sets no limit."""
+
+    def __init__(self, per_minute: int, wait: Callable[[float], None], clock: Callable[[], float]) -> None:
+        self.gap = 60 / per_minute if per_minute else 0.0
+        self.wait, self.clock = wait, clock
+        self._free, self._lock = 0.0, threading.Lock()
+
+    def take(self) -> None:
+        """Returns when the next request may go out."""
+        if not self.gap:
+            return
+        with self._lock:
+            now = self.clock()
+            start = max(now, self._free)
+            self._free = start + self.gap
+        if start > now:
+            self.wait(start - now)
 
 
 @dataclass(frozen=True)
@@ -33,7 +57,11 @@ class RemoteEngine:
     timeout: float = 60.0
     tries: int = 4
     first_wait: float = 0.5
+    per_minute: int = 0
+    completions: bool = False
+    """The model has no chat template: it completes the prompt's last line."""
     wait: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -43,6 +71,10 @@ class RemoteEngine:
     def batch(self) -> int:
         return 4 * self.concurrency
 
+    @cached_property
+    def _pace(self) -> Pace:
+        return Pace(self.per_minute, self.wait, self.clock)
+
     def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]:
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -51,7 +83,8 @@ class RemoteEngine:
             httpx.Client(headers=headers, timeout=self.timeout) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            jobs = {pool.submit(self._answer, client, render(r, template)): i for i, r in enumerate(requests)}
+            asked = [self._asked(r, template) for r in requests]
+            jobs = {pool.submit(self._answer, client, *what): i for i, what in enumerate(asked)}
             for job in as_completed(jobs):
                 answer = job.result()
                 if answer.text is None:
@@ -65,12 +98,21 @@ class RemoteEngine:
             )
         yield from silent
 
-    def _answer(self, client: httpx.Client, prompt: str) -> Answer:
+    def _asked(self, request: Request, template: str) -> tuple[str, dict[str, Any]]:
+        """Where a request goes, and its body."""
+        prompt, body = render(request, template), {"model": self.model, "temperature": 0}
+        if not self.completions:
+            return "chat/completions", body | {"messages": [{"role": "user", "content": prompt}]}
+        most = 2 * len(request.source) + 40
+        return "completions", body | {"prompt": prompt, "stop": ["\n"], "max_tokens": most}
+
+    def _answer(self, client: httpx.Client, path: str, body: dict[str, Any]) -> Answer:
         fault, wait = "", self.first_wait
         for n in range(self.tries):
             if n:
                 self.wait(wait)
-            found, asked = self._once(client, prompt)
+            self._pace.take()
+            found, asked = self._once(client, path, body)
             if isinstance(found, Answer):
                 return found
             fault, wait = found, asked if asked is not None else 2 * wait if n else wait
@@ -83,11 +125,10 @@ class RemoteEngine:
             return True
         return reply.status_code >= 500
 
-    def _once(self, client: httpx.Client, prompt: str) -> tuple[Answer | str, float | None]:
+    def _once(self, client: httpx.Client, path: str, body: dict[str, Any]) -> tuple[Answer | str, float | None]:
         """An answer, or what went wrong and how long the server asks to wait."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
         try:
-            reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+            reply = client.post(f"{self.url.rstrip('/')}/{path}", json=body)
         except httpx.HTTPError as e:
             return f"the server does not answer ({type(e).__name__})", None
         if reply.status_code in (401, 403, 404):
@@ -101,10 +142,18 @@ class RemoteEngine:
             asked = min(float(after), LONGEST_WAIT) if after.isdigit() else None
             return f"the server answers with status {reply.status_code}", asked
         try:
-            choice = reply.json()["choices"][0]
-            text, reason = choice["message"]["content"].strip(), choice.get("finish_reason")
+            text, reason = _said(reply.json())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return "the server's answer is not of the OpenAI form", None
         if reason == "length":
             return Answer(None, "the answer was cut at the server's limit", too_long=True), None
         return (Answer(text), None) if text else ("the server's answer is empty", None)
+
+
+def _said(answer: Any) -> tuple[str, str | None]:
+    """Text of the only choice, and why it ended. Anything else raises one of the errors of wrong shapes."""
+    (choice,) = answer["choices"]
+    if choice.get("index", 0) != 0:
+        raise ValueError("a choice that was not asked for")
+    said = choice["message"]["content"] if "message" in choice else choice["text"]
+    return said.strip(), choice.get("finish_reason")
