@@ -148,8 +148,8 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     there = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
     if not there & ours:  # another process may be as far as this one
         claim_folder(config.out)
-    about: dict[str, Any] = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
-    about |= {"completions": config.completions}
+    about: dict[str, Any] = {"languages": languages, "model": _identity(config), "server": config.server}
+    about |= {"steps": steps(config), "completions": config.completions}
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 

@@ -44,6 +44,7 @@ from dragoman.modeling.packaged import (
     Packaged,
     convert,
     fetched_record,
+    join_gguf,
     packaged_folder,
     require_gguf,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "grow",
     "hidden_states",
     "isolates",
+    "join_gguf",
     "keep_freed_memory",
     "layer_numbers",
     "layer_sizes",

