@@ -255,7 +255,7 @@ def test_names_that_clash_or_leave_the_folder_are_refused(tmp_path, monkeypatch)
     [
         ({"to": "en"}, "source and target are both en"),
         ({"to": "de", "keys": ("a",)}, "--keys would have no effect"),
-        ({"to": "de", "steps": ("guess",)}, "unknown steps guess"),
+        ({"to": "de", "steps": ("guess",)}, "there is no strategy guess"),
         ({"to": "de", "concurrency": 2}, "--concurrency would have no effect"),
     ],
 )

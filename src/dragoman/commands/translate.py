@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags
+from dragoman.commands import Paths, Switch, Tags, aiding
 from dragoman.corpora.languages import normalise_tag
 from dragoman.errors import ConfigError, UserError
 from dragoman.evaluation.kept import Kept
@@ -53,8 +53,25 @@ class Config:
     wrapped: Switch = False
     """Plain text: lines belong together up to an empty one."""
     steps: Tags = ()
-    """What is tried, in this order, until a translation passes: zero_shot, instruct, by_sentence, by_piece; default:
-    all of them with --server, instruct first, and all but instruct for a local model."""
+    """What is tried, in this order, until a translation passes: strategies, by_sentence, by_piece; default: those of
+    --strategy, then with --server instruct and zero_shot, else zero_shot, then by_sentence and by_piece."""
+    strategy: Tags = ()
+    """Strategies that are tried first: zero_shot, instruct, few_shot, adaptive, adaptive_draft, scale, scale_pivot,
+    scale_several, pmp, post_edit_terms, or YAML files."""
+    memory: Path | None = None
+    """Translation memory (see `dragoman memory`): what it has is reused, what is similar stands in prompts."""
+    glossary: Path | None = None
+    """Terms and their translations: TBX, CSV or TSV. A term that is missing is a doubt."""
+    held_out: Paths = ()
+    """Files with sentences that may be in no prompt, such as a test set: text, TSV or JSON lines."""
+    via: str = ""
+    """Language of pmp's auxiliary version and of scale_pivot's drafts."""
+    draft_model: str = ""
+    """Local model that writes the drafts; default: the one that translates."""
+    accept_if_better: Switch = False
+    """Keep a draft unless its improvement has the higher quality estimate. Needs the extra `embedding`."""
+    steer: Path | None = None
+    """File of `dragoman steer`: experts to raise while a local model translates."""
     estimate: Switch = False
     """Count segments and characters, translate nothing."""
     batch: int = 64
@@ -67,11 +84,7 @@ class Config:
     """No progress bar."""
 
     def __post_init__(self) -> None:
-        known = (*job.WHOLE, *job.PARTS)
-        if unknown := [s for s in self.steps if s not in known]:
-            raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(known)}")
-        if self.steps and not {*self.steps} & {*job.WHOLE}:
-            raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
+        aiding.require_sense(self, steps(self))
         if not self.files or self.batch < 1 or self.concurrency < 1:
             raise ConfigError("files are one or more, batch and concurrency at least 1")
         kinds = {Path(file).suffix.lower() for file in self.files}
@@ -93,16 +106,21 @@ def run(config: Config) -> dict[str, Any]:
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
     if config.estimate:
         return environment() | about | _estimate(documents, units)
+    helps = aiding.aids(config, languages)
     journal = _journal(config, languages)
     try:
-        engine = _engine(config)
-        with tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2) as bar:
+        doubts = checks(languages[1]) | aiding.checks(helps)
+        known = aiding.remembered(units, helps, languages, doubts)
+        engine = aiding.strategist(config, helps, steps(config), _engine)
+        bar = tqdm(total=len(units), unit=" segments", disable=config.quiet, delay=2)
+        with aiding.steered(config, engine), bar:
             bar.update(sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in units))
-            best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
+            asked = {key: unit for key, unit in units.items() if key not in known}
+            best = known | job.run(asked, engine, journal, languages, steps(config), doubts, bar.update)
             bar.update(len(units) - bar.n)
     finally:
         journal.close()
-    record = environment() | about | _written(documents, outputs, best)
+    record = environment() | about | aiding.account(engine, known) | _written(documents, outputs, best, {*known})
     write_json(config.out / "record.json", record)
     return record
 
@@ -144,7 +162,7 @@ def _fault(kind: str) -> Callable[[str, str], bool]:
 def steps(config: Config) -> tuple[str, ...]:
     """The steps that were asked for, or those that suit the engine."""
     whole = ("instruct", "zero_shot") if config.server else ("zero_shot",)
-    return config.steps or (*whole, *job.PARTS)
+    return config.steps or (*dict.fromkeys((*config.strategy, *whole)), *job.PARTS)
 
 
 def _journal(config: Config, languages: tuple[str, str]) -> Journal:
@@ -152,6 +170,7 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     if not (config.out / JOURNAL).exists():
         claim_folder(config.out)
     about = {"languages": languages, "model": _identity(config), "server": config.server, "steps": steps(config)}
+    about |= aiding.identity(config, steps(config))
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 
@@ -182,9 +201,11 @@ def _estimate(documents: Sequence[Document], units: dict[str, job.Unit]) -> dict
     return {"estimate": {"segments": len(every), "kept": kept, "to_translate": len(units), "characters": characters}}
 
 
-def _written(documents: Sequence[Document], outputs: Sequence[Path], best: dict[str, job.Attempt]) -> dict[str, Any]:
+def _written(
+    documents: Sequence[Document], outputs: Sequence[Path], best: dict[str, job.Attempt], seen: set[str]
+) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    files, told, seen = [], [], set[str]()
+    files, told = [], []
     for document, path in zip(documents, outputs, strict=True):
         edits, lines = job.fill(document, document.path.name, best, seen)
         assert len(lines) == len(document.places)
@@ -204,6 +225,8 @@ def show(record: dict[str, Any]) -> None:
         print("  ".join(f"{name} {n:,}" for name, n in record["estimate"].items()))
         return
     print("  ".join(f"{name} {n:,}" for name, n in record["counts"].items()))
+    for name, tally in record["strategies"].items():
+        print(f"{name} against its draft: " + "  ".join(f"{what} {n:,}" for what, n in tally.items()))
     for line in record["segments"]:
         print(f"{line['file']}:{line['line']}: {line['state']} ({', '.join(line['reasons'])}): {line['source'][:60]!r}")
     for file in record["files"]:

@@ -29,7 +29,8 @@ def word_confidences(
     """One number a word, for each text behind its prompt."""
     if not codec.tokenizer.is_fast:
         raise ModelError("confidences of words need a fast tokenizer; take a strategy without `confidence`")
-    read = codec.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+    read = codec.tokenizer(list(texts), **how)
     answers = [list(ids) for ids in read["input_ids"]]
     order = sorted(range(len(texts)), key=lambda i: -len(prompts[i]) - len(answers[i]))
     found: dict[int, tuple[float, ...]] = {}

@@ -29,7 +29,6 @@ from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.matching import ending_of, is_unspaced, normalised, term_pattern
 from dragoman.corpora.ntext import normalise
 from dragoman.errors import DataError
-from dragoman.translation.formats.xliff import require_safe
 from dragoman.translation.request import Pair
 
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -125,7 +124,8 @@ def _from_table(path: Path, source: str, target: str) -> Iterator[Term]:
     rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     header = [cell.strip() for cell in rows[0]] if rows else []
     if absent := [tag for tag in (source, target) if tag not in header]:
-        raise DataError(f"{path} has no column {', '.join(absent)}; its first line has {', '.join(header) or 'nothing'}")
+        there = ", ".join(header) or "nothing"
+        raise DataError(f"{path} has no column {', '.join(absent)}; its first line has {there}")
     columns = header.index(source), header.index(target)
     if short := [str(n) for n, row in enumerate(rows[1:], 2) if row and len(row) <= max(columns)]:
         raise DataError(f"{path} lacks cells on lines {', '.join(short[:8])}; fill them or drop the lines")
@@ -135,21 +135,29 @@ def _from_table(path: Path, source: str, target: str) -> Iterator[Term]:
 
 
 def _from_tbx(path: Path, source: str, target: str) -> Iterator[Term]:
-    text = _decoded(path)
-    try:
-        root = require_safe(text)
-    except DataError as e:
-        raise DataError(f"{path}: {e}") from None
-    if root.rpartition("}")[2] not in ("martif", "tbx"):
-        raise DataError(f"{path}: the outer element is <{root}>, not <martif> or <tbx>; give a TBX file")
-    body = re.sub(r"\A\s*<\?xml[^>]*\?>", "", text).strip()
-    tree = etree.fromstring(body.encode(), etree.XMLParser(resolve_entities=False, no_network=True))
+    tree = _parsed(path)
     for entry in tree.iter("{*}termEntry", "{*}conceptEntry"):
         by_tag: defaultdict[str, list[str]] = defaultdict(list)
         for section in entry.iter("{*}langSet", "{*}langSec"):
             by_tag[normalise_tag(section.get(LANG) or "und")] += _terms_of(section)
         sources, targets = (_variants(_in_language(by_tag, tag)) for tag in (source, target))
         yield from (Term(s, targets) for s in sources if targets)
+
+
+def _parsed(path: Path) -> Any:
+    """The outer element. No entity is resolved and nothing fetched on the way to it."""
+    try:
+        tree = etree.parse(path, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror or e}") from None
+    except etree.XMLSyntaxError as e:
+        raise DataError(f"{path}: not well-formed XML at line {e.lineno}: {e.msg}; mend that line") from None
+    if tree.docinfo.doctype:
+        raise DataError(f"{path} has a DTD, which can hold entity bombs and fetch files; remove the <!DOCTYPE>")
+    root = tree.getroot().tag.rpartition("}")[2]
+    if root not in ("martif", "tbx"):
+        raise DataError(f"{path}: the outer element is <{root}>, not <martif> or <tbx>; give a TBX file")
+    return tree
 
 
 def _terms_of(section: Any) -> Iterator[str]:

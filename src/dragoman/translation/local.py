@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class LocalEngine:
     """Models with language tags get the form that they were trained in; others the rendered prompt.
 
-    What a request has beside its text is, for the former, more of the same form: pairs as translations before it, drafts
-    and auxiliary versions behind their tags. Of pairs those most unlike the text are left out where all do not fit.
+    What a request has beside its text is, for the former, more of the same form: pairs as translations before it,
+    drafts and auxiliary versions behind their tags. Where all do not fit, the pairs most unlike the text are left out.
     """
 
     def __init__(self, model: PreTrainedModel, codec: TextCodec, batch: int) -> None:
@@ -87,8 +87,8 @@ class LocalEngine:
         return [self.codec.start_id, *self.codec.encode([text])[0]]
 
     def _has_tags(self, request: Request) -> bool:
-        others = [version.language for version in (*request.auxiliary, *request.drafts)]
-        tags = (request.source_lang, request.target_lang, *others)
+        versions = (*request.auxiliary, *request.drafts)
+        tags = (request.source_lang, request.target_lang, *(version.language for version in versions))
         return all(self.codec.tag_id(tag) is not None for tag in tags)
 
     def _tagged(self, request: Request) -> list[int]:

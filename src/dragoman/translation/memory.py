@@ -7,8 +7,9 @@ CANDIDATES entries that share most with the text, then the edit distance of whol
     similarity  = 1 - edit distance / length of the longer one, case folded          (rapidfuzz, Levenshtein)
 
 The index is rows of entry ids, appended to with every addition, rarest words read first until BUDGET ids are read; so
-the time of a search is bounded, and memory is 5 bytes an entry beside SQLite's cache. What is bought with that: of texts
-whose every word is frequent, a similar entry can be missed; one that equals the text, case and all, is always found.
+the time of a search is bounded, and its memory is 5 bytes an entry beside SQLite's cache. The price: an entry that shares no
+beginning of a word with the text is missed ("Context", "Content"), and of a text whose every word is frequent a similar
+one can be. An entry that equals the text, case and all, is always found.
 
 Shape letters: P postings read, M the largest id.
 """
@@ -41,7 +42,7 @@ FORMAT = "dragoman-memory/1"
 SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
 create table if not exists entries (
-  id integer primary key, languages text not null, checksum integer not null, source text not null, target text not null
+  id integer primary key autoincrement, languages text not null, checksum integer not null, source text not null, target text not null
 );
 create index if not exists by_checksum on entries (checksum);
 create table if not exists postings (word text not null, count integer not null, ids blob not null);
@@ -49,12 +50,12 @@ create index if not exists by_word on postings (word, count);
 """
 POSTING = np.dtype([("id", "<u4"), ("size", "u1")])
 """An entry, and how many words it has (255 at most)."""
-BEGINNING = 6
+BEGINNING = 5
 """Letters of a word that the index keeps: endings differ and are found all the same."""
 FIRST_UNSPACED = "\u0e00"
 """No script without spaces has letters before Thai: a quick answer for most words."""
 BUDGET = 300_000
-CANDIDATES = 100
+CANDIDATES = 200
 BATCH = 25_000
 CACHE_MB = 32
 
@@ -134,7 +135,7 @@ class Memory:
                 self._base.executemany("delete from entries where id = ?", [(i,) for i, _ in old])
             if replace or target not in [t for _, t in old]:
                 kept.append((source, target))
-        first = self._base.execute("select coalesce(max(id), 0) + 1 from entries").fetchone()[0]
+        first = self._last_id() + 1
         words: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for i, (source, target) in enumerate(kept, first):
             rows.append((i, languages, _checksum(source), source, target))
@@ -144,6 +145,10 @@ class Memory:
         postings = ((f"{languages} {w}", len(p), np.array(p, POSTING).tobytes()) for w, p in sorted(words.items()))
         self._base.executemany("insert into postings values (?, ?, ?)", postings)
         return len(kept)
+
+    def _last_id(self) -> int:
+        """The largest id that was ever given: ids of deleted pairs stay in the index and are not given again."""
+        return self._base.execute("select coalesce(max(seq), 0) from sqlite_sequence").fetchone()[0]
 
     def _same(self, languages: str, source: str) -> list[tuple[int, str]]:
         """Entries with exactly this source, the newest first."""
@@ -197,9 +202,7 @@ class Memory:
         found = sorted(self._base.execute(query, words).fetchall(), key=lambda row: row[1])
         if not found:
             return []
-        most = self._base.execute("select max(id) from entries").fetchone()[0]
-        if most is None:
-            return []
+        most = self._last_id()
         score_M = np.zeros(most + 1, np.float32)
         size_M = np.zeros(most + 1, np.uint8)
         weights, read = [], 0

@@ -31,19 +31,24 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A term with its translation."""
+    """A segment or a term with its translation."""
 
     source: str
     target: str
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A translation that somebody made before, to be improved."""
+class Version:
+    """The text in another language."""
 
     text: str
     language: str
-    """The target language, or a pivot."""
+
+
+@dataclass(frozen=True)
+class Draft(Version):
+    """A translation, into the target language or a pivot, that somebody made before, to be improved."""
+
     confidence: tuple[float, ...] = ()
     """Of each word, 0..1; empty where the engine gives no probabilities."""
 
@@ -57,22 +62,12 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbour(Pair):
     """A segment that is translated already."""
 
-    source: str
-    target: str
     similarity: float = 0.0
     """To the text that is asked for, 0..1."""
     drafts: tuple[Draft, ...] = ()
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """The source in another language."""
-
-    text: str
-    language: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Request:
     """Similar segments that are translated, the most similar last."""
     terms: tuple[Pair, ...] = ()
     drafts: tuple[Draft, ...] = ()
-    auxiliary: tuple[Auxiliary, ...] = ()
+    auxiliary: tuple[Version, ...] = ()
     notes: tuple[str, ...] = ()
     """What else a translator should know."""
     quality: float | None = None

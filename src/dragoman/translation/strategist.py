@@ -1,7 +1,7 @@
 """An engine that asks by strategies: it fills requests from memory, glossary and drafts, and judges what it gets back.
 
-To a job it is an engine whose templates are the names of strategies. Where a strategy improves a draft, the two are held
-against each other:
+To a job it is an engine whose templates are the names of strategies. Where a strategy improves a draft, the two are
+held against each other:
 
     won        the answer lacks fewer terms than the draft, or as many and its quality estimate is higher
     lost       it lacks more, or its estimate is lower, or it has lost marks
@@ -20,23 +20,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from dragoman.translation.glossary import Glossary, Term
+from dragoman.translation.job import Engine
 from dragoman.translation.memory import Match, Memory
 from dragoman.translation.memory_files import HeldOut
 from dragoman.translation.protection import MARK, bare
-from dragoman.translation.request import Answer, Auxiliary, Draft, Neighbour, Request
+from dragoman.translation.request import Answer, Draft, Neighbour, Request, Version
 from dragoman.translation.strategies import PLAIN, VIA, Strategy
 
 Quality = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(sources, translations) -> an estimate of each, higher is better; both without marks."""
-
-
-class Engine(Protocol):
-    """What answers prompts (see `job.Engine`)."""
-
-    @property
-    def batch(self) -> int: ...
-
-    def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]: ...
 
 
 @runtime_checkable
@@ -146,7 +138,7 @@ class Strategist:
             if answer.text is not None:
                 found[unknown[n]] = answer.text
         return [
-            replace(request, auxiliary=(Auxiliary(found[i], language),)) if i in found else request
+            replace(request, auxiliary=(Version(found[i], language),)) if i in found else request
             for i, request in enumerate(requests)
         ]
 
@@ -198,21 +190,24 @@ class Strategist:
 
     def _improved(self, drafted: Mapping[int, Request], name: str, engine: Engine) -> Iterator[tuple[int, Answer]]:
         strategy = self._strategies[name]
-        open_ = dict(drafted)
-        if strategy.only_missing_terms:
-            lacking = {i: self._lacking(r, r.drafts[0].text)[: strategy.terms] for i, r in drafted.items()}
-            yield from ((i, Answer(drafted[i].drafts[0].text)) for i, terms in lacking.items() if not terms)
-            open_ = {i: replace(drafted[i], terms=tuple(t.pair for t in terms)) for i, terms in lacking.items() if terms}
-        order = list(open_)
-        answers = {order[n]: a for n, a in engine.answers(list(open_.values()), strategy.template)} if order else {}
+        unsaid = self._with_missing_terms(drafted, strategy) if strategy.only_missing_terms else dict(drafted)
+        yield from ((i, Answer(request.drafts[0].text)) for i, request in drafted.items() if i not in unsaid)
+        order = list(unsaid)
+        answers = {order[n]: a for n, a in engine.answers(list(unsaid.values()), strategy.template)} if order else {}
         if not strategy.improves:
             yield from answers.items()
             return
-        verdicts = self._verdicts({i: open_[i] for i in answers}, answers)
+        verdicts = self._verdicts(unsaid, answers)
         self.tallies[name].update("lost" if v == "broken" else v for v in verdicts.values())
-        self.tallies[name]["unchanged"] += len(drafted) - len(open_)
+        self.tallies[name]["unchanged"] += len(drafted) - len(unsaid)
         for i, answer in answers.items():
-            yield i, Answer(open_[i].drafts[0].text) if self._keeps_draft(verdicts[i], strategy, answer) else answer
+            yield i, Answer(unsaid[i].drafts[0].text) if self._keeps_draft(verdicts[i], strategy, answer) else answer
+
+    def _with_missing_terms(self, drafted: Mapping[int, Request], strategy: Strategy) -> dict[int, Request]:
+        """The requests whose draft lacks terms, with these."""
+        lacking = {i: self._lacking(request, request.drafts[0].text) for i, request in drafted.items()}
+        pairs = {i: tuple(term.pair for term in terms[: strategy.terms]) for i, terms in lacking.items() if terms}
+        return {i: replace(drafted[i], terms=own) for i, own in pairs.items()}
 
     def _keeps_draft(self, verdict: str, strategy: Strategy, answer: Answer) -> bool:
         if answer.text is None:
