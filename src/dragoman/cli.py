@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "Write a delta, or an adapted model, as a plain model folder, and prove what is in it.",
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
     "translate": "Translate documents with a model or a server, and account for every segment.",
+    "memory": "Translation memories: import pairs, add corrections, search.",
     "show": "Print a plan, a trace or a record.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
@@ -124,7 +125,7 @@ def run(tokens: list[str]) -> Any:
             raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
         keys: dict[str, Any] = _checked_keys(config_file)
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
-        for part in reversed(words[:2] if name in ("data", "mix", "models") else words[:1]):
+        for part in reversed(words[:2] if name in ("data", "memory", "mix", "models") else words[:1]):
             keys = {part: keys}
         app.config = [cyclopts.config.Dict(keys, source=str(config_file))]
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -268,7 +268,7 @@ def test_estimate_writes_nothing(tmp_path, monkeypatch):
     [
         ({"to": "en"}, "source and target are both en"),
         ({"to": "de", "keys": ("a",)}, "--keys would have no effect"),
-        ({"to": "de", "steps": ("guess",)}, "unknown steps guess"),
+        ({"to": "de", "steps": ("guess",)}, "there is no strategy guess"),
         ({"to": "de", "concurrency": 2}, "--concurrency would have no effect"),
     ],
 )

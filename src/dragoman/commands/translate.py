@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dragoman.commands import Switch, Tags
+from dragoman.commands import Paths, Switch, Tags, aiding
 from dragoman.corpora.languages import normalise_tag
 from dragoman.errors import ConfigError, UserError
 from dragoman.evaluation.kept import Kept
@@ -56,8 +56,25 @@ class Config:
     wrapped: Switch = False
     """Plain text: lines belong together up to an empty one."""
     steps: Tags = ()
-    """What is tried, in this order, until a translation passes: zero_shot, instruct, by_sentence, by_piece; default:
-    all of them with --server, instruct first, and all but instruct for a local model."""
+    """What is tried, in this order, until a translation passes: strategies, by_sentence, by_piece; default: those of
+    --strategy, then with --server instruct and zero_shot, else zero_shot, then by_sentence and by_piece."""
+    strategy: Tags = ()
+    """Strategies that are tried first: zero_shot, instruct, few_shot, adaptive, adaptive_draft, scale, scale_pivot,
+    scale_several, pmp, post_edit_terms, or YAML files."""
+    memory: Path | None = None
+    """Translation memory (see `dragoman memory`): what it has is reused, what is similar stands in prompts."""
+    glossary: Path | None = None
+    """Terms and their translations: TBX, CSV or TSV. A term that is missing is a doubt."""
+    held_out: Paths = ()
+    """Files with sentences that may be in no prompt, such as a test set: text, TSV or JSON lines."""
+    via: str = ""
+    """Language of pmp's auxiliary version and of scale_pivot's drafts."""
+    draft_model: str = ""
+    """Local model that writes the drafts; default: the one that translates."""
+    accept_if_better: Switch = False
+    """Keep a draft unless its improvement has the higher quality estimate. Needs the extra `embedding`."""
+    steer: Path | None = None
+    """File of `dragoman steer`: experts to raise while a local model translates."""
     estimate: Switch = False
     """Count segments, characters and, of a local model, tokens; translate nothing."""
     batch: int = 64
@@ -74,11 +91,7 @@ class Config:
     """No progress bar."""
 
     def __post_init__(self) -> None:
-        known = (*job.WHOLE, *job.PARTS)
-        if unknown := [s for s in self.steps if s not in known]:
-            raise ConfigError(f"unknown steps {', '.join(unknown)}; steps are {', '.join(known)}")
-        if self.steps and not {*self.steps} & {*job.WHOLE}:
-            raise ConfigError(f"steps need one that takes a text as a whole: {' or '.join(job.WHOLE)}")
+        aiding.require_sense(self, steps(self))
         if not self.files or self.batch < 1 or self.concurrency < 1 or self.per_minute < 0:
             raise ConfigError("files are one or more, batch and concurrency at least 1, per-minute not below 0")
         folders = any(Path(file).is_dir() for file in self.files)
@@ -103,16 +116,22 @@ def run(config: Config) -> dict[str, Any]:
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
     if config.estimate:
         return environment() | about | _estimate(config, documents, units)
+    helps = aiding.aids(config, languages)
     journal = _journal(config, languages)
     try:
-        engine = _engine(config)
-        before = sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in units)
-        with tqdm(total=len(units), initial=before, unit=" segments", disable=config.quiet, delay=2) as bar:
-            best = job.run(units, engine, journal, languages, steps(config), checks(languages[1]), bar.update)
-            bar.update(len(units) - bar.n)
+        doubts = checks(languages[1]) | aiding.checks(helps)
+        known = aiding.remembered(units, helps, languages, doubts)
+        engine = aiding.strategist(config, helps, steps(config), _engine)
+        asked = {key: unit for key, unit in units.items() if key not in known}
+        before = sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in asked)
+        bar = tqdm(total=len(asked), initial=before, unit=" segments", disable=config.quiet, delay=2)
+        with aiding.steered(config, engine), bar:
+            best = known | job.run(asked, engine, journal, languages, steps(config), doubts, bar.update)
+            bar.update(len(asked) - bar.n)
     finally:
         journal.close()
-    record = environment() | about | _written(documents, names, config.out, best)
+    told = _written(documents, names, config.out, best, {*known})
+    record = environment() | about | aiding.account(engine, known) | told
     write_json(config.out / "record.json", record)
     return record
 
@@ -139,7 +158,7 @@ def _fault(kind: str) -> Callable[[str, str], bool]:
 def steps(config: Config) -> tuple[str, ...]:
     """The steps that were asked for, or those that suit the engine."""
     whole = ("instruct", "zero_shot") if config.server and not config.completions else ("zero_shot",)
-    return config.steps or (*whole, *job.PARTS)
+    return config.steps or (*dict.fromkeys((*config.strategy, *whole)), *job.PARTS)
 
 
 def _journal(config: Config, languages: tuple[str, str]) -> Journal:
@@ -150,6 +169,7 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
         claim_folder(config.out)
     about: dict[str, Any] = {"languages": languages, "model": _identity(config), "server": config.server}
     about |= {"steps": steps(config), "completions": config.completions}
+    about |= aiding.identity(config, steps(config))
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 
@@ -191,10 +211,10 @@ def _estimate(config: Config, documents: Sequence[Document], units: dict[str, jo
 
 
 def _written(
-    documents: Sequence[Document], names: Sequence[Path], out: Path, best: dict[str, job.Attempt]
+    documents: Sequence[Document], names: Sequence[Path], out: Path, best: dict[str, job.Attempt], seen: set[str]
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    files, told, seen = [], [], set[str]()
+    files, told = [], []
     for document, name in zip(documents, names, strict=True):
         edits, lines = job.fill(document, str(name), best, seen)
         assert len(lines) == len(document.places)
@@ -214,6 +234,8 @@ def show(record: dict[str, Any]) -> None:
         print("  ".join(f"{name} {n:,}" for name, n in record["estimate"].items()))
         return
     print("  ".join(f"{name} {n:,}" for name, n in record["counts"].items()))
+    for name, tally in record["strategies"].items():
+        print(f"{name} against its draft: " + "  ".join(f"{what} {n:,}" for what, n in tally.items()))
     for line in record["segments"]:
         print(f"{line['file']}:{line['line']}: {line['state']} ({', '.join(line['reasons'])}): {line['source'][:60]!r}")
     for file in record["files"]:

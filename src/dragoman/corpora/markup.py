@@ -65,6 +65,25 @@ def read_tmx(path: Path) -> Read:
     return columns, named, {"layout": "TMX", "second_variants_left_out": repeated}
 
 
+def tmx_pairs(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
+    """(source, target) of each unit that has both, one unit in memory at a time.
+
+    `en` is met by `en` or, where that is missing, by a regional form such as `en-US`. Raises DataError for a DTD.
+    """
+    for unit in _elements(path, "tu", root="tmx"):
+        if unit.getroottree().docinfo.doctype:
+            raise DataError(f"{path} has a DTD, which can hold entity bombs and fetch files; remove the <!DOCTYPE>")
+        texts = {(v.get(_LANG) or v.get("lang") or "").lower(): v.find("seg") for v in unit.iterfind("tuv")}
+        found = [_in_language(texts, tag.lower()) for tag in (source, target)]
+        if all(segment is not None for segment in found):
+            yield _text(found[0]), _text(found[1])
+
+
+def _in_language(texts: dict[str, Any], tag: str) -> Any:
+    regional = (segment for code, segment in texts.items() if code.startswith(f"{tag}-"))
+    return texts.get(tag, next(regional, None))
+
+
 def _document(unit: Any) -> str | None:
     props = {(p.get("type") or "").lower(): (p.text or "").strip() for p in unit.iterfind("prop")}
     return next((value for kind, value in props.items() if value and ("document" in kind or "file" in kind)), None)
@@ -130,6 +149,8 @@ def _elements(path: Path, tag: str, root: str | None) -> Iterator[Any]:
                 if event == "end" and element.tag == tag:
                     yield element
                     element.clear()
+                    while element.getprevious() is not None:
+                        del element.getparent()[0]
     except etree.XMLSyntaxError as e:
         raise DataError(f"{path}: not well-formed XML at line {e.lineno}: {e.msg}; mend that line") from None
     except OSError as e:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dragoman.corpora.languages import script_of
-from dragoman.errors import ConfigError, DataError
+from dragoman.corpora.matching import ENDING, MATCHES, normalised, term_pattern
+from dragoman.errors import ConfigError
 from dragoman.evaluation.base import Metric, ratio
-
-MATCHES = ("prefix", "folded", "exact")
-UNSPACED = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
-ENDING = 4
-"""Most letters that an inflected form may have beyond the shared beginning."""
 
 Term = str | Sequence[str]
 """A required term, or the variants of which one is required."""
@@ -27,13 +19,7 @@ Term = str | Sequence[str]
 class TermRecall(Metric):
     """Share of required terms that the answer contains; in percent, higher is better.
 
-    match: how a term is looked for.
-        prefix   case folded; every word of the term must be met by a word that shares its beginning (70 % of the term's
-                 letters, 3 at least) and has at most 4 letters after it; words follow one another. This bridges endings
-                 ("Tabelle", "Tabellen"), not umlauts or prefixes ("Haus", "Häuser"), and takes some longer words.
-        folded   case folded, whole words as they stand
-        exact    whole words as they stand, in this case
-    In scripts without spaces (Han, kana, Thai, Lao, Khmer, Myanmar, Tibetan) a term is found wherever it stands.
+    match: how a term is looked for: `prefix`, `folded` or `exact`, as corpora/matching.py says.
     A term that is required twice must come twice. Segments without terms add nothing.
 
     Raises ConfigError for an unknown match, DataError for a term without a letter or digit.
@@ -51,7 +37,7 @@ class TermRecall(Metric):
     def segment_sums(self, hypothesis: str, terms: Sequence[Term]) -> list[float]:
         """[found, required]."""
         required = Counter((term,) if isinstance(term, str) else tuple(term) for term in terms)
-        text = _normalise(hypothesis, self.match)
+        text = normalised(hypothesis, self.match)
         found = sum(min(n, sum(_count(v, text, self.match) for v in variants)) for variants, n in required.items())
         return [found, required.total()]
 
@@ -60,32 +46,9 @@ class TermRecall(Metric):
         return ratio(sums[..., 0], sums[..., 1], scale=100, empty=100.0)
 
     def signature(self) -> str:
-        rule = "|beginning:70%,3|ending:4" if self.match == "prefix" else ""
+        rule = f"|beginning:70%,3|ending:{ENDING}" if self.match == "prefix" else ""
         return f"match:{self.match}{rule}|case:{'kept' if self.match == 'exact' else 'folded'}|unicode:NFC|twice:twice"
 
 
-def _normalise(text: str, match: str) -> str:
-    text = unicodedata.normalize("NFC", text)
-    return text if match == "exact" else text.casefold()
-
-
 def _count(term: str, text: str, match: str) -> int:
-    return len(_pattern(term, match).findall(text))
-
-
-@cache
-def _pattern(term: str, match: str) -> re.Pattern[str]:
-    words = re.findall(r"\w+", _normalise(term, match))
-    if not words:
-        raise DataError(f"the required term {term!r} has no letter or digit; take it out of the glossary")
-    if any(c.isalpha() and script_of(c) in UNSPACED for c in term):
-        return re.compile(re.escape(_normalise(term, match).strip()))
-    return re.compile(r"(?<!\w)" + r"\W+".join(_word(word, match) for word in words) + r"(?!\w)")
-
-
-def _word(word: str, match: str) -> str:
-    beginning = max(3, -(-7 * len(word) // 10))
-    if match != "prefix" or len(word) < beginning or not word.isalpha():
-        return re.escape(word)
-    rest = len(word) - beginning
-    return re.escape(word[:beginning]) + rf"\w{{0,{rest + ENDING}}}"
+    return len(term_pattern(term, match).findall(text))

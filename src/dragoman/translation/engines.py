@@ -47,15 +47,16 @@ def translate_greedy(
     *,
     stops: Stops,
     pad_id: int,
-    max_new: Callable[[int], int] = lambda prompt_tokens: 2 * prompt_tokens + 20,
+    max_new: Callable[[int], int] | Sequence[int] = lambda prompt_tokens: 2 * prompt_tokens + 20,
     context: int | None = None,
     batch: int = 128,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> list[list[int]]:
-    """The likeliest next token again and again, until a stop, `max_new(tokens of the prompt)` tokens or a full context.
+    """The likeliest next token again and again, until a stop, `max_new` tokens or a full context.
 
     Returns the new tokens of each prompt, in the given order, without the end token.
 
+    max_new: most new tokens by the tokens of a prompt, or a number for each prompt.
     context: most tokens of prompt and translation together; None sets no limit.
     batch: prompts at once; changes speed and memory only (and near-ties, see above).
     Raises DataError for prompts that are empty or fill the context, ModelError where the model gives NaN.
@@ -73,8 +74,11 @@ def translate_greedy(
     return results
 
 
-def _limits(prompts: Sequence[Sequence[int]], max_new: Callable[[int], int], context: int | None) -> list[int]:
-    room = [max_new(len(p)) if context is None else min(max_new(len(p)), context - len(p)) for p in prompts]
+def _limits(
+    prompts: Sequence[Sequence[int]], max_new: Callable[[int], int] | Sequence[int], context: int | None
+) -> list[int]:
+    most = [max_new(len(p)) for p in prompts] if callable(max_new) else list(max_new)
+    room = [n if context is None else min(n, context - len(p)) for n, p in zip(most, prompts, strict=True)]
     if bad := [i for i, (n, p) in enumerate(zip(room, prompts, strict=True)) if n < 1 or not len(p)]:
         some = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         raise DataError(

