@@ -112,6 +112,25 @@ def test_markup_that_an_answer_brings_is_a_failure(tmp_path):
     assert lines[0].state == "failed"
 
 
+def test_markup_that_only_its_surroundings_make_is_a_failure(tmp_path):
+    """markdown-it is the judge of the whole document: here a line below a paragraph would make it a heading."""
+    from dragoman.translation.documents import misfits
+    from dragoman.translation.formats import Edit
+
+    text = "One\n\nTwo\n\n- three\n- four\n\nFive\n"
+    (tmp_path / "a.md").write_text(text)
+    document = read_document(tmp_path / "a.md", OPTIONS)
+
+    def edit(old, new):
+        return [Edit(text.index(old), text.index(old) + len(old), new)]
+
+    fine = [edit("One", "Un"), edit("Two", "Dos"), edit("three", "tres"), edit("four", "a *b"), edit("Five", "[x]")]
+    assert misfits(document, fine) == set()
+    for bad in ("Dos\n===", "# Dos", "*Dos*", "    Dos", "`Dos`", "![Dos](x)", "[x]: y", "a | b\n---|---"):
+        assert misfits(document, [*fine[:1], edit("Two", bad), *fine[2:]]) == {1}, bad
+    assert misfits(document, [edit("One", "# Un"), *fine[1:4], edit("Five", "1. Cinc")]) == {0, 4}
+
+
 def test_a_journal_of_another_job_is_refused(tmp_path):
     Journal(tmp_path / "j", {"model": "a", "to": "ca"}).close()
     with pytest.raises(ConfigError, match="another job: model differ"):

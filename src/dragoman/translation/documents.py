@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman.errors import DataError
 from dragoman.record import sha256
-from dragoman.translation.formats import FORMATS, Edit, Options, Place, apply
+from dragoman.translation.formats import FORMATS, SKELETONS, Edit, Options, Place, apply
 from dragoman.translation.protection import bare, mask
 
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -42,6 +42,23 @@ class Document:
             raise DataError(
                 f"{self.path} is in {self.encoding}, which has no {e.object[e.start]!r}; convert it to UTF-8 first"
             ) from None
+
+
+def misfits(document: Document, edits: Sequence[Sequence[Edit]]) -> set[int]:
+    """Which places' edits would change more of the document than their own words, if its format can tell."""
+    skeleton = SKELETONS.get(document.path.suffix.lower())
+    if skeleton is None:
+        return set()
+    before = skeleton(document.text)
+
+    def found(start: int, end: int) -> set[int]:
+        some = [edit for place in edits[start:end] for edit in place]
+        if not some or skeleton(apply(document.text, some)) == before:
+            return set()
+        middle = (start + end) // 2
+        return {start} if end - start == 1 else found(start, middle) | found(middle, end) or {*range(start, end)}
+
+    return found(0, len(edits))
 
 
 def read_document(path: Path, options: Options) -> Document:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import sentencex
 
 from dragoman.record import sha256
-from dragoman.translation.documents import Document
+from dragoman.translation.documents import Document, misfits
 from dragoman.translation.formats import Broken, Edit, Place, line_of
 from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.protection import Masked, bare, mask, stretches, unmask
@@ -200,14 +200,14 @@ def _best(attempts: Sequence[Attempt]) -> Attempt:
 
 def fill(document: Document, name: str, best: Mapping[str, Attempt], seen: set[str]) -> tuple[list[Edit], list[Line]]:
     """Edits of a document, and a line for each of its segments. seen: units of documents before, added to."""
-    edits: list[Edit] = []
-    lines: list[Line] = []
-    for place in document.places:
-        state, reasons, more = _placed(place, best, seen)
-        edits += more
+    placed = [_placed(place, best, seen) for place in document.places]
+    for n in misfits(document, [edits for _, _, edits in placed]):
+        placed[n] = ("failed", ("it would change the markup around it",), [])
+    lines = []
+    for place, (state, reasons, _) in zip(document.places, placed, strict=True):
         source = "".join(part.text for part in place.parts)
         lines.append(Line(name, line_of(document.text, place.at), state, reasons, source))
-    return edits, lines
+    return [edit for _, _, edits in placed for edit in edits], lines
 
 
 def _placed(place: Place, best: Mapping[str, Attempt], seen: set[str]) -> tuple[str, tuple[str, ...], list[Edit]]:

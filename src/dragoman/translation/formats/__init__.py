@@ -34,4 +34,7 @@ FORMATS: dict[str, Format] = {
     ".htm": html,
 }
 
-__all__ = ["FORMATS", "Broken", "Edit", "Format", "Options", "Part", "Place", "apply", "line_of"]
+SKELETONS = {".md": markdown.skeleton, ".markdown": markdown.skeleton}
+"""What must be the same of a document and its translation, for formats whose text can be markup by accident."""
+
+__all__ = ["FORMATS", "SKELETONS", "Broken", "Edit", "Format", "Options", "Part", "Place", "apply", "line_of"]

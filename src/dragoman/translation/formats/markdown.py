@@ -53,6 +53,10 @@ LABEL = re.compile(r"(?:\[[ xX]\]|\[\^[^\]\s]+\]:)[ \t]+(?=\S)")
 """Box of a task, name of a footnote."""
 
 
+WORDS = ("text", "text_special", "softbreak")
+"""Tokens within a block that are no markup."""
+
+
 @dataclass(frozen=True)
 class _Line:
     start: int
@@ -86,6 +90,16 @@ def places(text: str, options: Options) -> list[Place]:
         cell_at = cell_at if cell_at is None else lines[-1].end
         found += [place] if has_letters(place.parts) else []
     return found
+
+
+def skeleton(text: str) -> list[tuple]:
+    """What markdown-it makes of a document apart from its words: blocks in order, code, the markup in each block."""
+    return [
+        (token.type, token.tag, token.level, token.info, token.content if token.type in ("fence", "code_block") else "")
+        if token.type != "inline"
+        else ("inline", *sorted(child.type for child in token.children or () if child.type not in WORDS))
+        for token in _reader().parse(text)
+    ]
 
 
 def _lines(text: str, content: str, start: int, cell_at: int | None) -> list[_Line]:
