@@ -103,6 +103,28 @@ def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, eng
     assert re.search("post_edit_terms against its draft: won 1  lost 0", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("model", "draft"), [("", "FINAL"), ("drafter", "DRAFT")])
+def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, draft):
+    class Named(Copier):
+        def answers(self, requests, template):
+            self.asked += [(template, draft.text) for request in requests for draft in request.drafts]
+            yield from ((i, Answer(self.says)) for i, _ in enumerate(requests))
+
+    engines = {}
+
+    def open_engine(config):
+        found = engines.setdefault(config.model, Named())
+        found.says = "DRAFT" if config.model == "drafter" else "FINAL"
+        return found
+
+    monkeypatch.setattr(translate, "_engine", open_engine)
+    Memory.open("m.sqlite").close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    settings = {"memory": Path("m.sqlite"), "draft_model": model, "quiet": True, "steps": ("scale",)}
+    translate.run(translate.Config(("a.txt",), to="de", server="http://x", concurrency=2, **settings))
+    assert engines["mini-moe"].asked == [("scale", draft)]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
