@@ -58,8 +58,9 @@ def test_the_index_finds_what_every_pattern_finds():
 TBX = """<?xml version="1.0"?><martif type="TBX" xml:lang="en"><text><body>
 <termEntry id="1">
  <langSet xml:lang="en"><tig><term>cell</term></tig></langSet>
- <langSet xml:lang="de-DE"><tig><term>Feld</term><termNote type="administrativeStatus">deprecatedTerm-admn-sts</termNote>
- </tig><tig><term>Zelle</term></tig></langSet></termEntry>
+ <langSet xml:lang="de-DE"><tig><term>Feld</term>
+ <termNote type="administrativeStatus">deprecatedTerm-admn-sts</termNote></tig>
+ <tig><term>Zelle</term></tig></langSet></termEntry>
 <termEntry id="2"><langSet xml:lang="en"><ntig><termGrp><term>row</term></termGrp></ntig></langSet></termEntry>
 </body></text></martif>"""
 TBX3 = """<tbx xmlns="urn:iso:std:iso:30042:ed-2" type="TBX-Core" xml:lang="en"><text><body>

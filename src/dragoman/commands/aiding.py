@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ from dragoman.translation.strategist import Aids, Strategist
 
 if TYPE_CHECKING:
     from dragoman.commands.translate import Config
+
+DRAFTING = ("zero_shot", "instruct")
+"""Strategies for plain drafts: of a local model, of a server."""
 
 
 def require_sense(config: Config, steps: Sequence[str]) -> None:
@@ -108,12 +111,17 @@ def remembered(
 def strategist(
     config: Config, aids: Aids, steps: Sequence[str], open_engine: Callable[[Config], job.Engine]
 ) -> Strategist:
-    """The engine, asked by strategies."""
-    plain = "instruct" if config.server and not config.completions else "zero_shot"
+    """The engine, asked by strategies; for plain drafts by its first plain step, and a drafter by zero_shot."""
+    first = next((step for step in steps if step in DRAFTING), DRAFTING[bool(config.server) and not config.completions])
+    plain = DRAFTING[0] if config.draft_model else first
     used = load([*(step for step in steps if step not in job.PARTS), plain])
-    engine = open_engine(config)
-    local: dict[str, Any] = {"server": "", "concurrency": 8, "per_minute": 0, "completions": False}
-    drafter = open_engine(replace(config, model=config.draft_model, **local)) if config.draft_model else None
+    engine, drafter = open_engine(config), None
+    if config.draft_model:
+        drafter = open_engine(
+            type(config)(
+                config.files, to=config.to, source=config.source, model=config.draft_model, batch=config.batch
+            )
+        )
     return Strategist(engine, used, aids, plain, drafter)
 
 

@@ -7,9 +7,9 @@ CANDIDATES entries that share most with the text, then the edit distance of whol
     similarity  = 1 - edit distance / length of the longer one, case folded          (rapidfuzz, Levenshtein)
 
 The index is rows of entry ids, appended to with every addition, rarest words read first until BUDGET ids are read; so
-the time of a search is bounded, and its memory is 5 bytes an entry beside SQLite's cache. The price: an entry that shares no
-beginning of a word with the text is missed ("Context", "Content"), and of a text whose every word is frequent a similar
-one can be. An entry that equals the text, case and all, is always found.
+the time of a search is bounded, and its memory is 5 bytes an entry beside SQLite's cache. The price: an entry
+that shares no beginning of a word with the text is missed ("Context", "Content"), and of a text whose every word is
+frequent a similar one can be. An entry that equals the text, case and all, is always found.
 
 Shape letters: P postings read, M the largest id.
 """
@@ -42,7 +42,8 @@ FORMAT = "dragoman-memory/1"
 SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
 create table if not exists entries (
-  id integer primary key autoincrement, languages text not null, checksum integer not null, source text not null, target text not null
+  id integer primary key autoincrement, languages text not null, checksum integer not null,
+  source text not null, target text not null
 );
 create index if not exists by_checksum on entries (checksum);
 create table if not exists postings (word text not null, count integer not null, ids blob not null);

@@ -66,7 +66,7 @@ class Strategist:
         """Strategy -> won, lost, unchanged, unjudged."""
         self.shown: Counter[str] = Counter()
         """neighbours and terms in prompts, and pairs that the leakage guard kept out."""
-        self._drafts: dict[tuple[str, str, str], Draft | None] = {}
+        self._drafts: dict[tuple[str, str, str, str], Draft | None] = {}
         self._drawn: dict[tuple[str, str, int], list[Match]] = {}
 
     @property
@@ -88,7 +88,7 @@ class Strategist:
         if not strategy.drafts:
             yield from engine.answers(full, strategy.template)
             return
-        full = [self._with_neighbour_drafts(request, strategy) for request in full]
+        full = self._with_neighbour_drafts(full, strategy)
         drafted, silent = self._with_drafts(full, strategy, alone)
         yield from silent.items()
         yield from self._improved(drafted, name, engine)
@@ -173,20 +173,30 @@ class Strategist:
         for i, answer in found.items():
             yield i, Draft(texts[i], asked[i].target_lang, sure.get(i, ())) if i in texts else answer
 
-    def _with_neighbour_drafts(self, request: Request, strategy: Strategy) -> Request:
+    def _with_neighbour_drafts(self, requests: Sequence[Request], strategy: Strategy) -> list[Request]:
         """Drafts of the neighbours, each made once. They are made without sight of their own translation."""
-        if not strategy.neighbour_drafts or not request.neighbours:
-            return request
-        language = self._language(strategy.drafts_in, request.target_lang)
-        rows: dict[str, list[Draft]] = {n.source: [] for n in request.neighbours}
+        if not strategy.neighbour_drafts:
+            return list(requests)
+        rows: dict[tuple[str, str, str], list[Draft]] = {
+            (n.source, r.source_lang, self._language(strategy.drafts_in, r.target_lang)): []
+            for r in requests
+            for n in r.neighbours
+        }
         for name in strategy.drafts:
-            new = [source for source in rows if (name, source, language) not in self._drafts]
-            asked = [Request(source, request.source_lang, request.target_lang) for source in new]
+            new = [key for key in rows if (name, *key) not in self._drafts]
+            asked = [Request(*key) for key in new]
             for i, draft in self._drafted(asked, strategy, name, alone=True) if asked else ():
-                self._drafts[name, new[i], language] = draft if isinstance(draft, Draft) else None
-            for source, drafts in rows.items():
-                drafts += [draft for draft in [self._drafts[name, source, language]] if draft]
-        return replace(request, neighbours=tuple(replace(n, drafts=tuple(rows[n.source])) for n in request.neighbours))
+                self._drafts[name, *new[i]] = draft if isinstance(draft, Draft) else None
+            for key, drafts in rows.items():
+                drafts += [draft for draft in [self._drafts[name, *key]] if draft]
+        return [self._with_rows(request, strategy, rows) for request in requests]
+
+    def _with_rows(
+        self, request: Request, strategy: Strategy, rows: Mapping[tuple[str, str, str], Sequence[Draft]]
+    ) -> Request:
+        languages = (request.source_lang, self._language(strategy.drafts_in, request.target_lang))
+        drafted = (replace(n, drafts=tuple(rows[n.source, *languages])) for n in request.neighbours)
+        return replace(request, neighbours=tuple(drafted))
 
     def _improved(self, drafted: Mapping[int, Request], name: str, engine: Engine) -> Iterator[tuple[int, Answer]]:
         strategy = self._strategies[name]

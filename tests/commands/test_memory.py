@@ -1,0 +1,163 @@
+"""`dragoman memory`, and what memory, glossary, strategies and steering do to `dragoman translate`."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dragoman import cli
+from dragoman.commands import translate
+from dragoman.errors import ConfigError
+from dragoman.translation.memory import Memory
+from dragoman.translation.request import Answer
+
+
+class Copier:
+    """An engine that copies its nearest neighbour, or shouts."""
+
+    batch = 8
+
+    def __init__(self):
+        self.asked = []
+
+    def answers(self, requests, template):
+        for i, request in enumerate(requests):
+            self.asked.append(request)
+            yield i, Answer(request.neighbours[-1].target if request.neighbours else request.source.upper())
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    copier = Copier()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(translate, "_engine", lambda config: copier)
+    monkeypatch.setattr(translate, "_identity", lambda config: "copier")
+    return copier
+
+
+def test_import_add_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tsv").write_text("en\tde\nOpen the file\tDatei öffnen\nSave\tSpeichern\nRain falls\tEs regnet\n")
+    (tmp_path / "test.txt").write_text("rain falls\n")
+    cli.run(["memory", "import", "m.sqlite", "a.tsv", "--to", "de", "--held-out", "test.txt"])
+    assert "a.tsv: 2 new pairs\nm.sqlite: 2 pairs; 1 kept out by the guard" in capsys.readouterr().out
+    cli.run(["memory", "add", "m.sqlite", "Save", "Sichern", "--to", "de"])
+    cli.run(["memory", "search", "m.sqlite", "save", "--to", "de"])
+    assert capsys.readouterr().out == "m.sqlite: 2 pairs\n1.00  Save\n      Sichern\n"
+    (tmp_path / "c.yaml").write_text("to: de\nlimit: 1\n")
+    cli.run(["memory", "search", "m.sqlite", "open the files", "--config", "c.yaml"])
+    assert "Datei öffnen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("memory search none.sqlite text --to de", "no translation memory none.sqlite; make one with"),
+        ("memory import m.sqlite --to de", "no files to import"),
+        ("memory import m.sqlite a.tsv --to en", "source and target are both en"),
+        ("memory search m.sqlite text --to de --limit 0", "limit is at least 1"),
+    ],
+)
+def test_errors(tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        cli.run(line.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_memory_has_is_reused_and_corrections_win(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    pairs = [("Open the file", "Datei öffnen"), ("Open it {1}", "Öffne {1}"), ("Close the door", "Tür zu")]
+    store.add(pairs, "en", "de")
+    (tmp_path / "a.md").write_text("Open the file\n\nOpen it `now`\n\nClose the doors\n")
+    config = translate.Config(("a.md",), to="de", memory=Path("m.sqlite"), strategy=("adaptive",), quiet=True)
+    counts = translate.run(config)["counts"]
+    assert (tmp_path / "translation/a.md").read_text() == "Datei öffnen\n\nÖffne `now`\n\nTür zu\n"
+    assert (counts["reused"], counts["translated"], counts["segments"]) == (2, 1, 3)
+    assert [request.source for request in engine.asked] == ["Close the doors"]
+    store.add([("Close the doors", "Türen zumachen")], "en", "de", replace=True)
+    record = translate.run(config)
+    assert (tmp_path / "translation/a.md").read_text().endswith("Türen zumachen\n"), "over what the journal has"
+    assert record["prompts"] == {"from_memory": 3}
+    (tmp_path / "held.txt").write_text("Open the file\n")
+    held = replace(config, held_out=(Path("held.txt"),), out=Path("o"))
+    assert translate.run(held)["prompts"]["from_memory"] == 2
+    store.close()
+
+
+def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, engine, capsys):
+    (tmp_path / "g.tsv").write_text("en\tde\nfile\tDatei\n")
+    (tmp_path / "a.txt").write_text("A long text about a file\n")
+    says = {"zero_shot": "Ein langer Text über etwas", "post_edit_terms": "Ein langer Text über eine Datei"}
+    engine.answers = lambda requests, template: ((i, Answer(says[template])) for i, _ in enumerate(requests))
+    config = {"to": "de", "glossary": Path("g.tsv"), "quiet": True}
+    record = translate.run(translate.Config(("a.txt",), **config, steps=("zero_shot",)))
+    assert record["segments"][0]["reasons"] == ("terms",)
+    record = translate.run(
+        translate.Config(("a.txt",), **config, steps=("zero_shot", "post_edit_terms"), out=Path("translation2"))
+    )
+    assert record["counts"]["translated"] == 1
+    assert record["strategies"]["post_edit_terms"]["won"] == 1
+    translate.show(record)
+    assert re.search("post_edit_terms against its draft: won 1  lost 0", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("model", "draft"), [("", "FINAL"), ("drafter", "DRAFT")])
+def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, draft):
+    class Named(Copier):
+        def answers(self, requests, template):
+            self.asked += [(template, draft.text) for request in requests for draft in request.drafts]
+            yield from ((i, Answer(self.says)) for i, _ in enumerate(requests))
+
+    engines = {}
+
+    def open_engine(config):
+        found = engines.setdefault(config.model, Named())
+        found.says = "DRAFT" if config.model == "drafter" else "FINAL"
+        return found
+
+    monkeypatch.setattr(translate, "_engine", open_engine)
+    Memory.open("m.sqlite").close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    settings = {"memory": Path("m.sqlite"), "draft_model": model, "quiet": True, "steps": ("scale",)}
+    translate.run(translate.Config(("a.txt",), to="de", server="http://x", concurrency=2, **settings))
+    assert engines["mini-moe"].asked == [("scale", draft)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": ("adaptive",)}, "adaptive without --memory"),
+        ({"strategy": ("pmp", "post_edit_terms")}, "post_edit_terms without --glossary; pmp without --via"),
+        ({"strategy": ("scale",), "steps": ("zero_shot",)}, "--strategy would have no effect beside --steps"),
+        ({"steps": ("by_piece",)}, "takes a text as a whole"),
+        ({"via": "nl"}, "--via would have no effect"),
+        ({"held_out": ("x",)}, "--held-out would have no effect"),
+        ({"draft_model": "x"}, "--draft-model would have no effect"),
+        ({"accept_if_better": True}, "--accept-if-better would have no effect"),
+        ({"server": "http://x", "steer": "s.json"}, "--steer would have no effect"),
+    ],
+)
+def test_settings_without_sense(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        translate.Config(("a.md",), to="de", **settings)
+
+
+def test_steering_changes_answers(tmp_path, monkeypatch):
+    """Hard steering with every expert of the first layers forced: the built-in model says something else."""
+    from dragoman.methods.steer import Steering
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Click the button to save the file.\n")
+    experts = dict.fromkeys(range(8), (0, 1, 2, 3))
+    Steering("hard", 1.0, experts, {}, dict.fromkeys(range(8), 32), "by hand").save(tmp_path / "s.json")
+    Steering("soft", 0.0, experts, {}, dict.fromkeys(range(8), 32), "by hand").save(tmp_path / "none.json")
+    texts, plain = {}, translate.Config(("a.txt",), to="de", steps=("zero_shot",), quiet=True)
+    for name in ("s.json", "none.json", ""):
+        steer = Path(name) if name else None
+        translate.run(replace(plain, steer=steer, out=Path(f"o{name}")))
+        texts[name] = (tmp_path / f"o{name}/a.txt").read_text()
+    assert texts["none.json"] == texts[""] != texts["s.json"]
+    with pytest.raises(ConfigError, match="another job: steer differ"):
+        translate.run(replace(plain, steer=Path("s.json"), out=Path("o")))
