@@ -209,6 +209,31 @@ def test_any_translation_reads_back(words):
         assert next(root.iter("{*}target")).text == new
 
 
+CELL = st.text(st.sampled_from("ab \"';,\t|\n\rשไ"), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=5),
+    delimiter=st.sampled_from(",;\t|"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_cells_are_those_of_the_csv_module(rows, delimiter, quoting):
+    """Python's reader finds in the output what it found in the input, but for brackets around text that was chosen."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
+    writer.writerows([("id", "text", "text 2"), *rows])
+    new = translated(file.getvalue(), ".csv", bracket)
+
+    def marked(cell):
+        lines = re.split(r"(\s*\n\s*)", cell.strip())
+        return cell if not any(map(str.isalpha, cell)) else cell.replace(cell.strip(), bracket("".join(lines)), 1)
+
+    expected = [["id", "text", "text 2"], *([a, marked(b), marked(c)] for a, b, c in rows)]
+    assert list(csv.reader(io.StringIO(new, newline=""), delimiter=delimiter)) == expected
+    assert translated(file.getvalue(), ".csv", str) == file.getvalue()
+
+
 SCRAPS = [
     *"ab *_`[]()<>!#-+1.|\\&;~$:\"'/{}%\n\r\t",
     *("**", "[a](b)", "`x`", "\n\n", "> ", "- ", "| a | b |\n|---|---|\n| c |\n", "  \n", "[r]: x\n", "[r]", "1. "),
