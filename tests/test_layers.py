@@ -74,6 +74,7 @@ TORCH_FREE = (
     "dragoman.commands.align",
     "dragoman.commands.steer",
     "dragoman.commands.translate",
+    "dragoman.commands.memory",
 )
 MAX_BODY, MAX_FILE = 40, 400
 

@@ -78,12 +78,19 @@ def test_a_correction_replaces_and_survives_closing(tmp_path):
     first = Memory.open(tmp_path / "m")
     first.add([("Save", "Desa"), ("Save", "Guarda")], "en", "ca")
     assert (len(first), first.exact("Save", "en", "ca")) == (2, "Guarda")
-    assert first.add([("Save", "Desar")], "en", "ca", replace=True) == 1
+    assert first.add([("Save", "Deseu"), ("Save", "Desar")], "en", "ca", replace=True) == 1
     assert first.add([("Save", "Desar")], "en", "ca") == 0
     first.close()
     again = Memory.open(tmp_path / "m")
     assert [m.target for m in again.search("save", "en", "ca")] == ["Desar"]
     assert len(again) == 1
+
+
+def test_nothing_to_look_for(memory):
+    memory.add([("", "x"), ("x", " "), ("a", "b")], "en", "ca")
+    assert len(memory) == 1, "pairs that lack a side are left out"
+    assert memory.search("", "en", "ca") == memory.search("...", "en", "ca") == []
+    assert memory.search("a" * 5000, "en", "ca", threshold=0) == []
 
 
 def test_drawn_pairs_are_the_same_for_the_same_seed(memory):

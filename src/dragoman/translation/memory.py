@@ -118,7 +118,8 @@ class Memory:
     ) -> int:
         """Add (source, target) pairs; those that are there already are not added again. Returns how many are new.
 
-        replace: the new pairs are corrections: every other translation of their sources goes.
+        replace: the new pairs are corrections: every other translation of their sources goes, and the last one of
+            each stays.
         """
         new, rest = 0, iter(pairs)
         while some := list(islice(rest, BATCH)):
@@ -130,7 +131,7 @@ class Memory:
 
     def _add(self, languages: str, pairs: Sequence[tuple[str, str]], replace: bool) -> int:
         kept, rows = [], []
-        for source, target in pairs:
+        for source, target in dict(pairs).items() if replace else pairs:
             old = self._same(languages, source)
             if replace:
                 self._base.executemany("delete from entries where id = ?", [(i,) for i, _ in old])

@@ -1,0 +1,86 @@
+"""The engine on a loaded model: prompts of models with language tags, of those with a chat template, and of others."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dragoman.translation.local import LocalEngine
+from dragoman.translation.request import Draft, Neighbour, Pair, Request, Version, render
+
+
+@pytest.fixture(scope="module")
+def opened():
+    from dragoman.modeling import open_both
+
+    return open_both("mini-moe")
+
+
+def test_prompts_with_tags(opened):
+    model, codec = opened
+    engine = LocalEngine(model, codec, batch=2)
+
+    def shown(request):
+        return codec.tokenizer.decode(engine.prompt(request, "zero_shot")).replace(" ", "")
+
+    start, end = (codec.tokenizer.decode([i]) for i in (codec.start_id, codec.end_id))
+    plain = Request("Open", "en", "de")
+    assert shown(plain) == f"{start}<en>Open<de>"
+    full = Request(
+        "Open",
+        "en",
+        "de",
+        neighbours=(Neighbour("Close", "Schließen", drafts=(Draft("Zu", "de"),)),),
+        terms=(Pair("file", "Datei"),),
+        auxiliary=(Version("Obre", "ca"),) if codec.tag_id("ca") is not None else (),
+        drafts=(Draft("Auf", "de"),),
+    )
+    auxiliary = "<ca>Obre" if full.auxiliary else ""
+    assert shown(full) == (
+        f"{start}<en>Close<de>Zu<de>Schließen{end}{start}<en>file<de>Datei{end}{start}<en>Open{auxiliary}<de>Auf<de>"
+    )
+    many = Request("Open", "en", "de", neighbours=tuple(Neighbour(f"{i} file" * 20, "x") for i in range(80)))
+    prompt = engine._fitting(many, "zero_shot", 1024)
+    assert 800 < len(prompt) < 1024
+    assert "79file" in codec.tokenizer.decode(prompt).replace(" ", ""), "the most similar stays"
+
+
+class Untagged:
+    """A codec without language tags, whose tokens are letters."""
+
+    start_id = -1
+
+    def __init__(self, template):
+        self.tokenizer = SimpleNamespace(chat_template=template, apply_chat_template=self.chat)
+
+    def tag_id(self, language):
+        return None
+
+    def encode(self, texts):
+        return [list(text) for text in texts]
+
+    def chat(self, messages, **settings):
+        return ["<user>", *messages[0]["content"]]
+
+
+@pytest.mark.parametrize(
+    ("template", "chat_template", "start"),
+    [
+        ("zero_shot", "x", -1),
+        ("adaptive", "x", -1),
+        ("scale", "x", "<user>"),
+        ("pmp", "x", "<user>"),
+        ("scale", "", -1),
+    ],
+)
+def test_instructions_go_through_the_chat_template(template, chat_template, start):
+    request = Request("Open", "en", "de", drafts=(Draft("Auf", "de"),))
+    engine = LocalEngine(None, Untagged(chat_template), batch=1)
+    assert engine.prompt(request, template) == [start, *render(request, template)]
+
+
+def test_the_length_of_an_answer_goes_by_the_text():
+    engine, request = LocalEngine(None, Untagged(""), batch=1), Request("Open", "en", "de")
+    prompt = engine.prompt(request, "zero_shot")
+    assert engine._most(request, prompt) == 2 * len(prompt) + 20
+    aided = Request("Open", "en", "de", neighbours=(Neighbour("Close", "Zu"),))
+    assert engine._most(aided, engine.prompt(aided, "adaptive")) == 2 * len("Open") + 20
