@@ -114,6 +114,7 @@ def run(
     for step in steps:
         todo = [u for u in units.values() if _open(u, known, steps) and (u.key, step) not in known]
         todo = [u for u in todo if _applies(u, step, known, steps)]
+        todo.sort(key=lambda unit: -len(unit.masked.text))  # batches of like lengths; what needs most memory first
         while todo := [u for u in todo if (u.key, step) not in known]:
             mine = journal.claim([u.key for u in todo], step, engine.batch)
             batch = [u for u in todo if u.key in mine]
