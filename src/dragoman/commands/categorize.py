@@ -215,6 +215,6 @@ def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, mod
     if categories["items_sha256"] != items.checksum():
         raise DataError(
             f"{file} is of other items ({categories['task']}, {categories['items']} items) than the {len(items)} to "
-            "train on; categorize the same task, corpus, split and number of items"
+            "train on; categorize the same task, corpus, split, number of items, shots and chat"
         )
     return [labels[target][key] for key in items.keys()]  # noqa: SIM118
