@@ -11,6 +11,7 @@ import dragoman
 from dragoman import cli
 from dragoman.commands import categorize
 from dragoman.corpora.ntext import NText
+from dragoman.corpora.quizzes import next_sentence
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.modeling import TextCodec, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
@@ -72,8 +73,6 @@ def test_categories_are_those_of_whole_likelihoods(place, categorized):
     """Oracle: the options of every item scored one by one as complete texts."""
     import torch
 
-    from dragoman.corpora.quizzes import next_sentence
-
     record = json.loads((categorized / "record.json").read_text())
     kept = json.loads((categorized / "categories.json").read_text())
     model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
@@ -87,7 +86,10 @@ def test_categories_are_those_of_whole_likelihoods(place, categorized):
             with torch.no_grad():
                 log_p = model(ids).logits[0].log_softmax(-1)
             bits = -sum(log_p[len(prompt) + i, token].item() for i, token in enumerate(answer))
-            costs.append(bits / len(option.encode()))
+            start = torch.tensor([[codec.start_id, prompt[-1], *answer]])
+            with torch.no_grad():
+                log_p = model(start).logits[0].log_softmax(-1)
+            costs.append(bits + sum(log_p[1 + i, token].item() for i, token in enumerate(answer)))
         return int(np.argmin(costs)) == item.right
 
     both = list(zip(items.items["en"], items.items["ca"], strict=True))[:12]
@@ -246,6 +248,12 @@ def test_mistakes_with_tasks(place, settings):
         dragoman.categorize(model, **settings)
     with pytest.raises(ConfigError, match="name another one as into, not none"):
         dragoman.categorize(model, task="translation", targets=("ca",), **settings)
+    with pytest.raises(ConfigError, match="options are not normalised by 'letters'; choose from none, bytes, pmi"):
+        dragoman.categorize(model, targets=("ca",), normalise="letters", **settings)
+    with pytest.raises(ConfigError, match="normalise pmi has no effect on the task translation"):
+        dragoman.categorize(model, task="translation", targets=("ca",), into="de", normalise="pmi", **settings)
+    with pytest.raises(ConfigError, match="items is 0 and shots -1; at least 1 and 0"):
+        dragoman.categorize(model, targets=("ca",), items=0, shots=-1, **settings)
     with pytest.raises(ConfigError, match="into has no effect on the task next"):
         dragoman.categorize(model, targets=("ca",), into="de", **settings)
     with pytest.raises(ConfigError, match="a threshold has no effect"):
@@ -258,6 +266,8 @@ def test_mistakes_with_evaluations(place, plan, settings):
     model = str(place / "model")
     with pytest.raises(ConfigError, match="translation is no task to evaluate on; for translations give --directions"):
         dragoman.evaluate(model, task="translation", **settings)
+    with pytest.raises(ConfigError, match="--normalise, --shots and --chat are of a task; give --task too"):
+        dragoman.evaluate(model, shots=1, **settings)
     with pytest.raises(DataError, match="no steering file"):
         dragoman.evaluate(model, task="next", languages=("ca",), steer=(str(plan),), **settings)
     with pytest.raises(ConfigError, match="--task, --steer would have no effect on hypotheses"):

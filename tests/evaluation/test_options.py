@@ -63,6 +63,14 @@ def test_accuracy_by_hand():
     assert str(ours).startswith("option accuracy per byte|normalised:bytes|ties:shared")
 
 
+def test_what_the_prompt_adds_decides_by_pmi():
+    # option 1 is likelier anyway (2 bits), option 0 gains 4 bits from the prompt and option 1 only half a bit
+    answers = [[(4.0, 8.0), (1.5, 2.0)], [(4.0, 4.0), (2.0, 2.0)], [(9.0, 7.0), (9.0, 8.0)]]
+    by_pmi = OptionAccuracy("pmi")
+    assert sums_per_segment(by_pmi, answers, [0, 0, 0]).tolist() == [[1, 1], [0.5, 1], [0, 1]]
+    assert by_pmi.signature().startswith("normalised:pmi")
+
+
 def test_a_model_without_opinions_scores_as_chance():
     answers = [[(1.0, 1)] * 4] * 8
     assert (
@@ -71,7 +79,7 @@ def test_a_model_without_opinions_scores_as_chance():
 
 
 def test_errors(model, items):
-    with pytest.raises(ConfigError, match="not normalised by 'tokens'; choose from none, bytes"):
+    with pytest.raises(ConfigError, match="not normalised by 'tokens'; choose from none, bytes, pmi"):
         OptionAccuracy("tokens")
     with pytest.raises(DataError, match=r"options with bits \[nan, 1.0\], not all finite"):
         OptionAccuracy().segment_sums([(float("nan"), 1), (1.0, 1)], 0)

@@ -43,6 +43,33 @@ def test_the_folder_has_all_that_is_needed_and_no_more(made):
     assert model_checksum(str(folder)) is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("sft", {"train": "full"}),
+        ("ra_moe", {"band": (1, 2), "match": "mass", "train": "full"}),
+        ("ra_moe", {"train": "lora", "rank": 2}),
+        ("sara", {"band": (0, 1), "train": "routers"}),
+        ("router_alignment", {"band": (0, 1), "source": "base"}),
+    ],
+)
+def test_methods_that_align_come_back_with_their_settings(name, chosen, tmp_path):
+    """The contract has their defaults; here are the settings that decide what trains, and a band, a list in JSON."""
+    if chosen.get("train") == "lora":
+        pytest.importorskip("peft")
+    model, method = tiny("olmoe"), METHODS[name]
+    plan, settings = toy_plan(model) if method.NEEDS_PLAN else None, method.Config(**chosen)
+    sha256 = state_checksum(model)
+    trained(method, model, settings, plan, batch())
+    trained_delta(model, name, settings, plan, base="toy", base_sha256=sha256).save(tmp_path / "delta")
+    read, again = Delta.load(tmp_path / "delta"), tiny("olmoe")
+    assert read.settings == settings and read.plan == plan
+    read.put_on(again)
+    assert torch.equal(again(batch()).logits, model(batch()).logits)
+    remove(again, method, tiny("olmoe").state_dict())
+    assert torch.equal(again(batch()).logits, tiny("olmoe")(batch()).logits)
+
+
 def test_what_was_changed_changes_the_checksum(made):
     folder, _ = made
     before = model_checksum(str(folder))

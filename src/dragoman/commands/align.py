@@ -58,6 +58,10 @@ class Config:
     """Which split of the corpus; default: train."""
     items: int | None = None
     """At most so many items; default: all."""
+    shots: int = 0
+    """Examples before every prompt of a task, answered, in its language; none of them is trained on."""
+    chat: Switch = False
+    """Put prompts into the model's chat template."""
     into: str = ""
     """For translation: the language translated into."""
     weight: float | None = None
@@ -98,8 +102,8 @@ class Config:
     def __post_init__(self) -> None:
         low = {"epochs": 1, "batch": 1, "block": 8}
         faults = [f"{k} is {getattr(self, k)}, at least {n}" for k, n in low.items() if getattr(self, k) < n]
-        if self.items is not None and self.items < 1:
-            faults.append(f"items is {self.items}, at least 1")
+        if self.shots < 0 or (self.items is not None and self.items < 1):
+            faults.append(f"items is {self.items} and shots {self.shots}; at least 1 and 0")
         if self.target == REFERENCE:
             faults.append("the target is English, which is what others are aligned with")
         if self.band and len(self.band) != 2:
@@ -117,7 +121,8 @@ def run(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"corpus": config.corpus, "split": config.split, "number": config.items}
     known = categorize.read_categories(config.categories) if config.categories else {}
     languages = tuple(known.get("labels", ())) or (config.target,)  # items that are made depend on all of them
-    items = tasking.open_task(config.task, languages, **settings, into=config.into)
+    settings |= {"into": config.into, "shots": config.shots, "chat": config.chat}
+    items = tasking.open_task(config.task, languages, **settings)
     labels = categorize.labels_for(known, config.target, items, model_checksum(config.model)) if known else []
     told = known["advice"][config.target] if known else []
     model, codec = open_both(config.model)

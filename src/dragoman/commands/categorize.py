@@ -48,8 +48,12 @@ class Config:
     """Of the corpus; default: train, the items that will be trained on."""
     items: int | None = None
     """At most so many items; default: all."""
-    normalise: str = "bytes"
-    """How likelihoods of options are compared: bytes, or none."""
+    shots: int = 0
+    """Examples before every prompt of a task, answered, in its language; none of them is scored."""
+    chat: Switch = False
+    """Put prompts into the model's chat template."""
+    normalise: str = ""
+    """How likelihoods of options are compared: bytes, pmi or none; default: pmi for next and heading, else bytes."""
     into: str = ""
     """For translation: the language translated into, from English and from each target."""
     metric: str = "chrf"
@@ -62,8 +66,8 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        if self.items is not None and self.items < 1:
-            raise ConfigError(f"items is {self.items}, at least 1")
+        if self.shots < 0 or (self.items is not None and self.items < 1):
+            raise ConfigError(f"items is {self.items} and shots {self.shots}; at least 1 and 0")
         if REFERENCE in self.targets:
             raise ConfigError("English is what all others are compared with; leave en out of --targets")
 
@@ -106,7 +110,8 @@ def open_items(config: Config) -> TaskItems:
     if not targets:
         raise DataError(f"the task {config.task} has English items alone; give files of other languages too")
     settings: dict[str, Any] = {"corpus": config.corpus, "split": config.split, "number": config.items}
-    return tasking.open_task(config.task, targets, **settings, into=config.into)
+    settings |= {"into": config.into, "shots": config.shots, "chat": config.chat}
+    return tasking.open_task(config.task, targets, **settings)
 
 
 def _with_threshold(task: Task, english: Sequence[Any], items: TaskItems) -> Task:
@@ -210,6 +215,6 @@ def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, mod
     if categories["items_sha256"] != items.checksum():
         raise DataError(
             f"{file} is of other items ({categories['task']}, {categories['items']} items) than the {len(items)} to "
-            "train on; categorize the same task, corpus, split and number of items"
+            "train on; categorize the same task, corpus, split, number of items, shots and chat"
         )
     return [labels[target][key] for key in items.keys()]  # noqa: SIM118

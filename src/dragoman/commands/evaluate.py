@@ -60,6 +60,12 @@ class Config:
     task: str = ""
     """A task to answer: next or heading, made of the corpus, or a folder of MMLU, Belebele, GSM8K or IFEval items;
     bits per byte are then left out."""
+    shots: int = 0
+    """Examples before every prompt of a task, answered, in its language; none of them is scored."""
+    chat: Switch = False
+    """Put prompts into the model's chat template."""
+    normalise: str = ""
+    """How likelihoods of a task's options are compared: bytes, pmi or none; default: the task's."""
     steer: Tags = ()
     """Files that `dragoman steer` wrote: the model steered by each is compared with the model as it is."""
     metrics: Tags = ()
@@ -126,6 +132,8 @@ def _require_one_kind(config: Config) -> None:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
     elif (config.metrics or config.weights or config.aligner_text) and not config.directions:
         raise ConfigError("--metrics, --weights and --aligner-text are of translations; give --directions too")
+    elif (config.normalise or config.shots or config.chat) and not config.task:
+        raise ConfigError("--normalise, --shots and --chat are of a task; give --task too")
     elif config.test_set and config.corpus != "help":
         raise ConfigError("both --corpus and --test-set were given; give one")
     systems = [config.model, *config.against] if config.model else list(config.hypotheses)
@@ -251,7 +259,7 @@ def _score_models(config: Config, out: Path) -> Result:
                 model, codec, corpus, languages, directions, metrics=metrics, quiet=config.quiet, **settings
             )
             scoring.add_choices(scored[label], model, codec, choices, config.quiet)
-            add_task(scored[label], model, codec, items, config.quiet)
+            add_task(scored[label], model, codec, items, config.normalise, config.quiet)
     if directions:
         scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)
         scored |= reference_rates(pairs, metrics)

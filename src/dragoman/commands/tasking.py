@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from dragoman.corpora.items import REFERENCE, Item, TaskItems, task_items
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.corpora.quizzes import QUIZZES
+from dragoman.corpora.quizzes import GROUP, QUIZZES
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, Task, TaskAccuracy
 
@@ -35,10 +36,19 @@ MAX_NEW = 256
 
 
 def open_task(
-    name: str, languages: Sequence[str], *, corpus: str, split: str | None, number: int | None = None, into: str = ""
+    name: str,
+    languages: Sequence[str],
+    *,
+    corpus: str,
+    split: str | None,
+    number: int | None = None,
+    into: str = "",
+    shots: int = 0,
+    chat: bool = False,
 ) -> TaskItems:
     """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many.
 
+    shots: examples before every prompt, none of them an item; chat: for the model's chat template.
     Raises ConfigError for settings that have no effect, DataError where there are no such items.
     """
     spoken = tuple(dict.fromkeys([REFERENCE, *languages]))
@@ -54,8 +64,37 @@ def open_task(
     else:
         raise ConfigError(f"there is no task {name!r}; tasks are {', '.join(OF_CORPUS)}, or a folder of JSON lines")
     made.require(spoken)
-    chosen = task_items(made.name, made.judged, {g: made.items[g] for g in spoken}, made.into, made.about)
-    return chosen if number is None else chosen.first(number)
+    chosen = replace(made, items={g: made.items[g] for g in spoken})
+    if (shots or chat) and name in ("translation", "text"):
+        raise ConfigError(f"shots and chat have no effect on the task {name}, which has a form of its own")
+    if shots:
+        chosen = _with_examples(chosen, name, corpus, shots)
+    chosen = chosen.part(slice(number))
+    return chosen.in_chat() if chat else chosen
+
+
+def _with_examples(made: TaskItems, name: str, corpus: str, shots: int) -> TaskItems:
+    """Examples of split train, or of the folder `examples` in a task's folder, or the first items, then left out.
+
+    Of a quiz one from each group, as items of a group share their options; groups of examples are no items.
+    """
+    languages, step = tuple(made.items), 1
+    if name in QUIZZES:
+        step, source = GROUP, QUIZZES[name](open_corpus(corpus), languages, "train")
+        own = made.about["split"] == "train"
+    else:
+        beside = Path(name) / "examples"
+        own = not beside.is_dir()
+        source = made if own else read_items(beside)
+        source.require(languages)
+    rest = made.part(slice(shots * step, None)) if own else made
+    examples = source.part(slice(0, shots * step, step))
+    if len(examples) < shots or not len(rest):
+        raise DataError(
+            f"the task {name} has {len(source) // step} examples for {shots} shots, and {len(rest)} items are left; "
+            "take fewer shots"
+        )
+    return rest.after(examples)
 
 
 def _of_corpus(name: str, corpus: NText, languages: Sequence[str], split: str, into: str) -> TaskItems:
@@ -73,7 +112,9 @@ def _of_corpus(name: str, corpus: NText, languages: Sequence[str], split: str, i
         raise DataError(f"no row of split {split} has text in all of {spoken}; name fewer languages")
     answers = table.columns[into] if into else None
     items = {g: [_segment(table, g, i, answers) for i in range(len(table))] for g in languages}
-    return task_items(name, name, items, into, {"corpus_sha256": corpus.checksum(), "split": split})
+    return task_items(
+        name, name, items, into=into, about={"corpus_sha256": corpus.checksum(), "split": split}
+    )
 
 
 def _segment(table: NText, tag: str, row: int, answers: Sequence[str | None] | None) -> Item:
@@ -82,10 +123,14 @@ def _segment(table: NText, tag: str, row: int, answers: Sequence[str | None] | N
     return Item(table.keys[row], table.documents[row], prompt, answer, expected=answer)
 
 
-def task_of(items: TaskItems, normalise: str = "bytes", metric: str = "chrf", threshold: float | None = None) -> Task:
-    """How the items are judged. threshold: for translation, which has no right and wrong of its own."""
+def task_of(items: TaskItems, normalise: str = "", metric: str = "chrf", threshold: float | None = None) -> Task:
+    """How the items are judged. normalise: of options, the task's own where empty; threshold: for translation, which
+    has no right and wrong of its own.
+    """
     from dragoman.commands import measures
 
+    if normalise and items.judged != "options":
+        raise ConfigError(f"normalise {normalise} has no effect on the task {items.name}, which has no options")
     if items.judged == "text":
         raise ConfigError("the task text has no answers to judge; it is there to train on (dragoman align)")
     if items.judged == "translation":
@@ -93,7 +138,7 @@ def task_of(items: TaskItems, normalise: str = "bytes", metric: str = "chrf", th
         return ByMetric(made[metric], float("nan") if threshold is None else threshold)
     if threshold is not None:
         raise ConfigError("a threshold has no effect on a task that has right and wrong answers; leave it out")
-    return ByLikelihood(normalise) if items.judged == "options" else TASKS[items.judged]()
+    return ByLikelihood(normalise or items.normalise) if items.judged == "options" else TASKS[items.judged]()
 
 
 # Answers
@@ -102,10 +147,11 @@ def task_of(items: TaskItems, normalise: str = "bytes", metric: str = "chrf", th
 def answers_of(
     model: PreTrainedModel, codec: TextCodec, items: TaskItems, task: Task, tag: str, quiet: bool = True
 ) -> list[Any]:
-    """A model's answers to the items in one language: texts, or [(bits, bytes) of each option]."""
+    """A model's answers to the items in one language: texts, or [(bits, what they are held against) of each option]."""
     chosen = items.items[tag]
     if not task.generates:
-        return _option_costs(model, codec, chosen)
+        assert isinstance(task, ByLikelihood)
+        return _option_costs(model, codec, chosen, items.chat, task.normalise)
     from dragoman.modeling import context_length
     from dragoman.translation.engines import Stops, stops_of, translate_greedy
 
@@ -128,16 +174,25 @@ def answers_of(
     return [text.split("\nQuestion:")[0] if items.judged == "number" else text for text in texts]
 
 
-def _option_costs(model: PreTrainedModel, codec: TextCodec, items: Sequence[Item]) -> list[list[tuple[float, int]]]:
+def _option_costs(
+    model: PreTrainedModel, codec: TextCodec, items: Sequence[Item], chat: bool, normalise: str
+) -> list[list[tuple[float, float]]]:
     from dragoman.evaluation.options import Options, option_bits
     from dragoman.modeling import context_length
 
-    prompts = codec.encode([item.prompt for item in items])
-    rows = [Options(p, codec.encode(item.options)) for p, item in zip(prompts, items, strict=True)]
-    bits = option_bits(model, rows, start_id=codec.start_id, context=context_length(model), batch_tokens=4096)
+    starts = prompts_of(codec, items, chat)
+    rows = [Options(ids[1:], codec.encode(item.options)) for ids, item in zip(starts, items, strict=True)]
+    settings: dict[str, Any] = {"start_id": starts[0][0], "context": context_length(model), "batch_tokens": 4096}
+    bits = option_bits(model, rows, **settings)
+    against: list[Any] = [[len(option.encode()) for option in item.options] for item in items]
+    if normalise == "pmi":
+        bare = [(tuple(row.prompt[-1:]), item.options) for row, item in zip(rows, items, strict=True)]
+        once = {key: Options(key[0], row.options) for key, row in zip(bare, rows, strict=True)}
+        found = dict(zip(once, option_bits(model, list(once.values()), **settings), strict=True))
+        against = [found[key] for key in bare]
     return [
-        [(float(b), len(o.encode())) for b, o in zip(bits_O, item.options, strict=True)]
-        for bits_O, item in zip(bits, items, strict=True)
+        [(float(b), float(a)) for b, a in zip(bits_O, against_O, strict=True)]
+        for bits_O, against_O in zip(bits, against, strict=True)
     ]
 
 
@@ -161,18 +216,24 @@ def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
     if not chosen:
         chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else tuple(languages)
     split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
-    return open_task(config.task, chosen, corpus=config.corpus, split=split, number=config.segments)
+    form: dict[str, Any] = {"shots": config.shots, "chat": config.chat}
+    return open_task(config.task, chosen, corpus=config.corpus, split=split, number=config.segments, **form)
 
 
 def add_task(
-    sums: dict[str, Any], model: PreTrainedModel, codec: TextCodec, items: TaskItems | None, quiet: bool
+    sums: dict[str, Any],
+    model: PreTrainedModel,
+    codec: TextCodec,
+    items: TaskItems | None,
+    normalise: str = "",
+    quiet: bool = True,
 ) -> None:
     """Points of a model's answers, by language, as sums of the metric `task_accuracy`."""
     from dragoman.commands import scoring
 
     if items is None:
         return
-    task = task_of(items)
+    task = task_of(items, normalise)
     metric = TaskAccuracy(task)
     sums["signatures"]["task_accuracy"] = metric.signature()
     for g, chosen in items.items.items():
@@ -221,10 +282,16 @@ def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = Tr
         if answered:
             return codec.pairs(prompts, [item.answer for item in chosen], tag, items.into, names)
         return [(ids, len(ids)) for ids in codec.prompts(prompts, tag, items.into, names)]
-    rows = [[codec.start_id, *ids] for ids in codec.encode(prompts)]
+    rows = prompts_of(codec, chosen, items.chat)
     answers = codec.encode([item.answer for item in chosen]) if answered else [[] for _ in rows]
     end = [codec.end_id] if answered else []
     return [(row + answer + end, len(row)) for row, answer in zip(rows, answers, strict=True)]
+
+
+def prompts_of(codec: TextCodec, items: Sequence[Item], chat: bool) -> list[list[int]]:
+    """What stands before each answer: the start token and the prompt, or the chat template up to the answer."""
+    texts = [item.prompt for item in items]
+    return codec.asked(texts) if chat else [[codec.start_id, *ids] for ids in codec.encode(texts)]
 
 
 def english_routing(

@@ -52,6 +52,10 @@ class TaskItems:
     items: dict[str, list[Item]]
     into: str = ""
     """For `translation`, the language that all prompts are translated into."""
+    normalise: str = "bytes"
+    """For `options`, how their likelihoods are compared where nothing else is asked for."""
+    chat: bool = False
+    """Prompts are what a user says in the model's chat template, and answers what the assistant says."""
     about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -61,9 +65,9 @@ class TaskItems:
         """Keys of the items, in order."""
         return [item.key for item in next(iter(self.items.values()))]
 
-    def first(self, number: int) -> TaskItems:
-        """The first so many items, in every language."""
-        return replace(self, items={g: x[:number] for g, x in self.items.items()})
+    def part(self, which: slice) -> TaskItems:
+        """Some of the items, the same in every language."""
+        return replace(self, items={g: x[which] for g, x in self.items.items()})
 
     def require(self, languages: Sequence[str]) -> None:
         """DataError that names every language without items."""
@@ -72,15 +76,38 @@ class TaskItems:
             there = ", ".join(self.items)
             raise DataError(f"the task {self.name} has no items in {', '.join(absent)} ({hints}); it has {there}")
 
+    def after(self, examples: TaskItems) -> TaskItems:
+        """Every prompt behind the same examples in its language, prompt and answer each.
+
+        Raises DataError where an example has no answer to show.
+        """
+        if empty := [i.key for x in examples.items.values() for i in x if not i.answer]:
+            raise DataError(f"the example {empty[0]} of the task {self.name} has no answer to show; leave out shots")
+        shown = {g: "".join(f"{i.prompt}{i.answer}\n\n" for i in examples.items[g]) for g in self.items}
+        told = {g: [replace(i, prompt=shown[g] + i.prompt) for i in x] for g, x in self.items.items()}
+        return replace(self, items=told, about=self.about | {"examples": examples.keys()})
+
+    def in_chat(self) -> TaskItems:
+        """For a chat template: prompts without spaces at their ends, answers and options without a space before."""
+        bare = {
+            g: [
+                replace(
+                    i, prompt=i.prompt.strip(), answer=i.answer.lstrip(), options=tuple(o.lstrip() for o in i.options)
+                )
+                for i in x
+            ]
+            for g, x in self.items.items()
+        }
+        return replace(self, items=bare, chat=True)
+
     def checksum(self) -> str:
-        """SHA-256 of all items."""
-        return sha256(json.dumps({g: [asdict(i) for i in x] for g, x in sorted(self.items.items())}, sort_keys=True))
+        """SHA-256 of all items, and whether they are put into a chat template."""
+        items = {g: [asdict(i) for i in x] for g, x in sorted(self.items.items())}
+        return sha256(json.dumps(items, sort_keys=True), *["chat"] * self.chat)
 
 
-def task_items(
-    name: str, judged: str, items: Mapping[str, Sequence[Item]], into: str = "", about: dict[str, Any] | None = None
-) -> TaskItems:
-    """Items that are the same in every language, in the order of the English ones.
+def task_items(name: str, judged: str, items: Mapping[str, Sequence[Item]], **beside: Any) -> TaskItems:
+    """Items that are the same in every language, in the order of the English ones; `beside` are other fields.
 
     Raises DataError where English is missing, a key stands twice, or languages differ in number or keys of items.
     """
@@ -95,7 +122,7 @@ def task_items(
         raise DataError(f"the items of the task {name} are not parallel: {'; '.join(faults)}")
     place = {key: n for n, key in enumerate(wanted)}
     ordered = {g: sorted(x, key=lambda item: place[item.key]) for g, x in items.items()}
-    return TaskItems(name, judged, ordered, into, about or {})
+    return TaskItems(name, judged, ordered, **beside)
 
 
 def _fault(tag: str, keys: Sequence[str], wanted: Sequence[str]) -> str | None:

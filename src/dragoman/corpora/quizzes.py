@@ -9,6 +9,9 @@ looks at the options alone is right for one item in four, whatever the rule, and
 The other three paragraphs of `next` are of the same page where it has four, else of the same section (the folder of
 the page), else of any. The built-in corpus does not keep the order of blocks on a page, so the right heading is one of
 the paragraph's own page, and the other three are of other pages of the same section.
+
+As the four prompts of a group share their options, an option that is likely anyway wins all four, and is right once: so
+options are compared by what the prompt adds (`pmi`).
 """
 
 from __future__ import annotations
@@ -85,7 +88,8 @@ def _section(document: str) -> str:
 def _groups(pairs: Sequence[_Pair], own_page: bool) -> list[list[_Pair]]:
     """Fours with different answers in every language, as near to each other as can be; what is left over is dropped.
 
-    own_page: from one page first; else from four pages.
+    own_page: from one page first; else from four pages. By lot in the end, so that the first are a sample of all: those
+    of one page are harder.
     """
     left = sorted(pairs, key=lambda pair: sha256(pair.key))
     places: list[Callable[[_Pair], str]] = [lambda p: p.document] if own_page else []
@@ -98,7 +102,7 @@ def _groups(pairs: Sequence[_Pair], own_page: bool) -> list[list[_Pair]]:
         used = {pair.key for group in made for pair in group}
         left = [pair for pair in left if pair.key not in used]
         groups += made
-    return groups
+    return sorted(groups, key=lambda group: sha256(group[0].key))
 
 
 def _fours(pairs: Sequence[_Pair], own_page: bool) -> Iterable[list[_Pair]]:
@@ -129,7 +133,7 @@ def _made(name: str, corpus: NText, split: str, languages: Sequence[str], groups
         )
     items = {g: [item for group in groups for item in _items(group, g)] for g in languages}
     about = {"corpus": corpus.about.get("name"), "corpus_sha256": corpus.checksum(), "split": split}
-    return task_items(name, "options", {REFERENCE: items[REFERENCE], **items}, about=about)
+    return task_items(name, "options", {REFERENCE: items[REFERENCE], **items}, normalise="pmi", about=about)
 
 
 def _items(group: Sequence[_Pair], tag: str) -> list[Item]:

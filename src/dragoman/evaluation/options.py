@@ -1,20 +1,25 @@
 """Option likelihood accuracy: does the model find the right one of several continuations the most likely?
 
-    right if argmin over options o of  bits(o | prompt) / norm(o)   is the right one,  norm = 1 or UTF-8 bytes of o
+    right if argmin over options o of   none   bits(o | prompt)
+                                        bytes  bits(o | prompt) / UTF-8 bytes of o
+                                        pmi    bits(o | prompt) - bits(o | last token of the prompt)
+    is the right one
 
-Without normalisation a short option wins by being short; per byte, a long predictable one does. Neither is the truth,
-so the choice stands in the signature.
+Without normalisation a short option wins by being short; per byte, a long predictable one does; by pointwise mutual
+information (pmi) the one that the prompt makes likelier than it is anyway. None is the truth, so the choice stands in
+the signature.
 
-Source: Brown et al. 2020 (arXiv:2005.14165), sec. 2.4, for choosing by likelihood; lm-evaluation-harness has both as
-`acc` and `acc_norm`.
-Differs: equal likelihoods share the point, where an argmax gives it to whichever option is listed first.
+Source: Brown et al. 2020 (arXiv:2005.14165), sec. 2.4, for choosing by likelihood, and for what an option costs without
+its question; lm-evaluation-harness has the three as `acc`, `acc_norm` and `acc_mutual_info`.
+Differs: equal likelihoods share the point, where an argmax gives it to whichever option is listed first. Under pmi the
+prompt's last token stays, as the "Answer:" of Brown et al. does; the harness leaves nothing.
 """
 
 # Shape letters: N segments, O options of one segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +29,12 @@ from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.base import Metric, ratio
 from dragoman.evaluation.checks import some
 
-NORMALISATIONS = ("none", "bytes")
+COSTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "none": lambda bits_O, against_O: bits_O,
+    "bytes": lambda bits_O, against_O: bits_O / against_O,
+    "pmi": lambda bits_O, against_O: bits_O - against_O,
+}
+"""Normalisation -> what each option costs, given its bits and what they are held against."""
 
 
 class Options(NamedTuple):
@@ -60,25 +70,26 @@ def option_bits(
 class OptionAccuracy(Metric):
     """Share of items whose right option is the most likely, in percent; higher is better.
 
-    normalise: `bytes` or `none`, see above. A hypothesis is [(bits, bytes) of each option], a reference the index of
-    the right option. Raises ConfigError for an unknown normalisation, DataError for likelihoods that are not finite.
+    normalise: see above. A hypothesis is [(bits, what they are held against) of each option]: bytes, or for `pmi` the
+    bits without the question; a reference is the index of the right option. Raises ConfigError for an unknown
+    normalisation, DataError for likelihoods that are not finite.
     """
 
     higher_is_better = True
 
     def __init__(self, normalise: str = "bytes") -> None:
-        if normalise not in NORMALISATIONS:
-            raise ConfigError(f"options are not normalised by {normalise!r}; choose from {', '.join(NORMALISATIONS)}")
+        if normalise not in COSTS:
+            raise ConfigError(f"options are not normalised by {normalise!r}; choose from {', '.join(COSTS)}")
         self.normalise = normalise
-        self.name = "option accuracy" + (" per byte" if normalise == "bytes" else "")
+        self.name = "option accuracy" + {"none": "", "bytes": " per byte", "pmi": " by pmi"}[normalise]
 
     def segment_sums(self, hypothesis: Sequence[tuple[float, int]], reference: int) -> list[float]:
         """[points, items]; k equally likely best options, one of them right, give 1 / k."""
-        bits_O, bytes_O = np.array(hypothesis, dtype=np.float64).T
+        bits_O, against_O = np.array(hypothesis, dtype=np.float64).T
         if not np.isfinite(bits_O).all():
             raise DataError(f"an item has options with bits {bits_O.tolist()}, not all finite; score the model again")
-        cost_O = bits_O / bytes_O if self.normalise == "bytes" else bits_O
-        best_O = cost_O <= cost_O.min() * (1 + 1e-12)
+        cost_O = COSTS[self.normalise](bits_O, against_O)
+        best_O = cost_O <= cost_O.min() + 1e-12 * abs(cost_O.min())
         return [float(best_O[reference] / best_O.sum()), 1]
 
     def from_sums(self, sums: ArrayLike) -> np.ndarray:

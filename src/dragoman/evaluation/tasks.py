@@ -28,7 +28,7 @@ class Task(Protocol):
     """How answers are judged."""
 
     generates: bool
-    """Whether an answer is a text that the model writes; else it is [(bits, bytes) of each option]."""
+    """Whether an answer is a text that the model writes; else [(bits, what they are held against) of each option]."""
 
     def points(self, answer: Any, item: Item) -> float:
         """1 for a right answer, 0 for a wrong one; options that tie share the point."""
@@ -41,11 +41,12 @@ class Task(Protocol):
 
 
 class ByLikelihood:
-    """The right option is the likeliest, per byte or not (`options.py`)."""
+    """The right option is the likeliest, by one of the normalisations of `options.py`."""
 
     generates = False
 
     def __init__(self, normalise: str = "bytes") -> None:
+        self.normalise = normalise
         self._metric = OptionAccuracy(normalise)
 
     def points(self, answer: Sequence[tuple[float, int]], item: Item) -> float:

@@ -36,16 +36,14 @@ from dragoman.methods.alignment import (
     allocation_term,
     band_of,
     coarse,
-    counted_tokens,
-    kept_reference,
     kl,
     mass_term,
     require_fit,
     require_weight,
     single_layers,
 )
-from dragoman.methods.reference import base_routing
-from dragoman.modeling import MoELayer, score_names
+from dragoman.methods.reference import against_base
+from dragoman.modeling import MoELayer
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -74,8 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require_weight(self.weight)
-        if faults := trainable.part_faults(self.train, self.rank):
-            raise ConfigError("; ".join(faults))
+        trainable.require_part(self.train, self.rank)
 
 
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> None:
@@ -100,21 +97,9 @@ def extra_loss(
     """The alignment term. Call it on the base, before `apply`: the English reference is computed here, or read."""
     layers = single_layers(model)
     experts = task_experts(layers, plan, config.band)
-    aligned_N = pairs.aligned(config.items)
     rows = [row for row, layer in enumerate(layers) if layer.layer_id in experts]
-    aligned = [layers[row] for row in rows]
-    reference_NLE = base_routing(model, aligned, pairs.english, config.sequence, pad_id=pairs.pad_id, folder=folder)
     by_row = {row: torch.tensor(experts[layers[row].layer_id], device=model.device) for row in rows}
-    return AlignmentLoss(
-        layers=layers,
-        scores=score_names(model, layers),
-        rows={row: i for i, row in enumerate(rows)},
-        english=kept_reference(reference_NLE),
-        counted_NS=counted_tokens(pairs.target, config.sequence, pairs.width),
-        aligned_N=aligned_N,
-        divergence=divergence(config.match, by_row),
-        weight=config.weight,
-    )
+    return against_base(model, layers, rows, pairs, config, divergence(config.match, by_row), folder)
 
 
 def divergence(match: str, task_experts: dict[int, torch.Tensor]) -> Divergence:

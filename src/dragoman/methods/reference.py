@@ -12,13 +12,23 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from dragoman.errors import DataError
-from dragoman.methods.alignment import Sample, Sequences, counted_tokens, sequence_means
+from dragoman.methods.alignment import (
+    AlignmentLoss,
+    Divergence,
+    Pairs,
+    Sample,
+    Sequences,
+    counted_tokens,
+    kept_reference,
+    sequence_means,
+)
 from dragoman.modeling import MoELayer, hidden_states, score_names, state_checksum, tap_routers
 from dragoman.record import atomic_write, sha256
 
@@ -46,6 +56,33 @@ def base_routing(
     with atomic_write(path) as partial, open(partial, "wb") as f:
         np.savez(f, share_NLE=share_NLE, sha256=np.array(sha256(share_NLE.tobytes())))
     return share_NLE
+
+
+def against_base(
+    model: PreTrainedModel,
+    layers: Sequence[MoELayer],
+    rows: Sequence[int],
+    pairs: Pairs,
+    config: Any,
+    divergence: Divergence,
+    folder: Path,
+) -> AlignmentLoss:
+    """The term of a method that aligns with the frozen base, which the model still is.
+
+    rows: those of `layers` that are aligned. config: has `items`, `sequence` and `weight`.
+    """
+    aligned_N, aligned = pairs.aligned(config.items), [layers[row] for row in rows]
+    reference_NLE = base_routing(model, aligned, pairs.english, config.sequence, pad_id=pairs.pad_id, folder=folder)
+    return AlignmentLoss(
+        layers=layers,
+        scores=score_names(model, layers),
+        rows={row: i for i, row in enumerate(rows)},
+        english=kept_reference(reference_NLE),
+        counted_NS=counted_tokens(pairs.target, config.sequence, pairs.width),
+        aligned_N=aligned_N,
+        divergence=divergence,
+        weight=config.weight,
+    )
 
 
 def _key(model: PreTrainedModel, layers: Sequence[MoELayer], samples: Sequence[Sample], sequence: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
@@ -28,13 +29,11 @@ from dragoman.methods.alignment import (
     Pairs,
     Sequences,
     band_of,
-    counted_tokens,
     jensen_shannon,
-    kept_reference,
     require_weight,
 )
-from dragoman.methods.reference import base_routing
-from dragoman.modeling import moe_layers, score_names
+from dragoman.methods.reference import against_base
+from dragoman.modeling import moe_layers
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -61,8 +60,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require_weight(self.weight)
-        if faults := trainable.part_faults(self.train, self.rank):
-            raise ConfigError("; ".join(faults))
+        trainable.require_part(self.train, self.rank)
 
 
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> None:
@@ -88,17 +86,8 @@ def extra_loss(
 ) -> AlignmentLoss:
     """The alignment term. Call it on the base, before `apply`: the English reference is computed here, or read."""
     layers = moe_layers(model)
-    rows = band_of(layers, config.band).rows
-    aligned_N = pairs.aligned(config.items)
-    aligned = [layers[row] for row in rows]
-    reference_NLE = base_routing(model, aligned, pairs.english, config.sequence, pad_id=pairs.pad_id, folder=folder)
-    return AlignmentLoss(
-        layers=layers,
-        scores=score_names(model, layers),
-        rows={row: i for i, row in enumerate(rows)},
-        english=kept_reference(reference_NLE),
-        counted_NS=counted_tokens(pairs.target, config.sequence, pairs.width),
-        aligned_N=aligned_N,
-        divergence=lambda english_BE, trained_BE, _: jensen_shannon(english_BE, trained_BE),
-        weight=config.weight,
-    )
+
+    def divergence(english_BE: torch.Tensor, trained_BE: torch.Tensor, _: int) -> torch.Tensor:
+        return jensen_shannon(english_BE, trained_BE)
+
+    return against_base(model, layers, band_of(layers, config.band).rows, pairs, config, divergence, folder)

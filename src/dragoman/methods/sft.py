@@ -34,8 +34,7 @@ class Config:
     """Of LoRA; default 8."""
 
     def __post_init__(self) -> None:
-        if faults := trainable.part_faults(self.train, self.rank):
-            raise ConfigError("; ".join(faults))
+        trainable.require_part(self.train, self.rank)
 
 
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> None:

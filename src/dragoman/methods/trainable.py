@@ -16,13 +16,12 @@ Part = Literal["routers", "lora", "upstream", "full"]
 RANK = 8
 
 
-def part_faults(train: Part, rank: int | None) -> list[str]:
-    """What is wrong with the two settings together."""
-    if rank is None:
-        return []
-    if train != "lora":
-        return [f"rank {rank} has no effect where {train} trains; take lora or leave it out"]
-    return [] if rank >= 1 else [f"the rank is {rank}, at least 1"]
+def require_part(train: Part, rank: int | None) -> None:
+    """ConfigError for a rank that has no effect or is none."""
+    if rank is not None and train != "lora":
+        raise ConfigError(f"rank {rank} has no effect where {train} trains; take lora or leave it out")
+    if rank is not None and rank < 1:
+        raise ConfigError(f"the rank is {rank}, at least 1")
 
 
 def let_train(model: PreTrainedModel, train: Part, rank: int | None = None, last_layer: int | None = None) -> None:

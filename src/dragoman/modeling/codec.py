@@ -95,6 +95,18 @@ class TextCodec:
         said = [any(a < end and b > begin for begin, end in spans) for a, b in read["offset_mapping"]]
         return list(read["input_ids"]), said
 
+    def asked(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as what a user says in the model's chat template, thinking off, up to where the answer begins.
+
+        Raises ModelError without a template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError("the model has no chat template; ask in plain text, or take an instruction-tuned model")
+        said = [[{"role": "user", "content": text}] for text in texts]
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        lines = [self.tokenizer.apply_chat_template(turns, **options) for turns in said]
+        return [list(i) for i in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
+
     def _rendered(self, messages: Sequence[Mapping[str, str]], answer: bool = False) -> str:
         turns = [dict(message) for message in messages]
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)

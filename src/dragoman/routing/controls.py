@@ -14,12 +14,12 @@ from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
 def by_lot(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
     """In every layer as many experts, none of them the plan's; ConfigError where a layer has too few others."""
-    pools = {layer: sorted(set(range(plan.num_experts[layer])) - set(ids)) for layer, ids in plan.experts().items()}
-    if short := [layer for layer, pool in pools.items() if len(pool) < len(plan.layers[layer])]:
+    left = pools(plan, [plan])
+    if short := [layer for layer, pool in left.items() if len(pool) < len(plan.layers[layer])]:
         raise ConfigError(
             f"layers {short} have too few experts that the plan does not name; control it by other layers (elsewhere)"
         )
-    drawn = {layer: _drawn(pool, len(plan.layers[layer]), [seed, layer]) for layer, pool in pools.items()}
+    drawn = {layer: draw(pool, len(plan.layers[layer]), seed, layer) for layer, pool in left.items()}
     return _control(plan, drawn, "random", f"as many other experts in each layer, by lot (seed {seed})")
 
 
@@ -36,7 +36,7 @@ def elsewhere(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
     for i, (_, planned) in enumerate(sorted(plan.layers.items())):
         wanted[others[i % len(others)]] += len(planned)
     sizes = {layer: (n, plan.num_experts[layer]) for layer, n in sorted(wanted.items())}
-    drawn = {layer: _drawn(range(there), min(n, there), [seed, layer]) for layer, (n, there) in sizes.items()}
+    drawn = {layer: draw(range(there), min(n, there), seed, layer) for layer, (n, there) in sizes.items()}
     return _control(plan, drawn, "elsewhere", f"as many experts in layers that the plan leaves out (seed {seed})")
 
 
@@ -44,8 +44,15 @@ CONTROLS = {"random": by_lot, "elsewhere": elsewhere}
 """Name -> control of a plan."""
 
 
-def _drawn(pool: Sequence[int], number: int, seed: list[int]) -> list[int]:
-    return sorted(np.random.default_rng(seed).choice(pool, number, replace=False).tolist())
+def pools(plan: ExpertPlan, avoid: Sequence[ExpertPlan]) -> dict[int, list[int]]:
+    """Layer of the plan -> experts that none of the plans in `avoid` names there."""
+    named = {layer: {i for other in avoid for i in other.experts().get(layer, ())} for layer in plan.layers}
+    return {layer: sorted(set(range(plan.num_experts[layer])) - out) for layer, out in named.items()}
+
+
+def draw(pool: Sequence[int], number: int, seed: int, layer: int) -> list[int]:
+    """Experts of a layer, uniform without replacement; every layer has a draw of its own."""
+    return sorted(np.random.default_rng([seed, layer]).choice(pool, number, replace=False).tolist())
 
 
 def _control(plan: ExpertPlan, drawn: Mapping[int, list[int]], planner: str, reason: str) -> ExpertPlan:

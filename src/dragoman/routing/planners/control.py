@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dragoman.errors import ConfigError
+from dragoman.routing.controls import draw, pools
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import common
 from dragoman.routing.planners.base import experts_by_layer, members
@@ -49,13 +48,10 @@ def random_like(
     Source: none; the control that methods with experts chosen by rule need.
     """
     experts = reference.experts()
-    pools = {layer: _pool(layer, reference.num_experts[layer], avoid) for layer in experts}
-    if problems := _problems(trace, reference, avoid, pools, seed):
+    left = pools(reference, avoid)
+    if problems := _problems(trace, reference, avoid, left, seed):
         raise ConfigError("; ".join(problems))
-    drawn = {
-        layer: np.sort(np.random.default_rng([seed, layer]).choice(pools[layer], len(ids), replace=False)).tolist()
-        for layer, ids in experts.items()
-    }
+    drawn = {layer: draw(left[layer], len(ids), seed, layer) for layer, ids in experts.items()}
     again = sum(len(set(drawn[layer]) & set(ids)) for layer, ids in experts.items())
     left_out = [f"none is in the {len(avoid)} plans to be disjoint from"] if avoid else []
     return ExpertPlan(
@@ -73,16 +69,11 @@ def random_like(
     )
 
 
-def _pool(layer: int, num_experts: int, avoid: Sequence[ExpertPlan]) -> list[int]:
-    left_out = {i for plan in avoid for i in plan.experts().get(layer, ())}
-    return sorted(set(range(num_experts)) - left_out)
-
-
 def _problems(
     trace: RoutingTrace,
     reference: ExpertPlan,
     avoid: Sequence[ExpertPlan],
-    pools: Mapping[int, Sequence[int]],
+    left: Mapping[int, Sequence[int]],
     seed: int,
 ) -> list[str]:
     here = experts_by_layer(trace)
@@ -96,9 +87,9 @@ def _problems(
     if seed < 0:
         problems.append(f"seed is at least 0, not {seed}")
     short = [
-        f"layer {layer} has {len(pools[layer])} left for {len(ids)}"
+        f"layer {layer} has {len(left[layer])} left for {len(ids)}"
         for layer, ids in experts.items()
-        if len(pools[layer]) < len(ids)
+        if len(left[layer]) < len(ids)
     ]
     if short:
         problems.append(

@@ -1,0 +1,86 @@
+"""What commands share that run a task: options by pmi, examples before prompts, chat templates."""
+
+import json
+
+import pytest
+
+import dragoman
+from dragoman.commands import tasking
+from dragoman.corpora.quizzes import next_sentence
+from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.modeling import TextCodec, save_model
+from tests.commands.test_align import two_sentences
+from tests.models import tiny
+from tests.texts import tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasking")
+    codec = TextCodec(tokenizer())
+    save_model(tiny("olmoe", vocab_size=len(codec.tokenizer), num_experts=8), codec, folder / "model")
+    two_sentences().save(folder / "text.tsv.gz")
+    return folder
+
+
+def test_options_by_pmi_against_the_last_token_of_the_prompt(place):
+    """Oracle: text likelihoods of the option behind the prompt and behind its last token, one by one."""
+    from dragoman.evaluation.likelihood import text_bits
+
+    model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
+    items = next_sentence(two_sentences(), ["en", "ca"], "train").part(slice(6))
+    task = tasking.task_of(items)
+    found = tasking.answers_of(model, codec, items, task, "ca")
+    for item, answer in zip(items.items["ca"], found, strict=True):
+        (prompt,), options = codec.encode([item.prompt]), codec.encode(item.options)
+        for (bits, against), option in zip(answer, options, strict=True):
+            rows, given = [[*prompt, *option], [*prompt[-1:], *option]], [len(prompt), 1]
+            expected = text_bits(model, rows, start_id=codec.start_id, context=64, given=given)
+            assert (bits, against) == pytest.approx(tuple(expected), rel=1e-4)
+    assert "normalised:pmi" in task.signature() and "normalised:bytes" in tasking.task_of(items, "bytes").signature()
+
+
+def test_examples_come_from_other_items(place, tmp_path):
+    corpus = str(place / "text.tsv.gz")
+    plain, shown = (tasking.open_task("next", ["ca"], corpus=corpus, split="train", shots=n) for n in (0, 2))
+    examples = plain.part(slice(0, 8, 4))
+    assert shown.keys() == plain.keys()[8:], "no item of a group that an example comes from"
+    for g in ("en", "ca"):
+        head = "".join(f"{item.prompt}{item.answer}\n\n" for item in examples.items[g])
+        assert [i.prompt for i in shown.items[g]] == [head + i.prompt for i in plain.items[g][8:]]
+    on_dev = tasking.open_task("next", ["ca"], corpus=corpus, split="dev", shots=2)
+    assert on_dev.items["ca"][0].prompt.startswith(examples.items["ca"][0].prompt)
+    assert not set(on_dev.keys()) & set(examples.keys())
+    rows = [json.dumps({"question": f"{n} + 1?", "answer_number": n + 1}) for n in range(3)]
+    for folder in (tmp_path, tmp_path / "examples"):
+        folder.mkdir(exist_ok=True)
+        for tag in ("en", "ca"):
+            (folder / f"{tag}.jsonl").write_text("\n".join(rows) + "\n")
+        settings = {"corpus": "help", "split": None}
+        made = tasking.open_task(str(tmp_path), ["ca"], **settings, shots=1)
+        assert len(made) == (2 if folder == tmp_path else 3)
+        assert made.items["ca"][-1].prompt == "Question: 0 + 1?\nAnswer: #### 1\n\nQuestion: 2 + 1?\nAnswer:"
+    with pytest.raises(DataError, match="has 3 examples for 4 shots, and 3 items are left; take fewer shots"):
+        tasking.open_task(str(tmp_path), ["ca"], **settings, shots=4)
+    with pytest.raises(ConfigError, match="shots and chat have no effect on the task text"):
+        tasking.open_task("text", ["ca"], corpus=corpus, split="train", shots=1)
+
+
+def test_prompts_in_the_chat_template(place, tmp_path):
+    model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
+    corpus = str(place / "text.tsv.gz")
+    plain, chat = (tasking.open_task("next", ["ca"], corpus=corpus, split="train", chat=c) for c in (False, True))
+    assert plain.checksum() != chat.checksum()
+    with pytest.raises(ModelError, match="the model has no chat template; ask in plain text"):
+        tasking.samples_of(codec, chat, "ca")
+    said = "{% for m in messages %}user : {{ m['content'] }}\n{% endfor %}"
+    codec.tokenizer.chat_template = said + "{% if add_generation_prompt %}answer :{% endif %}"
+    item = chat.items["ca"][0]
+    expected, answer = codec.encode([f"user : {item.prompt}\nanswer :", item.answer])
+    ids, silent = tasking.samples_of(codec, chat, "ca")[0]
+    assert (ids, silent) == ([*expected, *answer, codec.end_id], len(expected))
+    assert item.answer == plain.items["ca"][0].answer.lstrip() and item.options[item.right] == item.answer
+    few = chat.part(slice(4))
+    assert tasking.answers_of(model, codec, few, tasking.task_of(few), "ca") != tasking.answers_of(
+        model, codec, plain.part(slice(4)), tasking.task_of(few), "ca"
+    )
