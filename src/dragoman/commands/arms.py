@@ -46,12 +46,12 @@ def train_arm(
     the vocabulary of the new one. chosen: the method's Config. keep: what to do with the trained model before it is
     merged. Checkpoints, where the config asks for them, are in its `out`.
     """
-    from dragoman.methods import METHODS, base
+    from dragoman.methods import METHODS, base, sharding
     from dragoman.modeling import device_memory_mb, grow
 
     method, settings = METHODS[method_name], training_settings(config, rows)
     evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
-    measured = evaluator(model, base_codec or codec) if evaluator and codec else None
+    measured = sharding.on_first(lambda: evaluator(model, base_codec or codec)) if evaluator and codec else None
     measure = functools.partial(evaluator, model, codec) if evaluator and codec else None
     total = sum(p.numel() for p in model.parameters())
     if codec and base_codec:
