@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
+from dragoman.commands.resuming import completed
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -263,7 +264,7 @@ def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
         claim_folder(config.out)
         write_json(path, stamp)
         return None
-    before = read_json(path)
+    before = completed(read_json(path), Config(config.model, target=config.target))
     if changed := [f"{k}: {before.get(k)} -> {stamp[k]}" for k in stamp if before.get(k) != stamp[k]]:
         raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
     done = config.out / "record.json"

@@ -13,11 +13,13 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dragoman.commands.resuming import completed, no_checkpoint
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import TABLE
 from dragoman.corpora.ntext import NText, load
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding, training
+from dragoman.methods.checkpoints import incomplete
 from dragoman.record import environment, read_json, write_json
 
 LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes", "checkpoint_steps"))
@@ -248,8 +250,8 @@ def _resumable(config: Config) -> tuple[Path | None, bool]:
         return None, False
     found = training.checkpoints(config.out / "checkpoints")
     if not found:
-        raise ConfigError(f"there is no checkpoint in {config.out / 'checkpoints'}; start without --resume")
-    before = _flat(read_json(stamp))
+        raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
+    before = _flat(completed(read_json(stamp), Config(out=config.out, data=config.data)))
     changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in _flat(now).items() if before.get(k) != v}
     if fixed := [line for key, line in changed.items() if key not in LENGTH]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
