@@ -80,7 +80,9 @@ def _command(module: ModuleType) -> Callable[..., Any]:
     """The module's run as a command whose flags are the fields of its Config."""
 
     def command(config: Any = None) -> None:
-        module.show(module.run(config if config is not None else module.Config()))
+        made = module.run(config if config is not None else module.Config())
+        if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun the first one prints
+            module.show(made)
 
     required = any(f.default is MISSING and f.default_factory is MISSING for f in fields(module.Config))
     kind = module.Config if required else module.Config | None

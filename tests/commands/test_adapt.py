@@ -198,6 +198,12 @@ def test_a_finished_run_is_not_trained_again(toy, tmp_path):
     assert again["created"] == first["created"]
     with pytest.raises(ConfigError, match=r"was another \(learning_rate: 0.01 -> 0.02\); resume with the old"):
         dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, learning_rate=0.02))
+    old = json.loads((tmp_path / "a" / "config.json").read_text())
+    del old["trunk_dtype"], old["text"]["isolate"]  # of a version that had no such settings
+    (tmp_path / "a" / "config.json").write_text(json.dumps(old))
+    assert dragoman.adapt(**settings(toy, tmp_path / "a", resume=True))["created"] == first["created"]
+    with pytest.raises(ConfigError, match=r"trunk_dtype: bf16 -> fp32"):
+        dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, trunk_cache=tmp_path / "t", trunk_dtype="fp32"))
     with pytest.raises(ConfigError, match="not empty"):
         dragoman.adapt(**settings(toy, tmp_path / "a"))
 

@@ -43,6 +43,10 @@ def test_adapting_on_a_cache(tmp_path):
     with_it = adapt.run(
         adapt.Config("mini-moe", **given, out=tmp_path / "a", trunk_cache=tmp_path / "trunk", trunk_dtype="fp32")
     )
+    dry = adapt.run(adapt.Config("mini-moe", **given, out=tmp_path / "b", trunk_cache=tmp_path / "no", dry_run=True))
+    size = (tmp_path / "trunk" / "activations.bin").stat().st_size
+    assert dry["trunk_cache"]["mib"] * 2**20 == pytest.approx(size / 2, rel=1e-6), "in bf16 half of fp32"
+    assert not (tmp_path / "no").exists()
     about = json.loads((tmp_path / "trunk" / "trunk.json").read_text())
     rows = adapt.training_rows(codec, open_corpus("help"), "ca", TEXT, 0, same=True)
     assert about["shape"][:2] == [len(rows.tokens_NS) // 3, 96], "what comes three times is kept once"

@@ -101,6 +101,9 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
     longer = replace(settings(table, folder)["training"], steps=1000)
     with pytest.raises(ConfigError, match=r"every checkpoint in .* is from the decay"):
         dragoman.pretrain(**settings(table, folder, resume=True, training=longer))
+    (made / "files.json").unlink()
+    with pytest.raises(ConfigError, match=r"no whole checkpoint in .*: checkpoint-3 lack files.*older versions wrote"):
+        dragoman.pretrain(**settings(table, folder, resume=True))
     shutil.rmtree(made.parent)
 
 

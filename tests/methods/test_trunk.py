@@ -42,8 +42,9 @@ def cached(model, folder, dtype="fp32", text=None, **options):
     return trunk.cached_trunk(model, text or rows(), config, **({"batch": 2, "announce": lambda _: None} | options))
 
 
-def losses(model, folder):
-    config = training.Config(steps=6, batch=2, micro_batch=2, warmup=1, decay=2, precision="fp32")
+def losses(model, folder, **changes):
+    given = {"steps": 6, "batch": 2, "micro_batch": 2, "warmup": 1, "decay": 2, "precision": "fp32"}
+    config = training.Config(**given | changes)
     return training.train(model, TEXT_NS, config, layers=(), folder=folder).losses
 
 
@@ -62,6 +63,14 @@ def test_training_on_the_cache_is_training_without_it(family, tmp_path):
     assert with_it[0] != with_it[3], "the same rows, after three updates"
     model(torch.from_numpy(TEXT_NS[:2]).long(), use_cache=False)
     assert set(ran) == {1, 2}, "outside the block all layers run"
+
+
+def test_gradient_checkpointing_on_the_cache_changes_no_loss(tmp_path):
+    alone = losses(tuned("olmoe"), tmp_path / "a")
+    model = tuned("olmoe")
+    with cached(model, tmp_path):
+        again = losses(model, tmp_path / "b", gradient_checkpointing=True)
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(alone), rtol=1e-5, atol=0)
 
 
 def test_file_holds_each_row_once_and_what_left_the_trunk(tmp_path):

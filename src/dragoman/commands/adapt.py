@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
+from dragoman.commands.resuming import completed
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -132,17 +133,26 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train a model for a new language and save it as a plain model folder, or as a delta, with a record."""
-    from dragoman.methods import METHODS
-    from dragoman.methods.base import LossMethod, settings
+    """Train a model for a new language and save it as a plain model folder, or as a delta, with a record.
+
+    Under torchrun the processes share the training; the first one writes.
+    """
+    from dragoman.methods import sharding
+
+    if sharding.started() > 1 and (odd := [n for n in ("dry_run", "trunk_cache") if getattr(config, n)]):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in odd)
+        raise ConfigError(f"{flags} is for one process, and torchrun started several; leave out one or the other")
+    with sharding.joined():
+        return _adapted(config)
+
+
+def _adapted(config: Config) -> dict[str, Any]:
+    from dragoman.commands.rehearsal import rehearse
+    from dragoman.methods import sharding
     from dragoman.methods.delta import trained_delta
     from dragoman.modeling import model_checksum, open_both, save_model, state_checksum
 
-    if config.method not in METHODS:
-        raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
-    if isinstance(METHODS[config.method], LossMethod):
-        raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
-    chosen = settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})
+    chosen = _chosen(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
@@ -150,15 +160,13 @@ def run(config: Config) -> dict[str, Any]:
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
-    before = state_checksum(model) if "delta" in SAVE[config.save] else ""
+    before = state_checksum(model) if "delta" in SAVE[config.save] and sharding.first() else ""
     chosen = _with_tag_row(chosen, codec, config.target)
     tag = _copied_tag(config, model, codec, plan)
     if config.dry_run:
-        from dragoman.commands.rehearsal import rehearse
-
         return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    if finished := _claim(config, stamp):
+    if finished := sharding.on_first(lambda: _claim(config, stamp)):
         return finished
 
     def keep(model: PreTrainedModel) -> None:
@@ -168,11 +176,25 @@ def run(config: Config) -> dict[str, Any]:
 
     given = {"codec": codec, "base_codec": base_codec, "texts": texts, "chosen": chosen, "keep": keep}
     trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
-    if "model" in SAVE[config.save]:
-        save_model(model, codec, config.out / "model")
-    record = environment() | {"command": "adapt", "config": asdict(config), "corpus": corpus.about, **trained}
-    write_json(config.out / "record.json", record)
+    about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
+    record = environment() | about | trained
+    if sharding.first():
+        if "model" in SAVE[config.save]:
+            save_model(model, codec, config.out / "model")
+        write_json(config.out / "record.json", record)
     return record
+
+
+def _chosen(config: Config) -> Any:
+    """The method's settings."""
+    from dragoman.methods import METHODS
+    from dragoman.methods.base import LossMethod, settings
+
+    if config.method not in METHODS:
+        raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
+    if isinstance(METHODS[config.method], LossMethod):
+        raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
+    return settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})
 
 
 def show(record: dict[str, Any]) -> None:
@@ -242,7 +264,7 @@ def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
         claim_folder(config.out)
         write_json(path, stamp)
         return None
-    before = read_json(path)
+    before = completed(read_json(path), Config(config.model, target=config.target))
     if changed := [f"{k}: {before.get(k)} -> {stamp[k]}" for k in stamp if before.get(k) != stamp[k]]:
         raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
     done = config.out / "record.json"

@@ -46,12 +46,12 @@ def train_arm(
     the vocabulary of the new one. chosen: the method's Config. keep: what to do with the trained model before it is
     merged. Checkpoints, where the config asks for them, are in its `out`.
     """
-    from dragoman.methods import METHODS, base
+    from dragoman.methods import METHODS, base, sharding
     from dragoman.modeling import device_memory_mb, grow
 
     method, settings = METHODS[method_name], training_settings(config, rows)
     evaluator = Evaluator(texts, settings.bf16) if codec and texts else None
-    measured = evaluator(model, base_codec or codec) if evaluator and codec else None
+    measured = sharding.on_first(lambda: evaluator(model, base_codec or codec)) if evaluator and codec else None
     measure = functools.partial(evaluator, model, codec) if evaluator and codec else None
     total = sum(p.numel() for p in model.parameters())
     if codec and base_codec:
@@ -85,12 +85,12 @@ def _trained_log(
     """The log, and how far logits from the trunk cache were from full ones, where there is one."""
     from dragoman.methods import training
 
-    with _trunk(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
+    with trunk_around(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
         log = training.train(
             model,
             rows.tokens_NS,
             settings,
-            layers=_running_routers(model, config),
+            layers=running_routers(model, config),
             labels_NS=rows.labels_NS,
             positions_NS=rows.positions_NS,
             guard=guard,
@@ -107,7 +107,7 @@ def _checkpoint_folder(config: Config) -> Any:
     return nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory()
 
 
-def _running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, ...]:
+def running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, ...]:
     """The MoE layers to measure: those of a cached trunk do not run."""
     from dragoman.modeling import find_routers, lowest_trained, moe_layers
 
@@ -116,7 +116,7 @@ def _running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, 
     return tuple(layer for layer in layers if layer.layer_id >= lowest)
 
 
-def _trunk(model: PreTrainedModel, rows: Rows, config: Config, settings: training.Config, pad_id: int) -> Any:
+def trunk_around(model: PreTrainedModel, rows: Rows, config: Config, settings: training.Config, pad_id: int) -> Any:
     """The trunk cache around a training, or nothing; gives the difference of cached from full logits, or None."""
     from dragoman.methods import rows as read
     from dragoman.methods import trunk

@@ -5,6 +5,8 @@ Shape letters: N rows, S tokens per row.
 
 from __future__ import annotations
 
+import functools
+import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -104,6 +106,8 @@ def convert(
 def train(config: Annotated[Train, Parameter(name="*")]) -> None:
     """Train a stage of Mix-MoE, or a neighbour on the same text, and measure before and after."""
     record = run_stage(config)
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one prints
+        return
     log = record["log"]
     print(
         f"{config.method}, stage {config.stage}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
@@ -120,7 +124,18 @@ def train(config: Annotated[Train, Parameter(name="*")]) -> None:
 
 
 def run_stage(config: Train) -> dict[str, Any]:
-    """Train, score before and after, save model and record; returns the record."""
+    """Train, score before and after, save model and record; returns the record.
+
+    Under torchrun the processes share the training; the first one scores and writes.
+    """
+    from dragoman.methods import sharding
+
+    with sharding.joined():
+        return _stage(config)
+
+
+def _stage(config: Train) -> dict[str, Any]:
+    from dragoman.methods import sharding
     from dragoman.modeling import model_checksum, open_both, save_model
 
     corpus = open_corpus(config.corpus)
@@ -131,11 +146,11 @@ def run_stage(config: Train) -> dict[str, Any]:
     total = sum(p.numel() for p in model.parameters())
     method, extra = _prepared(config, model)
     rows = stage_rows(config, codec, corpus, directions)
-    out = claim_folder(config.out)
-    sums = {"before": _scored(config, model, codec, corpus, spoken, directions)}
+    out = sharding.on_first(lambda: claim_folder(config.out))
+    scored = functools.partial(_scored, config, model, codec, corpus, spoken, directions)
+    sums = {"before": sharding.on_first(scored)}
     log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
-    sums["after"] = _scored(config, model, codec, corpus, spoken, directions)
-    save_model(model, codec, out / "model")
+    sums["after"] = sharding.on_first(scored)
     record = environment() | {
         "command": "mix train",
         "config": asdict(config),
@@ -146,8 +161,12 @@ def run_stage(config: Train) -> dict[str, Any]:
         "samples_too_long": rows.too_long,
         "log": asdict(log),
         "training": asdict(settings),
+        "processes": sharding.started(),
         "results": scoring.tables(sums, config.seed),
     }
+    if not sharding.first():
+        return record
+    save_model(model, codec, out / "model")
     if config.method == "mix_moe":
         record["shares"], figure = shares_of(config, model, codec, corpus, spoken, directions)
         if figure:

@@ -13,11 +13,13 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dragoman.commands.resuming import completed, no_checkpoint
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import TABLE
 from dragoman.corpora.ntext import NText, load
 from dragoman.errors import ConfigError
-from dragoman.methods import training
+from dragoman.methods import sharding, training
+from dragoman.methods.checkpoints import incomplete
 from dragoman.record import environment, read_json, write_json
 
 LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes", "checkpoint_steps"))
@@ -84,7 +86,15 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train and save the model; returns its record, which is also written to out/record.json."""
+    """Train and save the model; returns its record, which is also written to out/record.json.
+
+    Under torchrun the processes share the training; the first one writes.
+    """
+    with sharding.joined():
+        return _pretrained(config)
+
+
+def _pretrained(config: Config) -> dict[str, Any]:
     from dragoman.modeling import find_routers, moe_layers, open_model, save_model
 
     tables = [load(path) for path in config.data]
@@ -94,7 +104,7 @@ def run(config: Config) -> dict[str, Any]:
         mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
     codec = _codec(config, tables)
     model = open_model(config.start) if config.start else _new(config, codec)
-    resume, extended = _resumable(config)
+    resume, extended = sharding.on_first(lambda: _resumable(config))
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()
     folder = config.out / "checkpoints"
@@ -108,7 +118,8 @@ def run(config: Config) -> dict[str, Any]:
         extended=extended,
         quiet=config.quiet,
     )
-    save_model(model, codec, config.out / "model", dtype=config.dtype)
+    if sharding.first():
+        save_model(model, codec, config.out / "model", dtype=config.dtype)
     record = environment() | {
         "command": "pretrain",
         "config": asdict(config),
@@ -116,9 +127,11 @@ def run(config: Config) -> dict[str, Any]:
         "tables": {t.about.get("name", "?"): t.checksum() for t in tables},
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": asdict(log) | {"losses": [round(loss, 4) for loss in log.losses]},
+        "processes": sharding.started(),
         "tokens_per_second": round(log.tokens / log.seconds, 1),
     }
-    write_json(config.out / "record.json", record)
+    if sharding.first():
+        write_json(config.out / "record.json", record)
     return record
 
 
@@ -237,8 +250,8 @@ def _resumable(config: Config) -> tuple[Path | None, bool]:
         return None, False
     found = training.checkpoints(config.out / "checkpoints")
     if not found:
-        raise ConfigError(f"there is no checkpoint in {config.out / 'checkpoints'}; start without --resume")
-    before = _flat(read_json(stamp))
+        raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
+    before = _flat(completed(read_json(stamp), Config(out=config.out, data=config.data)))
     changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in _flat(now).items() if before.get(k) != v}
     if fixed := [line for key, line in changed.items() if key not in LENGTH]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")

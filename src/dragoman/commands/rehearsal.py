@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dragoman.commands.forgetting import Evaluator
 from dragoman.commands.training_text import Rows
 from dragoman.record import environment
@@ -56,12 +58,12 @@ def rehearse(
     method.apply(model, chosen, plan)
     trained = base.trained(model, total)
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    log = _few_updates(model, rows, settings, codec.pad_id)
+    log, cache = _few_updates(model, rows, settings, config, codec.pad_id)
     every = evaluation_interval(config, settings.steps)
     evaluations = (math.ceil(settings.steps / every) if every else 1) if texts else 0
     first, *others = log.step_seconds
     step = statistics.median(others or [first])
-    start = log.seconds - sum(log.step_seconds)
+    start = log.seconds - sum(log.step_seconds) + (cache["seconds"] if cache else 0)
     return environment() | {
         "command": "adapt",
         "dry_run": True,
@@ -75,6 +77,7 @@ def rehearse(
         "samples_too_long": rows.too_long,
         "tokens_by_source": rows.tokens,
         "step_seconds": step,
+        "trunk_cache": cache,
         "evaluations": evaluations,
         "evaluation_seconds": evaluating,
         "seconds": start + first + step * (settings.steps - 1) + evaluating * evaluations,
@@ -82,10 +85,18 @@ def rehearse(
     }
 
 
-def _few_updates(model: PreTrainedModel, rows: Rows, settings: training.Config, pad_id: int) -> training.Log:
-    from dragoman.methods import training
-    from dragoman.modeling import find_routers, moe_layers
+def _few_updates(
+    model: PreTrainedModel, rows: Rows, settings: training.Config, config: Config, pad_id: int
+) -> tuple[training.Log, dict[str, float] | None]:
+    """The log, and what a trunk cache of all rows takes, where there is to be one: {"seconds", "mib"} of writing it.
 
+    The rehearsal's cache holds the rows that it reads, in a folder that goes.
+    """
+    from dragoman.commands.arms import running_routers, trunk_around
+    from dragoman.methods import training
+
+    different = len(np.unique(rows.tokens_NS, axis=0))
+    rows = _first(rows, UPDATES * settings.batch)
     few = replace(
         settings,
         steps=min(UPDATES, settings.steps),
@@ -97,16 +108,33 @@ def _few_updates(model: PreTrainedModel, rows: Rows, settings: training.Config, 
         report_to=(),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        return training.train(
-            model,
-            rows.tokens_NS,
-            few,
-            layers=moe_layers(model) if find_routers(model) else (),
-            labels_NS=rows.labels_NS,
-            positions_NS=rows.positions_NS,
-            pad_id=pad_id,
-            folder=Path(scratch),
-        )
+        trunk = Path(scratch) / "trunk"
+        began = time.monotonic()
+        with trunk_around(model, rows, replace(config, trunk_cache=config.trunk_cache and trunk), settings, pad_id):
+            part = different / len(np.unique(rows.tokens_NS, axis=0))
+            writing = {"seconds": part * (time.monotonic() - began), "mib": part * _size(trunk) / 2**20}
+            log = training.train(
+                model,
+                rows.tokens_NS,
+                few,
+                layers=running_routers(model, config),
+                labels_NS=rows.labels_NS,
+                positions_NS=rows.positions_NS,
+                pad_id=pad_id,
+                folder=Path(scratch) / "run",
+            )
+    return log, writing if config.trunk_cache else None
+
+
+def _first(rows: Rows, number: int) -> Rows:
+    places_NS = None if rows.positions_NS is None else rows.positions_NS[:number]
+    return replace(
+        rows, tokens_NS=rows.tokens_NS[:number], labels_NS=rows.labels_NS[:number], positions_NS=places_NS
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.bin"))
 
 
 def text(record: dict[str, Any]) -> str:
@@ -122,6 +150,8 @@ def text(record: dict[str, Any]) -> str:
         f"on {record['tokens']:,} tokens ({taken}; {record['samples_too_long']} samples are too long), "
         f"{record['steps']} steps of {record['step_seconds']:.2f} s"
     )
+    if cache := record["trunk_cache"]:
+        lines.append(f"trunk cache: {cache['mib']:,.1f} MiB on disk, {cache['seconds']:.0f} s to write")
     lines.append(
         f"expected: {record['seconds']:.0f} s of training with {record['evaluations']} evaluations of "
         f"{record['evaluation_seconds']:.1f} s, and {_memory(record)}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dragoman.methods.sharding import summed
 from dragoman.modeling import MoELayer, Routed
 from dragoman.routing.stats import load_balance
 
@@ -35,12 +36,13 @@ class Balance:
             self.count_LE[i].index_add_(0, chosen_TK.flatten().long(), real_TK.flatten().long())  # type: ignore[union-attr]
 
     def report(self, step: int) -> dict[str, Any]:
-        """What was counted, and begin anew.
+        """What was counted, by all processes, and begin anew.
 
         {"step": 20, "slots": slots counted in each layer, "layers": [...], "variation": coefficient of variation by
         layer, "max_load": the busiest expert's count over the mean, "dead": experts that no token went to}
         """
-        counted = [(x, c.cpu().numpy()) for x, c in zip(self.layers, self.count_LE, strict=True) if c is not None]
+        pairs = zip(self.layers, self.count_LE, strict=True)
+        counted = [(x, summed(c).cpu().numpy()) for x, c in pairs if c is not None]
         counted = [(x, count_E) for x, count_E in counted if count_E.any()]
         found = [(x, load_balance(count_E[None], [len(count_E)]), count_E) for x, count_E in counted]
         self._clear()

@@ -66,6 +66,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def incomplete(folder: Path) -> list[Path]:
+    """The others: what lacks files, or the list of them, which older versions did not write."""
+    return sorted(path for path in folder.glob("checkpoint-*") if not _whole(path))
+
+
 def superfluous(checkpoints: list[Path]) -> list[Path]:
     """All but the last ones and the last stable one."""
     stable = [path for path in checkpoints if log_of(path).stable][-1:]

@@ -13,6 +13,7 @@ Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import TrainerCallback
 
 from dragoman.errors import ConfigError
 from dragoman.methods.checkpoints import Log
+from dragoman.methods.sharding import Shards, on_first
 
 KEPT_FILE = "kept.safetensors"
 """What a checkpoint keeps of the weights that training may go back to."""
@@ -111,8 +113,10 @@ class Guard:
 class Guarding(TrainerCallback):
     """Evaluates at intervals and at the end, stops, and puts back the weights that were kept."""
 
-    def __init__(self, guard: Guard, model: nn.Module, log: Log, report: Report | None = None):
-        self.guard, self.log, self.report = guard, log, report
+    def __init__(
+        self, guard: Guard, model: nn.Module, log: Log, report: Report | None = None, shards: Shards | None = None
+    ):
+        self.guard, self.log, self.report, self.shards = guard, log, report, shards
         self.model = model
         self.own = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.kept: dict[str, torch.Tensor] = {}
@@ -141,7 +145,8 @@ class Guarding(TrainerCallback):
         last = control.should_training_stop or state.global_step == state.max_steps
         if last or (every and state.global_step % every == 0):
             logs_loss = control.should_log
-            self._evaluate(state.global_step, last)
+            with self.shards.filled() if self.shards else nullcontext():
+                self._evaluate(state.global_step, last)
             control.should_log = logs_loss  # a report of ours counts as this step's
             if self.log.stopped:
                 control.should_training_stop, control.should_save = True, False
@@ -149,7 +154,7 @@ class Guarding(TrainerCallback):
     def _evaluate(self, step: int, last: bool) -> None:
         guard, found = self.guard, self.log.evaluations
         self.model.eval()
-        found.append(guard.entry(step, guard.measure()))
+        found.append(guard.entry(step, on_first(guard.measure)))
         self.model.train()
         if self.report:
             kinds = {"bits_per_byte": found[-1]["bits"], "drift": found[-1]["drift"]}
@@ -167,4 +172,6 @@ class Guarding(TrainerCallback):
         with torch.no_grad():
             for name, parameter in self.own.items():
                 parameter.copy_(self.kept[name])
+        if self.shards:
+            self.shards.load(self.kept)
         self.log.stopped = (self.log.stopped or {"step": step, "why": "the end"}) | {"weights_of": self.log.kept_step}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import sharding
 from dragoman.methods.balance import Balance
 from dragoman.methods.checkpoints import LOG_FILE, Log, checkpoints, discard, seal, superfluous
 from dragoman.methods.guard import Guarding
@@ -36,9 +40,21 @@ WINDOW = 10
 class Loop(Trainer):
     """The loop; a checkpoint is whole or not there."""
 
-    def __init__(self, *args: Any, config: Config, routed: list[Routed], log: Log, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        config: Config,
+        routed: list[Routed],
+        log: Log,
+        shards: sharding.Shards | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.ours, self.routed, self.log_ = config, routed, log
+        for theirs in (PrinterCallback, ProgressCallback):
+            self.remove_callback(theirs)
+        self.ours, self.routed, self.log_, self.shards = config, routed, log, shards
+        if shards:  # else the model would also be wrapped in DistributedDataParallel
+            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.staging: Path | None = None
         self.extended = False
         self.extra_loss: ExtraLoss | None = None
@@ -60,7 +76,13 @@ class Loop(Trainer):
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.shards and checkpoint:
+            optimizer, schedule = self._updating()
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            optimizer.load_state_dict(sharding.shared_state(state, optimizer))
+            schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if self.extended:  # the checkpoint brought the old run's schedule
             self.shape.decay, self.shape.decay_from = self.ours.decay, self.ours.steps - self.ours.decay
 
@@ -71,60 +93,94 @@ class Loop(Trainer):
         """Into a folder of its own, then moved: a full disk or a kill leaves the former checkpoints as they were."""
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
         self.staging = folder / ".unfinished"
-        shutil.rmtree(self.staging, ignore_errors=True)
+        if sharding.first():
+            shutil.rmtree(self.staging, ignore_errors=True)
+        sharding.wait()
         try:
-            super()._save_checkpoint(model, trial)
-            write_json(self.staging / name / LOG_FILE, asdict(self.log_))
-            if self.guarding:
-                self.guarding.save(self.staging / name)
-            seal(self.staging / name)
-            shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was killed, and not whole
-            os.replace(self.staging / name, folder / name)
+            with self.shards.filled() if self.shards else nullcontext():
+                super()._save_checkpoint(model, trial)
+            sharding.wait()
+            if sharding.first():
+                self._seal(self.staging / name, folder / name)
+            sharding.wait()
         except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors say so of a full disk
             raise ConfigError(
                 f"checkpoint {folder / name} could not be written ({str(e).splitlines()[0]}); is the disk full? "
                 "The checkpoint before is whole: make room and go on with --resume"
             ) from None
         finally:
-            shutil.rmtree(self.staging, ignore_errors=True)
+            if sharding.first():
+                shutil.rmtree(self.staging, ignore_errors=True)
             self.staging = None
-        for old in superfluous(checkpoints(folder)):
+
+    def _seal(self, staged: Path, folder: Path) -> None:
+        write_json(staged / LOG_FILE, asdict(self.log_))
+        if self.guarding:
+            self.guarding.save(staged)
+        seal(staged)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, and not whole
+        os.replace(staged, folder)
+        for old in superfluous(checkpoints(folder.parent)):
             discard(old)
+
+    def _updating(self) -> tuple[Any, Any]:
+        return self.optimizer, self.lr_scheduler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer, schedule = self._updating()
+        state = sharding.whole_state(optimizer.state_dict())
+        if sharding.first():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A plain model folder where everything trains, else what trains alone: the base gives the rest."""
-        if all(p.requires_grad for p in self.model.parameters()):  # type: ignore[union-attr]
-            super()._save(output_dir, state_dict)
+        if not sharding.first():
+            return
+        if all(p.requires_grad for p in self._plain().parameters()):
+            self._plain().save_pretrained(output_dir)
             return
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.detach().contiguous() for n, p in self._own().items()}, folder / TRAINED_FILE)
 
+    def _plain(self) -> Any:
+        """The model as the user has it; where it is shared out, it is filled now and then."""
+        return self.shards.plain if self.shards else self.model
+
     def _own(self) -> dict[str, Any]:
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
+        return {n: p for n, p in self._plain().named_parameters() if p.requires_grad}
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         if (trained := Path(checkpoint) / TRAINED_FILE).is_file():
             saved, own = load_file(trained), self._own()
             if saved.keys() != own.keys():
                 raise ModelError(f"{checkpoint} holds other parameters than train now; resume with the old method")
+            if self.shards:
+                self.shards.load(saved)
+                return
             with torch.no_grad():
                 for name, parameter in own.items():
                     parameter.copy_(saved[name])
             return
         # Trainer loads the saved tensors by name and skips what does not fit: experts are one tensor each on disk and
         # stacked in memory, so they would silently stay as they are. from_pretrained knows how to stack them.
-        model = model or self.model
-        saved = type(model).from_pretrained(checkpoint, dtype="auto")
-        model.load_state_dict(saved.state_dict(), strict=True)
+        saved = type(self._plain()).from_pretrained(checkpoint, dtype="auto")
+        if self.shards:
+            self.shards.load(saved.state_dict())
+            return
+        self._plain().load_state_dict(saved.state_dict(), strict=True)
 
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         labels, row_B = inputs.pop("labels"), inputs.pop("row")
         real_BS = inputs.get("attention_mask", torch.ones_like(labels))
         read = {k: v for k, v in inputs.items() if k != "attention_mask" or "position_ids" not in inputs}
         self.routed.clear()
-        loss = self.cross_entropy(model, read, labels)
-        self.pending.append(float(loss.detach()))
+        loss, mean = self._loss(model, read, labels)
+        self.pending.append(mean)
         if not math.isfinite(self.pending[-1]):
             first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * self.ours.micro_batch
             rows = f"rows {first} to {first + self.ours.micro_batch - 1} of the stream"
@@ -133,6 +189,19 @@ class Loop(Trainer):
         self.balance.add(self.routed, real_T)
         loss = loss + self._router_losses(real_T)
         return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
+
+    def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """What to differentiate, and the mean over the tokens of all processes.
+
+        Gradients of processes are averaged, and rows have unlike numbers of labels: each process counts by its own.
+        """
+        if not self.shards:
+            loss = self.cross_entropy(model, inputs, labels_BS)
+            return loss, float(loss.detach())
+        loss = self.cross_entropy(model, inputs, labels_BS, "sum")
+        labels = (labels_BS[:, 1:] != -100).sum()
+        total, count = sharding.summed(torch.stack([loss.detach().double(), labels.double()])).tolist()
+        return loss * (self.args.world_size / count), total / count
 
     def _diverged(self, what: str) -> NoReturn:
         whole = checkpoints(Path(str(self.args.output_dir)))
@@ -168,7 +237,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, trainer: Loop, config: Config, width: int, quiet: bool):
         self.trainer, self.config, self.tokens_per_step = trainer, config, config.batch * width
-        self.started = self.saved = self.step_began = time.monotonic()
+        self.started = self.saved = self.step_began = sharding.clock()
         self.before = trainer.log_.seconds
         self.bar = tqdm(total=config.steps, desc="train", unit=" steps", disable=quiet, delay=2)
 
@@ -179,7 +248,7 @@ class Watch(TrainerCallback):
         self.bar.close()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_began = time.monotonic()
+        self.step_began = sharding.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log, pending = self.trainer.log_, self.trainer.pending
@@ -189,7 +258,7 @@ class Watch(TrainerCallback):
         self.bar.update()
         self.bar.set_postfix(loss=f"{log.losses[-1]:.3f}", refresh=False)
         self.trainer.refuse_divergence()
-        now, shape = time.monotonic(), self.trainer.shape
+        now, shape = sharding.clock(), self.trainer.shape
         log.step_seconds.append(round(now - self.step_began, 4))
         log.seconds = self.before + now - self.started
         if self.config.minutes and now - self.started > 60 * self.config.minutes:

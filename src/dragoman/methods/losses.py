@@ -45,8 +45,10 @@ def z_loss(logits_TE: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
     return logits_TE[real_T].float().logsumexp(-1).square().mean()
 
 
-def cross_entropy(model: Any, inputs: dict, labels_BS: torch.Tensor) -> torch.Tensor:
-    """Mean nats per token that has a label; a label stands under its own token."""
+def cross_entropy(model: Any, inputs: dict, labels_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Mean nats per token that has a label, or their sum; a label stands under its own token."""
     logits_BSV = model(**inputs, use_cache=False).logits
     shifted_BS = torch.nn.functional.pad(labels_BS[:, 1:], (0, 1), value=-100)
-    return torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), shifted_BS.flatten())
+    return torch.nn.functional.cross_entropy(
+        logits_BSV.flatten(0, 1).float(), shifted_BS.flatten(), reduction=reduction
+    )

@@ -5,21 +5,22 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
-import os
+import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils import deterministic
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.methods import sharding
 from dragoman.methods.balance import Balance
 from dragoman.methods.checkpoints import Log, checkpoints, discard, log_of
 from dragoman.methods.guard import Guard, Guarding
@@ -27,7 +28,7 @@ from dragoman.methods.loop import Loop, Watch
 from dragoman.methods.losses import ExtraLoss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import Config
-from dragoman.modeling import MoELayer, isolates, quantisation, score_names, sorted_experts, tap_routers
+from dragoman.modeling import MoELayer, isolates, moe_layers, quantisation, score_names, sorted_experts, tap_routers
 
 __all__ = ["Config", "ExtraLoss", "Log", "checkpoints", "log_of", "train"]
 
@@ -57,14 +58,16 @@ def train(
     guard: evaluates while the model trains, and may end it early.
     The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
     another number of steps: the schedule is that of `config`, later checkpoints go.
+    In a process of `sharding.joined()` with others it trains a share: rows, gradients and the optimizer's state.
     Raises ModelError for a model that cannot be trained so and when the loss diverges, ConfigError when a checkpoint
     cannot be written.
     """
     _require_possible(model, config, isolated=positions_NS is not None)
+    _require_shareable(config, extra_loss)
     log = log_of(resume)
     before = log.seconds
     for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
-        discard(later)
+        sharding.on_first(functools.partial(discard, later))
     rows = Rows(tokens_NS, labels_NS, pad_id, config.steps * config.batch, positions_NS)
     model.train()
     transformers_logging.set_verbosity_error()
@@ -72,16 +75,17 @@ def train(
     started = time.monotonic()
     scores = score_names(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
-    with _deterministic(), recomputing, sorted_experts(model), tap_routers(model, layers, training=True) as routed:
-        arguments = _arguments(config, folder, model)
-        trainer = Loop(model=model, args=arguments, train_dataset=rows, config=config, routed=routed, log=log)
-        for theirs in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(theirs)
+    with _deterministic(), recomputing, sorted_experts(model), ExitStack() as stack:
+        shards = sharding.Shards(model) if sharding.active() else None
+        running = shards.model if shards else model
+        routed = stack.enter_context(tap_routers(running, _within(running, layers), training=True))
+        given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
+        trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss = extended, extra_loss
         trainer.balance, trainer.scores = Balance(layers), scores
-        trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet))
+        trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet or not sharding.first()))
         if guard:
-            trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None)
+            trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None, shards)
             trainer.add_callback(trainer.guarding)
             if resume:
                 trainer.guarding.load(resume)
@@ -89,6 +93,8 @@ def train(
             trainer._load_from_checkpoint(str(resume))
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if shards:
+            shards.fill()
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
@@ -113,8 +119,24 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
             f"report_to names {', '.join(absent)}, installed are {', '.join(there) or 'none'}; install the package of "
             "that name, or leave it out"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training runs in one process; start it without torchrun")
+
+
+def _require_shareable(config: Config, extra_loss: ExtraLoss | None) -> None:
+    """ConfigError for what does not run on the processes that torchrun started."""
+    if sharding.started() > 1 and not sharding.active():
+        raise ConfigError(
+            "this training runs in one process; start it without torchrun (adapt, pretrain and mix train share it out)"
+        )
+    odd = {"a loss over parallel or old text": extra_loss is not None, "torch.compile": config.compile}
+    if sharding.active() and (found := [name for name, there in odd.items() if there]):
+        raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
+    sharding.rows_each(config.batch, config.micro_batch)
+
+
+def _within(model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[MoELayer]:
+    """The same layers, of this model: a copy has modules of its own."""
+    at = {layer.name: layer for layer in moe_layers(model)} if layers else {}
+    return [at[layer.name] for layer in layers]
 
 
 @contextmanager
@@ -142,10 +164,12 @@ def _deterministic() -> Iterator[None]:
 
 
 def _arguments(config: Config, folder: Path, model: PreTrainedModel) -> TrainingArguments:
+    rows = sharding.rows_each(config.batch, config.micro_batch)
+    processes = distributed.get_world_size() if sharding.active() else 1
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=config.batch // config.micro_batch,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=config.batch // (rows * processes),
         max_steps=config.steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,

@@ -1,0 +1,120 @@
+"""`torchrun ... dragoman adapt`: two real processes train what one does, and each goes on where the other was."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dragoman.cli import run
+from dragoman.commands.adapt import Config
+from dragoman.errors import ConfigError
+from dragoman.methods import sharding
+from dragoman.methods.sharding import rows_each
+from dragoman.modeling import TextCodec, open_model, save_model
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
+from tests.models import tiny
+from tests.texts import corpus, tokenizer
+
+METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "full", "--learning-rate", "0.002"]}
+
+
+def command(folder, name, out, *more):
+    """A run with two checkpoints; the second one is of its last step but some."""
+    line = ["adapt", str(folder / "model"), "--corpus", str(folder / "text.tsv"), "--target", "ca"]
+    line += ["--precision", "fp32", "--text.segments", "40", "--text.block", "48", "--text.batch", "4"]
+    line += ["--evaluation.segments", "6", "--checkpoint-steps", "3", "--out", str(out), "--quiet", *METHODS[name]]
+    return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
+
+
+def half_way(run_folder, copy_of):
+    """A run that was killed after its first checkpoint."""
+    shutil.copytree(run_folder, copy_of)
+    for path in (copy_of / "record.json", copy_of / "model"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    last = sorted((copy_of / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1]
+    shutil.rmtree(last)
+    return copy_of
+
+
+def losses(folder):
+    return json.loads((folder / "record.json").read_text())["log"]["losses"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of every run by one process and by two, and what the two printed."""
+    folder = tmp_path_factory.mktemp("shared-out")
+    save_model(tiny("olmoe", vocab_size=400), TextCodec(tokenizer()), folder / "model")
+    corpus().save(folder / "text.tsv")
+    planned = (PlannedExpert(1, "language"), PlannedExpert(3, "language"))
+    plan = ExpertPlan("test", {1: planned, 2: planned}, dict.fromkeys(range(3), 8), target="ca", train_routers=True)
+    plan.save(folder / "plan.json")
+    lines = []
+    for name in METHODS:
+        run(command(folder, name, folder / f"{name}-one"))
+        stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
+        lines.append(command(folder, name, folder / f"{name}-two"))
+        lines.append(command(folder, name, stopped, "--resume"))
+    (folder / "lines.json").write_text(json.dumps(lines))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(Path(__file__).with_name("sharded.py"))
+    done = subprocess.run(
+        [*torchrun, script, str(folder / "lines.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_what_one_does(runs, name):
+    folder, printed = runs
+    alone = losses(folder / f"{name}-one")
+    np.testing.assert_allclose(losses(folder / f"{name}-two"), alone, rtol=1e-4)
+    np.testing.assert_allclose(losses(folder / f"{name}-one-then-two"), alone, rtol=1e-4)
+    assert min(alone[-5:]) < alone[0] - 0.05, "otherwise nothing trained"
+    one, two = (json.loads((folder / f"{name}-{n}" / "record.json").read_text()) for n in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["log"]["balance"][0]["slots"] == two["log"]["balance"][0]["slots"]
+    assert two["outcome"]["bits_after"] == pytest.approx(one["outcome"]["bits_after"], rel=1e-4)
+    assert printed.count(f"the model in {folder / f'{name}-two'}") == 1, "one process prints"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
+    folder, _ = runs
+    stopped = half_way(folder / f"{name}-two", folder / f"{name}-two-then-one")
+    run(command(folder, name, stopped, "--resume"))
+    np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-4)
+    ours, alone = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("two-then-one", "one"))
+    assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
+
+
+def test_planned_rows_alone_move_in_two_processes(runs):
+    folder, _ = runs
+    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", "expert_tuning-two/model"))
+    changed = {n for n in base if not (base[n] == tuned[n]).all()}
+    own = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
+    assert changed == {f"model.layers.{i}.mlp.{n}" for i in (1, 2) for n in own}
+    rows = {e for e in range(8) for n in changed if "experts" in n and not (base[n][e] == tuned[n][e]).all()}
+    assert rows == {1, 3}
+
+
+def test_rows_that_cannot_be_shared_out(monkeypatch):
+    monkeypatch.setattr(sharding, "active", lambda: True)
+    monkeypatch.setattr(sharding.distributed, "get_world_size", lambda: 2)
+    assert [rows_each(8, 8), rows_each(8, 2)] == [4, 2]
+    with pytest.raises(ConfigError, match="a batch of 5 rows cannot be shared out to 2 processes in passes of 2"):
+        rows_each(5, 5)
+
+
+@pytest.mark.parametrize(("more", "said"), [({"dry_run": True}, "--dry-run"), ({"trunk_cache": Path("t")}, "--trunk")])
+def test_what_is_for_one_process_is_refused_by_several(monkeypatch, more, said):
+    from dragoman.commands import adapt
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=f"{said}.* is for one process, and torchrun started several"):
+        adapt.run(Config("mini-moe", target="ca", **more))
