@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import use_experts_implementation
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.output_capturing import OutputRecorder
 
 from dragoman.errors import ModelError
@@ -296,6 +297,38 @@ class _Mixed:
             super()._init_weights(module)  # type: ignore[misc]
 
 
+def with_router_logits(dense_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a dense class that knows `output_router_logits`, as those of Mixture-of-Experts classes do.
+
+    The logits are a tuple of [T, E], one of each block in order of depth. (What records them in those classes belongs
+    to the model below the head, whose class here is the dense one.)
+    """
+
+    @functools.wraps(dense_forward)
+    def forward(model: Any, *args: Any, output_router_logits: bool | None = None, **kwargs: Any) -> Any:
+        asked = getattr(model.config, "output_router_logits", False)
+        if not (asked if output_router_logits is None else output_router_logits):
+            return dense_forward(model, *args, **kwargs)
+        kept: list[torch.Tensor] = []
+        hooks = [
+            m.register_forward_hook(lambda _m, _args, output: kept.append(output[0]))
+            for m in model.modules()
+            if isinstance(m, MixRouter)
+        ]
+        try:
+            output = dense_forward(model, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (*output, tuple(kept)) if isinstance(output, tuple) else _of_moe(output, tuple(kept))
+
+    return forward
+
+
+def _of_moe(output: Any, router_logits: tuple[torch.Tensor, ...]) -> MoeCausalLMOutputWithPast:
+    return MoeCausalLMOutputWithPast(**output, router_logits=router_logits)
+
+
 def initial_std(config: Any) -> float:
     """Of random experts: what the dense class gives its own weights."""
     found = (getattr(config, name, None) for name in ("initializer_range", "init_std"))
@@ -326,6 +359,7 @@ def register(*model_types: str) -> None:
         )
         recorded = (dense_model._can_record_outputs or {}) | {"router_logits": OutputRecorder(MixRouter, index=0)}
         of_class = {"config_class": config, "_can_record_outputs": recorded, "_dense_class": dense_model}
+        of_class["forward"] = with_router_logits(dense_model.forward)
         model = type(f"MixMoE{dense_model.__name__}", (_Mixed, dense_model), here | of_class)
         AutoConfig.register(PREFIX + model_type, config)
         AutoModelForCausalLM.register(config, model)
