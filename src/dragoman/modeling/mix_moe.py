@@ -325,7 +325,7 @@ def with_router_logits(dense_forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _of_moe(output: Any, router_logits: tuple[torch.Tensor, ...]) -> MoeCausalLMOutputWithPast:
+def _of_moe(output: Any, router_logits: Any) -> MoeCausalLMOutputWithPast:
     return MoeCausalLMOutputWithPast(**output, router_logits=router_logits)
 
 
