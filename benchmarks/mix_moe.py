@@ -33,7 +33,14 @@ from torch import nn
 
 from dragoman.errors import ConfigError
 from dragoman.methods import full, mix_moe
-from dragoman.modeling import hidden_states, logit_difference, moe_layers, new_model, tap_routers
+from dragoman.modeling import (
+    hidden_states,
+    keep_freed_memory,
+    logit_difference,
+    moe_layers,
+    new_model,
+    tap_routers,
+)
 from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 from dragoman.modeling.mix_moe import set_settings
@@ -185,6 +192,7 @@ def bench(*, quick: bool = False, out: Path | None = None) -> None:
     """Measure, print, and with `out` write a record."""
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
+    keep_freed_memory()  # as every command does when it opens a model
     rounds = 5 if quick else 20
     original = dense()
     difference, largest = logit_difference(original, to_mix_moe(original, Conversion()))

@@ -22,6 +22,9 @@ from tests.texts import corpus, tokenizer
 STEPS = training.Config(steps=3, batch=4, micro_batch=4, warmup=1, decay=1, balance=0.01, precision="fp32")
 
 
+EVEN = replace(STEPS, balance=0.0)
+
+
 def small():
     codec = TextCodec(tokenizer())
     model = tiny("llama", vocab_size=len(codec.tokenizer), intermediate_size=32, max_position_embeddings=128)
@@ -82,6 +85,29 @@ def test_moe_lpr_on_the_same_text(folder, tmp_path):
     )
     assert last["parameters"] == 3 * 4 * 16, "three routers of four experts"
     assert open_model(str(tmp_path / "two/model")).config.model_type == "mixtral"
+
+
+def test_lora_of_as_many_parameters_as_are_given(folder, tmp_path):
+    dense, common = str(folder / "dense"), {"method": "lora", "languages": ("en", "de"), "training": EVEN}
+    # rank 1: in each of 3 layers attention has 4 maps of 16 + 16, the feed-forward 3 of 16 + 32
+    each = 3 * (4 * 32 + 3 * 48)
+    record = run_stage(
+        settings(folder, model=dense, out=tmp_path / "lora", parameters=3 * each + 5, only_after=True, **common)
+    )
+    assert record["parameters"] == 3 * each and record["method"]["rank"] == 3 and record["method"]["alpha"] == 6
+    assert record["results"]["bits_per_byte"].keys() == {"after"}
+    assert type(open_model(str(tmp_path / "lora/model"))).__name__ == "LlamaForCausalLM"
+    with pytest.raises(ConfigError, match=f"rank 1 trains {each:,} parameters here"):
+        run_stage(settings(folder, model=dense, out=tmp_path / "no", parameters=each - 1, **common))
+
+
+def test_all_stands_for_the_languages_given_and_what_is_scored_can_differ(folder, tmp_path):
+    given = {"languages": ("en", "de", "ru"), "directions": ("en-all",), "score": ("all-en",), "only_after": True}
+    asked = {"model": str(folder / "dense"), "method": "full", "training": EVEN, "out": tmp_path / "full"}
+    record = run_stage(settings(folder, **(asked | given)))
+    assert set(record["results"]["chrf"]["after"]) == {"de-en", "ru-en"}
+    assert record["samples_too_long"] == 0 and set(record["results"]["bits_per_byte"]["after"]) == {"en", "de", "ru"}
+    assert record["read"] == ["en-de", "en-ru"]
 
 
 def test_rows_of_parallel_text_have_labels_on_translations_alone(folder):
@@ -161,11 +187,16 @@ def test_figure_says_which_kind_is_largest():
         ({"stage": 2, "languages": ("en",)}, "stage 2 trains translation experts on parallel text; give --directions"),
         ({"stage": 1}, "there is no text"),
         ({"stage": 1, "languages": ("en",), "replay": 0.1}, "replay has no effect"),
-        ({"stage": 2, "languages": ("en",), "directions": ("en-de",)}, "languages have no effect"),
+        ({"stage": 2, "languages": ("en",), "directions": ("en-all", "en-de")}, "languages have no effect on en-de"),
+        ({"stage": 1, "languages": ("en",), "segments": 3}, "segments is 3, at least 4"),
+        ({"languages": ("en",)}, "mix_moe has the stages 1 and 2, not None"),
+        ({"languages": ("en",), "method": "lora", "stage": 1, "training": EVEN}, "lora has no stages"),
+        ({"stage": 1, "languages": ("en",), "rank": 3}, "on lora alone"),
+        ({"languages": ("en",), "method": "lora", "rank": 3, "parameters": 9, "training": EVEN}, "say the same"),
         ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
         ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
-        ({"stage": 1, "languages": ("en",), "method": "full"}, "no routers to balance"),
-        ({"stage": 1, "languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full"),
+        ({"languages": ("en",), "method": "full"}, "no routers to balance"),
+        ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )
 def test_what_cannot_be_trained_is_a_sentence(changes, sentence):

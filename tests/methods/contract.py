@@ -14,13 +14,16 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
 
-from dragoman.methods import METHODS, base
+from dragoman.methods import METHODS, base, lora, mix_moe, moe_lpr
 from dragoman.methods.delta import WEIGHTS_FILE, Delta, remove, trained_delta
-from dragoman.modeling import moe_layers, router_kind, state_checksum, tap_routers
+from dragoman.modeling import moe_layers, router_kind, state_checksum, tap_routers, upcycle
+from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
+from dragoman.modeling.mix_moe import set_settings
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests import architectures
 from tests.models import FAMILIES, tiny
@@ -31,6 +34,14 @@ FURTHER = {"llama4_text": "transposed stacks", "gpt_oss": "transposed stacks wit
 """Families beside those of tests/models.py, and what is odd about them."""
 TOY: dict[str, dict[str, Any]] = {"lora": {"rank": 2}}
 """Settings that fit a toy."""
+FROM_DENSE: dict[str, tuple[Any, Any, str]] = {
+    "mix_moe, stage 1": (mix_moe, mix_moe.Config(stage=1), "converted Llama"),
+    "mix_moe, stage 2": (mix_moe, mix_moe.Config(stage=2), "the same after stage 1"),
+    "moe_lpr, stage 1": (moe_lpr, moe_lpr.Config(stage=1), "upcycled Llama (Mixtral)"),
+    "moe_lpr, stage 2": (moe_lpr, moe_lpr.Config(stage=2), "upcycled Llama (Mixtral)"),
+    "lora": (lora, lora.Config(rank=2, parts=("attention", "feed_forward")), "Llama"),
+}
+"""What trains a dense model or one made of it: method, settings, what it starts from."""
 TOLERANCE = 1e-5
 """Of logits, relative to their norm, where merging is to rounding: float32 has 1.2e-7."""
 
@@ -97,8 +108,28 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @cache
 def contract(name: str, family: str) -> str:
     """Check everything that `base.Method` promises; returns the cell of the table."""
-    method, model, ids = METHODS[name], model_of(family), batch()
-    settings = method.Config(**TOY.get(name, {}))
+    method, model = METHODS[name], model_of(family)
+    return _held(name, method, method.Config(**TOY.get(name, {})), model, batch())
+
+
+@cache
+def from_dense(label: str) -> str:
+    """The same of a method that starts from a dense model."""
+    method, settings, start = FROM_DENSE[label]
+    model = tiny("llama", intermediate_size=32)
+    if start.startswith("upcycled"):
+        model = upcycle(model, 4, 2)
+    elif method is mix_moe:
+        model = to_mix_moe(model, Conversion())
+        for layer in moe_layers(model):  # equal logits of a router of zeros are a tie
+            torch.nn.init.normal_(layer.router.weight, std=0.5, generator=torch.Generator().manual_seed(layer.layer_id))
+        set_settings(model, masked=settings.stage == 1, stage=settings.stage - 1)
+    name = label.partition(",")[0]
+    with patch.dict(METHODS, {name: base.named(method)}):  # a delta is read by the method's name
+        return _held(name, method, settings, model, batch())
+
+
+def _held(name: str, method: Any, settings: Any, model: Any, ids: torch.Tensor) -> str:
     plain, sha256, total = copy.deepcopy(model), state_checksum(model), sum(p.numel() for p in model.parameters())
     before, plan = plain.state_dict(), toy_plan(model) if method.NEEDS_PLAN else None
     assert plan is None or reaches(model, ids, plan), "otherwise some experts cannot train"
@@ -142,7 +173,9 @@ def generated() -> str:
     families = [*FAMILIES, *FURTHER]
     rows = [f"| {f} | {_about(f)} | {' | '.join(contract(m, f) for m in METHODS)} |" for f in families]
     table = [f"| family | router, layout | {' | '.join(METHODS)} |", f"| --- | --- |{' --- |' * len(METHODS)}", *rows]
-    return "\n".join([*(line for name in METHODS for line in _section(name)), *CLAIM, *table, ""])
+    dense = [f"| `{x}` | {start} | {from_dense(x)} |" for x, (_, _, start) in FROM_DENSE.items()]
+    dense = ["", "And from a dense model:", "", "| method | starts from | contract |", "| --- | --- | --- |", *dense]
+    return "\n".join([*(line for name in METHODS for line in _section(name)), *CLAIM, *table, *dense, ""])
 
 
 CLAIM = (

@@ -21,6 +21,11 @@ def test_contract(name, family):
     assert contract.contract(name, family).startswith("holds")
 
 
+@pytest.mark.parametrize("label", contract.FROM_DENSE)
+def test_contract_from_a_dense_model(label):
+    assert contract.from_dense(label).startswith("holds")
+
+
 def test_the_page_has_what_the_contract_found():
     text = contract.PAGE.read_text(encoding="utf-8")
     shown = text.partition(contract.BEGIN)[2].partition(contract.END)[0]

@@ -265,6 +265,20 @@ def test_router_is_float32_inside_a_bfloat16_model_and_under_autocast():
     assert torch.equal(inside, router(x)[0])
 
 
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_router_logits_are_returned_where_they_are_asked_for(name):
+    made = mixed(name)
+    wanted = [one.logits_TE for one in routed(made)]
+    with torch.no_grad():
+        output = made(IDS, output_router_logits=True)
+    assert len(output.router_logits) == 3 and all(map(torch.equal, output.router_logits, wanted))
+    assert torch.equal(output.logits, logits(made)) and "router_logits" not in made(IDS)
+    assert len(made(IDS, output_router_logits=True, return_dict=False)[-1]) == 3
+    made.config.output_router_logits = True
+    assert len(made(IDS, labels=IDS).router_logits) == 3
+    assert made.generate(IDS, max_new_tokens=3, do_sample=False).shape == (2, 27)
+
+
 def test_capture_sees_it_as_any_mixture():
     import dragoman
 

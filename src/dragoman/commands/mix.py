@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from cyclopts import App, Parameter
 from dragoman.commands import Numbers, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.mixing_text import Train, sample_of, shares_of, stage_rows
+from dragoman.commands.mixing_text import STAGED, Train, sample_of, shares_of, stage_rows
 from dragoman.corpora.pack import open_corpus
 from dragoman.record import claim_folder, environment, write_json
 
@@ -110,17 +111,23 @@ def train(config: Annotated[Train, Parameter(name="*")]) -> None:
         return
     log = record["log"]
     print(
-        f"{config.method}, stage {config.stage}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
+        f"{named(config)}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
         f"the model is in {config.out}/model"
     )
     for name in ("bits_per_byte", "chrf"):
         values, intervals = (record["results"].get(key, {}) for key in (name, f"{name}_interval"))
         for label, value in values.get("after", {}).items():
-            before, (low, high) = values["before"][label], intervals["after"][label]
-            print(f"  {name:13} {label:8} {before:7.3f} -> {value:7.3f}  [{low:.3f}, {high:.3f}]")
+            low, high = intervals["after"][label]
+            before = "" if config.only_after else f"{values['before'][label]:7.3f} -> "
+            print(f"  {name:13} {label:8} {before}{value:7.3f}  [{low:.3f}, {high:.3f}]")
     for kind, found in record.get("shares", {}).get("kinds", {}).items():
         low, high = found["low"], found["high"]
         print(f"  mass on translation experts, {kind:8} {found['value']:.3f}  [{low:.3f}, {high:.3f}]")
+
+
+def named(config: Train) -> str:
+    """The method, and which stage of it where it has some."""
+    return config.method if config.stage is None else f"{config.method}, stage {config.stage}"
 
 
 def run_stage(config: Train) -> dict[str, Any]:
@@ -139,16 +146,18 @@ def _stage(config: Train) -> dict[str, Any]:
     from dragoman.modeling import model_checksum, open_both, save_model
 
     corpus = open_corpus(config.corpus)
-    directions = parse_directions(list(config.directions), corpus.languages, corpus.languages)
-    spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in directions.values() for g in pair)]))
+    every = config.languages or corpus.languages
+    directions = parse_directions(list(config.directions), every, corpus.languages)
+    asked = parse_directions(list(config.score), every, corpus.languages) if config.score else directions
+    spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
     model, codec = open_both(config.model)
     total = sum(p.numel() for p in model.parameters())
     method, extra = _prepared(config, model)
     rows = stage_rows(config, codec, corpus, directions)
     out = sharding.on_first(lambda: claim_folder(config.out))
-    scored = functools.partial(_scored, config, model, codec, corpus, spoken, directions)
-    sums = {"before": sharding.on_first(scored)}
+    scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
+    sums = {} if config.only_after else {"before": sharding.on_first(scored)}
     log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
     sums["after"] = sharding.on_first(scored)
     record = environment() | {
@@ -158,6 +167,8 @@ def _stage(config: Train) -> dict[str, Any]:
         "model_sha256": model_checksum(config.model),
         "parameters": trained,
         "trained_share": trained / total,
+        "method": asdict(extra),
+        "read": list(directions),
         "samples_too_long": rows.too_long,
         "log": asdict(log),
         "training": asdict(settings),
@@ -168,7 +179,7 @@ def _stage(config: Train) -> dict[str, Any]:
         return record
     save_model(model, codec, out / "model")
     if config.method == "mix_moe":
-        record["shares"], figure = shares_of(config, model, codec, corpus, spoken, directions)
+        record["shares"], figure = shares_of(config, model, codec, corpus, spoken, asked)
         if figure:
             (out / "shares.svg").write_text(figure, encoding="utf-8")
     write_json(out / "record.json", record)
@@ -177,16 +188,29 @@ def _stage(config: Train) -> dict[str, Any]:
 
 def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     """Freeze the model and make trainable what the method trains; the method and its settings."""
-    from dragoman.methods import full, mix_moe, moe_lpr
+    from dragoman.methods import full, lora, mix_moe, moe_lpr
 
-    methods: dict[str, Any] = {
-        "mix_moe": (mix_moe, mix_moe.Config(stage=config.stage)),
-        "moe_lpr": (moe_lpr, moe_lpr.Config(stage=config.stage, lpr=config.lpr, mode=config.lpr_mode)),
-        "full": (full, full.Config()),
+    stage: dict[str, Any] = {"stage": config.stage}
+    methods: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "mix_moe": (mix_moe, lambda: mix_moe.Config(**stage)),
+        "moe_lpr": (moe_lpr, lambda: moe_lpr.Config(**stage, lpr=config.lpr, mode=config.lpr_mode)),
+        "full": (full, full.Config),
+        "lora": (lora, lambda: _lora_settings(config, model)),
     }
-    method, settings = methods[config.method]
+    method, settings = methods[config.method][0], methods[config.method][1]()
     method.apply(model, settings, None)
     return method, settings
+
+
+def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
+    """Of LoRA on attention and feed-forwards, of the rank that was asked for."""
+    from dragoman.methods import lora
+
+    chosen = lora.Config(parts=("attention", "feed_forward"), seed=config.seed)
+    rank = chosen.rank if config.rank is None else config.rank
+    if config.parameters is not None:
+        rank = lora.matched_rank(model, chosen, config.parameters)
+    return replace(chosen, rank=rank, alpha=2.0 * rank)
 
 
 def _trained(
@@ -205,7 +229,7 @@ def _trained(
             model,
             rows.tokens_NS,
             ours,
-            layers=moe_layers(model) if config.method != "full" and (ours.balance or lpr) else (),
+            layers=moe_layers(model) if config.method in STAGED and (ours.balance or lpr) else (),
             extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if lpr else None,
             labels_NS=rows.labels_NS,
             pad_id=pad_id,

@@ -23,7 +23,8 @@ from dragoman.methods import training
 if TYPE_CHECKING:
     from dragoman.modeling import TextCodec
 
-METHODS = ("mix_moe", "moe_lpr", "full")
+METHODS = ("mix_moe", "moe_lpr", "full", "lora")
+STAGED = METHODS[:2]
 Sample = tuple[list[int], int]
 Directions = Mapping[str, tuple[str, str]]
 
@@ -35,18 +36,22 @@ class Train:
     model: str
     """Model folder: a converted one for stage 1, what stage 1 wrote for stage 2."""
     _: KW_ONLY
-    stage: int
-    """1 or 2."""
     out: Path
     """New folder for the model, record.json and the figure of router shares."""
     method: str = "mix_moe"
-    """mix_moe; moe_lpr, of a model that `dragoman models upcycle` made; or full, for comparison."""
+    """mix_moe; moe_lpr, of a model that `dragoman models upcycle` made; or, for comparison, full or lora."""
+    stage: int | None = None
+    """1 or 2 of mix_moe and moe_lpr; the others have none."""
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     languages: Tags = ()
-    """Languages of monolingual text, in equal shares of tokens."""
+    """Languages of monolingual text, in equal shares of tokens; beside directions, those that `all` stands for."""
     directions: Tags = ()
     """Directions of parallel text, such as en-de or en-all; the loss is on the translation alone."""
+    score: Tags = ()
+    """Directions that are scored; default those of the text."""
+    only_after: Switch = False
+    """Leave out the scores before training, which the record of the stage before has."""
     replay: float = 0.0
     """Share of monolingual tokens beside parallel text."""
     old: Tags = ()
@@ -55,6 +60,10 @@ class Train:
     """Weight of that loss."""
     lpr_mode: str = "logits"
     """logits, or released: as the released code of moe_lpr has it."""
+    rank: int | None = None
+    """Of lora, on attention and feed-forwards; default 8. Updates are scaled by two."""
+    parameters: int | None = None
+    """Parameters that lora may train, in place of rank: the rank comes as close as it can."""
     block: int = 256
     """Tokens per row."""
     training: training.Config = field(default_factory=lambda: training.Config(balance=0.01))
@@ -79,6 +88,11 @@ class Train:
             )
         if self.method == "mix_moe" and self.stage == 2 and not self.directions:
             raise ConfigError("stage 2 trains translation experts on parallel text; give --directions, such as en-de")
+        if self.languages and not self.replay and (named := [d for d in self.directions if "all" not in d.split("-")]):
+            raise ConfigError(
+                f"languages have no effect on {', '.join(named)} without replay: they say what `all` stands for, as in "
+                "en-all; leave them out"
+            )
         faults = self._faults()
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
@@ -86,10 +100,11 @@ class Train:
     def _faults(self) -> list[str]:
         lpr = self.method == "moe_lpr" and self.stage == 2
         both = bool(self.languages and self.directions)
+        staged = self.method in STAGED
+        ranks = [x for x in (self.rank, self.parameters) if x is not None]
         checks = {
             "there is no text: give languages, directions or both": not (self.languages or self.directions),
             f"replay is {self.replay}, a share from 0 up to but not 1": not 0 <= self.replay < 1,
-            "languages have no effect beside directions without replay": both and not self.replay,
             "replay has no effect without languages and directions": bool(self.replay) and not both,
             "old and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
             and (bool(self.old) or self.lpr_mode != "logits"),
@@ -98,8 +113,14 @@ class Train:
             f"old languages {', '.join(self.old)} are not all in the text": lpr
             and not set(self.old) <= set(self.languages),
             f"block is {self.block}, at least 8": self.block < 8,
-            "full has no routers to balance: set training.balance to 0": self.method == "full"
+            f"{self.method} has no routers to balance: set training.balance to 0": not staged
             and bool(self.training.balance),
+            f"segments is {self.segments}, at least 4: the placebo compares halves": self.segments < 4
+            and self.method == "mix_moe",
+            f"{self.method} has no stages: leave stage out": not staged and self.stage is not None,
+            f"{self.method} has the stages 1 and 2, not {self.stage}": staged and self.stage not in (1, 2),
+            "rank and parameters have an effect on lora alone": self.method != "lora" and bool(ranks),
+            "rank and parameters say the same: give one": len(ranks) > 1,
         }
         return [fault for fault, holds in checks.items() if holds]
 

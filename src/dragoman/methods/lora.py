@@ -11,6 +11,7 @@ Trains: A and B. Merges: to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,19 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods.base import Rows
-from dragoman.modeling import expert_stacks, layer_numbers, linear_maps
+from dragoman.modeling import dense_maps, expert_stacks, layer_numbers, linear_maps
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
 MERGE = "rounding"
 NEEDS_PLAN = False
 
-PARTS = {"attention": "linear maps of attention", "experts": "routed experts", "shared": "shared experts"}
+PARTS = {
+    "attention": "linear maps of attention",
+    "experts": "routed experts",
+    "shared": "shared experts",
+    "feed_forward": "linear maps of dense feed-forwards",
+}
 """Name of a part -> what it is."""
 
 
@@ -44,7 +50,7 @@ class Config:
     alpha: float = 16.0
     """Updates are scaled by alpha / rank."""
     parts: tuple[str, ...] = ("attention", "experts")
-    """Any of attention, experts (the routed ones), shared (shared experts)."""
+    """Any of attention, experts (the routed ones), shared (shared experts), feed_forward (of dense layers)."""
     layers: tuple[int, ...] = ()
     """Model layers; default: those of the plan, without a plan all. In them all experts train, planned or not."""
     seed: int = 0
@@ -92,6 +98,19 @@ def merge(model: PreTrainedModel) -> None:
     del model.peft_config
 
 
+def matched_rank(model: PreTrainedModel, config: Config, parameters: int, plan: ExpertPlan | None = None) -> int:
+    """The rank with which LoRA trains as many parameters as it can without training more; asked on the plain model.
+
+    Raises ConfigError where rank 1 trains more already.
+    """
+    maps, weights = _targets(model, config, plan)
+    shapes = [model.get_parameter(name).shape for name in (*(f"{m}.weight" for m in maps), *weights)]
+    of_one = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes)
+    if parameters < of_one:
+        raise ConfigError(f"LoRA of rank 1 trains {of_one:,} parameters here; give as many or more, not {parameters:,}")
+    return parameters // of_one
+
+
 def save_peft(model: PreTrainedModel, base: str, folder: Path) -> None:
     """Write the updates as a PEFT adapter, which `PeftModel.from_pretrained` puts on the base."""
     settings = model.peft_config["default"]
@@ -127,12 +146,15 @@ def _targets(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) ->
     if faults:
         raise ModelError(f"lora would train nothing there: {'; '.join(faults)}; leave it out of parts or layers")
     shared = [f"{path}.weight" for path in found.get("shared", {})]
-    return list(found.get("attention", {})), [*found.get("experts", {}), *shared]
+    maps = [*found.get("attention", {}), *found.get("feed_forward", {})]
+    return maps, [*found.get("experts", {}), *shared]
 
 
 def _part(model: PreTrainedModel, part: str) -> dict[str, int]:
     """Path -> model layer of what a part consists of."""
-    return expert_stacks(model) if part == "experts" else linear_maps(model, part)
+    if part == "experts":
+        return expert_stacks(model)
+    return dense_maps(model) if part == "feed_forward" else linear_maps(model, part)
 
 
 def _span(layers: tuple[int, ...]) -> str:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import expert_tuning
+from dragoman.methods.base import Rows
 from dragoman.modeling import moe_layers
 from dragoman.modeling.mix_moe import Settings, set_settings, settings_of
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
@@ -59,6 +60,12 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
         raise ModelError("stage 1 was given a model that stage 2 has trained; give the converted one, or run stage 2")
     set_settings(model, masked=config.stage == 1)
     expert_tuning.apply(model, expert_tuning.Config(routers=True), group_plan(model, settings, config.stage))
+
+
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> Rows:
+    """The group's rows of every stack, and the routers."""
+    group = group_plan(model, settings_of(model), config.stage)
+    return expert_tuning.changes(model, expert_tuning.Config(routers=True), group)
 
 
 def group_plan(model: PreTrainedModel, settings: Settings, stage: int) -> ExpertPlan:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
 from dragoman.methods import expert_tuning
+from dragoman.methods.base import Rows
 from dragoman.methods.training import ExtraLoss
 from dragoman.modeling import Routed, moe_layers
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
@@ -65,6 +66,12 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     model.requires_grad_(False)
     for layer in layers:
         layer.router.requires_grad_(True)
+
+
+def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> Rows:
+    """The new experts' rows of every stack and the routers, or routers alone."""
+    rows = expert_tuning.changes(model, expert_tuning.Config(routers=True), new_experts(model))
+    return {n: r for n, r in rows.items() if config.stage == 1 or r is None}
 
 
 def new_experts(model: PreTrainedModel) -> ExpertPlan:

@@ -3,6 +3,7 @@
 from dragoman.modeling.codec import PLAIN_PROMPT, TextCodec
 from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
 from dragoman.modeling.experts import sorted_experts
+from dragoman.modeling.feed_forwards import dense_maps
 from dragoman.modeling.kinds import (
     SCORES,
     active_parameters,
@@ -79,6 +80,7 @@ __all__ = [
     "copy_tag",
     "decoder_layers",
     "default_device",
+    "dense_maps",
     "device_memory_mb",
     "embedding_names",
     "expert_shares",

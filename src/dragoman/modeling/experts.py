@@ -1,4 +1,4 @@
-"""A faster way to run stacked experts in training; transformers takes it by name.
+"""Faster ways to run stacked experts, in training and, on a CPU, without gradients; transformers takes them by name.
 
 Shape letters: T tokens, K chosen per token, S = T * K slots, D model width, F width of an expert.
 """
@@ -14,6 +14,10 @@ from transformers import PreTrainedModel
 from transformers.integrations import moe
 
 SORTED = "dragoman_sorted"
+BY_DEVICE = "dragoman_by_device"
+"""What Mix-MoE models run by default."""
+GROUPED = ("grouped_mm", BY_DEVICE)
+"""Implementations that compute, where gradients are asked for, what `grouped_mm` of transformers does."""
 
 
 @contextlib.contextmanager
@@ -26,7 +30,7 @@ def sorted_experts(model: PreTrainedModel) -> Iterator[None]:
     """
     config = model.config.get_text_config()
     before = getattr(config, "_experts_implementation", None)
-    if before != "grouped_mm" or not _taken(model):
+    if before not in GROUPED or not _taken(model):
         yield
         return
     try:
@@ -42,6 +46,18 @@ def _taken(model: PreTrainedModel) -> bool:
     except ValueError:  # transformers 5.0 has a fixed list
         return False
     return True
+
+
+def register_by_device() -> None:
+    """Make transformers know `BY_DEVICE`."""
+    moe.ALL_EXPERTS_FUNCTIONS.register(BY_DEVICE, _by_device)
+
+
+def _by_device(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    """Without gradients on a CPU the experts' own `one_by_one`, whose parts stay in its caches; else `grouped_mm`."""
+    if x_TD.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return moe.grouped_mm_experts_forward(experts, x_TD, indices_TK, weights_TK)
+    return experts.one_by_one(x_TD, indices_TK, weights_TK)
 
 
 class _Permuted(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dragoman.errors import ModelError
-from dragoman.modeling.probing import hidden_size
+from dragoman.modeling.probing import find_routers, hidden_size
 
 NO_ACTIVATION = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm)
 
@@ -79,6 +79,13 @@ def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
     width = hidden_size(model)
     found = [_fitting(model, path, module, width) for path, module in list(model.named_modules())]
     return tuple(ffn for ffn in found if ffn is not None)
+
+
+def dense_maps(model: PreTrainedModel) -> dict[str, int]:
+    """Path -> model layer of the linear maps of feed-forwards, those in layers with experts left out."""
+    routed = {int(n) for name, *_ in find_routers(model) for n in re.findall(r"\.(\d+)\.", name)[:1]}
+    found = [ffn for ffn in feed_forwards(model) if ffn.layer_id not in routed]
+    return {f"{ffn.path}.{n}": ffn.layer_id for ffn in found for n in (*ffn.ups, ffn.down)}
 
 
 def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedForward | None:

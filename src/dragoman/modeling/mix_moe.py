@@ -18,7 +18,8 @@ Shape letters: T tokens, E = 2k experts, K chosen per token, D model width, F wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,9 +27,11 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import use_experts_implementation
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils.output_capturing import OutputRecorder
 
 from dragoman.errors import ModelError
+from dragoman.modeling.experts import BY_DEVICE, by_expert, permuted, register_by_device
 from dragoman.modeling.feed_forwards import FeedForward, feed_forwards
 
 PREFIX = "mix_moe_"
@@ -119,14 +122,15 @@ class MixRouter(nn.Module):
             if self.settings.masked:
                 kept_TE = logits_TE[:, : self.settings.experts]
                 logits_TE = nn.functional.pad(kept_TE, (0, self.settings.experts), value=float("-inf"))
-            weights_TK, indices_TK = self._choose(logits_TE.softmax(-1))
-        return logits_TE, weights_TK / weights_TK.sum(-1, keepdim=True), indices_TK
+            chosen_TK, indices_TK = self._choose(logits_TE)
+            # the softmax over all, divided by the sum of the chosen, is the softmax over the chosen
+            return logits_TE, chosen_TK.softmax(-1), indices_TK
 
-    def _choose(self, probability_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(self, logits_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = self.settings.experts
         if self.settings.selection == "all":
-            return probability_TE.topk(min(self.settings.top_k, self.settings.eligible), dim=-1)
-        groups = [probability_TE[:, at : at + size].max(-1) for at in range(0, self.settings.eligible, size)]
+            return logits_TE.topk(min(self.settings.top_k, self.settings.eligible), dim=-1)
+        groups = [logits_TE[:, at : at + size].max(-1) for at in range(0, self.settings.eligible, size)]
         indices = [best.indices + at * size for at, best in enumerate(groups)]
         return torch.stack([best.values for best in groups], dim=-1), torch.stack(indices, dim=-1)
 
@@ -187,22 +191,30 @@ class MixExperts(nn.Module):
             self.down_proj_bias = nn.Parameter(torch.empty(num_experts, size))
 
     def forward(self, hidden_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-        """The plain way, an expert at a time, [T, D]."""
-        out_TD = torch.zeros_like(hidden_TD)
-        for e in range(self.num_experts):
-            token_S, slot_S = torch.where(indices_TK == e)
-            y_SD = self.one(e, hidden_TD[token_S]) * weights_TK[token_S, slot_S, None]
-            out_TD = out_TD.index_add(0, token_S, y_SD.to(out_TD.dtype))
-        return out_TD
+        """What `eager` of transformers stands for, [T, D]."""
+        return self.one_by_one(hidden_TD, indices_TK, weights_TK)
+
+    def one_by_one(
+        self, hidden_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """Every expert on the tokens that chose it, [T, D]."""
+        top_k = indices_TK.shape[-1]
+        slots_S, back_S, _, ends_E = by_expert(indices_TK, self.num_experts)
+        parts = permuted(hidden_TD, slots_S, back_S, top_k).tensor_split(ends_E[:-1].tolist())
+        y_SD = torch.cat([self.one(e, part_SD) for e, part_SD in enumerate(parts)])
+        y_TKD = permuted(y_SD, back_S, slots_S, 1).view(-1, top_k, y_SD.shape[-1])
+        weighted = [y_TKD[:, k] * weights_TK[:, k, None] for k in range(top_k)]
+        return functools.reduce(torch.add, weighted).to(hidden_TD.dtype)
 
     def one(self, e: int, hidden_SD: torch.Tensor) -> torch.Tensor:
         """What one expert computes, [S, D]."""
-        biases = [getattr(self, f"{name}_bias")[e] if self.has_bias else None for name in (self.first, "down_proj")]
-        up_SF = nn.functional.linear(hidden_SD, getattr(self, self.first)[e], biases[0])
-        if self.has_gate:
-            gate_SF, up_SF = up_SF.chunk(2, dim=-1)
-            return nn.functional.linear(self.act_fn(gate_SF) * up_SF, self.down_proj[e], biases[1])
-        return nn.functional.linear(self.act_fn(up_SF), self.down_proj[e], biases[1])
+        bias, down_bias = [getattr(self, f"{n}_bias")[e] if self.has_bias else None for n in (self.first, "down_proj")]
+        halves = 2 if self.has_gate else 1
+        weights = getattr(self, self.first)[e].chunk(halves)
+        biases = (None,) * halves if bias is None else bias.chunk(halves)
+        inner_SF, *others = [nn.functional.linear(hidden_SD, w, b) for w, b in zip(weights, biases, strict=True)]
+        hidden_SF = functools.reduce(torch.mul, others, self.act_fn(inner_SF))
+        return nn.functional.linear(hidden_SF, self.down_proj[e], down_bias)
 
 
 @use_experts_implementation(has_gate=True, has_bias=False)
@@ -261,7 +273,7 @@ class _Mixed:
         settings = Settings(**config.mix_moe)
         found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
         narrow = any(ffn.width // settings.experts % GROUPED_MULTIPLE for ffn in found)
-        config._experts_implementation_internal = "eager" if narrow and not wanted else chosen
+        config._experts_implementation_internal = chosen if wanted else "eager" if narrow else BY_DEVICE
         for ffn in found:
             block = MixMoE(config, ffn, settings)
             self._init_weights(block.router)
@@ -285,6 +297,38 @@ class _Mixed:
             super()._init_weights(module)  # type: ignore[misc]
 
 
+def with_router_logits(dense_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a dense class that knows `output_router_logits`, as those of Mixture-of-Experts classes do.
+
+    The logits are a tuple of [T, E], one of each block in order of depth. (What records them in those classes belongs
+    to the model below the head, whose class here is the dense one.)
+    """
+
+    @functools.wraps(dense_forward)
+    def forward(model: Any, *args: Any, output_router_logits: bool | None = None, **kwargs: Any) -> Any:
+        asked = getattr(model.config, "output_router_logits", False)
+        if not (asked if output_router_logits is None else output_router_logits):
+            return dense_forward(model, *args, **kwargs)
+        kept: list[torch.Tensor] = []
+        hooks = [
+            m.register_forward_hook(lambda _m, _args, output: kept.append(output[0]))
+            for m in model.modules()
+            if isinstance(m, MixRouter)
+        ]
+        try:
+            output = dense_forward(model, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (*output, tuple(kept)) if isinstance(output, tuple) else _of_moe(output, tuple(kept))
+
+    return forward
+
+
+def _of_moe(output: Any, router_logits: Any) -> MoeCausalLMOutputWithPast:
+    return MoeCausalLMOutputWithPast(**output, router_logits=router_logits)
+
+
 def initial_std(config: Any) -> float:
     """Of random experts: what the dense class gives its own weights."""
     found = (getattr(config, name, None) for name in ("initializer_range", "init_std"))
@@ -296,6 +340,7 @@ def register(*model_types: str) -> None:
 
     Raises ModelError for a type that transformers has no causal language model of.
     """
+    register_by_device()
     for model_type in model_types or FAMILIES:
         if PREFIX + model_type in CONFIG_MAPPING:
             continue
@@ -314,6 +359,7 @@ def register(*model_types: str) -> None:
         )
         recorded = (dense_model._can_record_outputs or {}) | {"router_logits": OutputRecorder(MixRouter, index=0)}
         of_class = {"config_class": config, "_can_record_outputs": recorded, "_dense_class": dense_model}
+        of_class["forward"] = with_router_logits(dense_model.forward)
         model = type(f"MixMoE{dense_model.__name__}", (_Mixed, dense_model), here | of_class)
         AutoConfig.register(PREFIX + model_type, config)
         AutoModelForCausalLM.register(config, model)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations import moe
 
-from dragoman.modeling.experts import SORTED, by_expert, permuted
+from dragoman.modeling.experts import GROUPED, SORTED, by_expert, permuted
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TunedRows:
 
 def runs_planned(experts: nn.Module, names: Sequence[str]) -> bool:
     """Whether `planned_forward` computes what the experts' module does, `names` being its stacked weights."""
-    if getattr(getattr(experts, "config", None), "_experts_implementation", None) not in ("grouped_mm", SORTED):
+    if getattr(getattr(experts, "config", None), "_experts_implementation", None) not in (*GROUPED, SORTED):
         return False
     odd = [getattr(experts, flag, False) for flag in ("has_post_expert_norm", "_is_expert_parallel")]
     return hasattr(experts, "is_transposed") and not any(odd) and sorted(names) == sorted(_names(experts))

@@ -1,0 +1,287 @@
+"""Mix-MoE and its neighbours on one dense base: the same rows in the same order, scored after each of them.
+
+    python benchmarks/mix_run.py mini-dense --work runs/mix-run --out benchmarks/mix-moe
+    python benchmarks/mix_run.py mini-dense --work runs/mix-run --out benchmarks/mix-moe --seeds 0 1  # goes on
+
+Every arm reads `text` steps of monolingual text in seven languages, then `pairs` steps of parallel text from and into
+English. Mix-MoE trains its two groups so, full fine-tuning everything, LoRA as many parameters as Mix-MoE in a stage.
+MoE-LPR has as many new experts as hold both of Mix-MoE's groups, and gives its last `review` steps to the second
+stage; as the base knows all seven languages, all are old to it. The learning rate of each arm in each stage is that of
+`--rates` which scores best on dev after `short` steps: bits per byte of text, of translations given their source, or
+the mean of both for the review. devtest is scored once.
+
+A stage whose record is there is not trained again, so a run that was stopped goes on, and a seed can be added. What is
+written to `--out`: run.json (rates, scores, intervals, router shares), run.md (the table) and shares.svg.
+
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from base_sweep import translation_bits
+from cyclopts import run
+
+from dragoman import cli
+from dragoman.commands import Numbers, Parts
+from dragoman.commands.mix import run_stage
+from dragoman.commands.mixing_text import Train
+from dragoman.corpora.pack import open_corpus
+from dragoman.evaluation.likelihood import text_bits
+from dragoman.methods import training
+from dragoman.modeling import open_both
+from dragoman.record import atomic_write, environment, read_json, write_json
+
+LANGUAGES = ("en", "de", "fr", "es", "cs", "ru", "zh")
+DIRECTIONS = ("en-all", "all-en")
+DEV = 30
+"""Segments per language and direction that a rate is chosen by."""
+CORPUS = "help"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths of the stages in steps, and how rates are chosen."""
+
+    text: int
+    pairs: int
+    review: int
+    short: int
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of an arm."""
+
+    arm: str
+    name: str
+    """text, pairs or review: what it reads, and what its rate is chosen by."""
+    steps: int
+    given: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}, {self.name}"
+
+
+def arms(plan: Plan, parameters: int) -> dict[str, list[Stage]]:
+    """The trainings of each arm, each from what the one before it left."""
+    pairs = {"languages": LANGUAGES, "directions": DIRECTIONS}
+    text = {"languages": LANGUAGES}
+
+    def two(arm: str, first: dict[str, Any], second: dict[str, Any], less: int = 0) -> list[Stage]:
+        return [Stage(arm, "text", plan.text, text | first), Stage(arm, "pairs", plan.pairs - less, pairs | second)]
+
+    def both(arm: str, **given: Any) -> list[Stage]:
+        return two(arm, {"method": arm, **given}, {"method": arm, **given})
+
+    lpr = {"method": "moe_lpr", "stage": 1}
+    review = Stage("moe_lpr", "review", plan.review, text | {"method": "moe_lpr", "stage": 2, "old": LANGUAGES})
+    return {
+        "mix_moe": two("mix_moe", {"method": "mix_moe", "stage": 1}, {"method": "mix_moe", "stage": 2}),
+        "full": both("full"),
+        "lora": both("lora", parameters=parameters),
+        "moe_lpr": [*two("moe_lpr", lpr, lpr, plan.review), review],
+    }
+
+
+def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps: int) -> Train:
+    """Of one training; what it scores is for the caller to change."""
+    how = training.Config(
+        learning_rate=rate,
+        steps=steps,
+        batch=12,
+        micro_batch=12,
+        warmup=max(1, steps // 20),
+        decay=steps // 3,
+        balance=0.01 if stage.arm in ("mix_moe", "moe_lpr") else 0.0,
+        seed=seed,
+    )
+    common: dict[str, Any] = {"corpus": CORPUS, "training": how, "seed": seed, "quiet": True, "only_after": True}
+    return Train(str(model), out=out, **(common | stage.given))
+
+
+def best_rate(stage: Stage, model: Path, folder: Path, seed: int, plan: Plan) -> dict[str, float]:
+    """Rate -> bits per byte on dev after a short training; kept in the folder, the models are not."""
+    done = folder / "rates.json"
+    found: dict[str, float] = read_json(done) if done.exists() else {}
+    for rate in plan.rates:
+        if f"{rate:g}" in found:
+            continue
+        out = folder / f"rate-{rate:g}"
+        shutil.rmtree(out, ignore_errors=True)
+        asked = settings(stage, model, out, seed, rate, min(plan.short, stage.steps))
+        run_stage(replace(asked, split="dev", segments=4, score=("en-de",)))
+        found[f"{rate:g}"] = dev_bits(out / "model", stage.name)
+        shutil.rmtree(out)
+        write_json(done, found)
+        print(f"{stage.label}, rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte on dev", flush=True)
+    return found
+
+
+def dev_bits(folder: Path, what: str) -> float:
+    """Mean over languages, or over directions, of bits per byte on dev; of both means for the review."""
+    model, codec = open_both(str(folder))
+    table = open_corpus(CORPUS).select(LANGUAGES, "dev", complete=True).take(range(DEV))
+    text = {g: [str(cell) for cell in table.columns[g]] for g in LANGUAGES}
+    kinds = []
+    if what != "pairs":
+        bits = {g: text_bits(model, codec.encode(text[g]), start_id=codec.start_id, context=1024) for g in LANGUAGES}
+        kinds.append(mean(float(sum(bits[g])) / sum(len(t.encode()) for t in text[g]) for g in LANGUAGES))
+    if what != "text":
+        pairs = [p for g in LANGUAGES[1:] for p in (("en", g), (g, "en"))]
+        kinds.append(mean(float(translation_bits(model, codec, text[a], text[b], (a, b))) for a, b in pairs))
+    return mean(kinds)
+
+
+def run_arm(stages: Sequence[Stage], start: Path, folder: Path, seed: int, plan: Plan, segments: int) -> None:
+    """Train an arm's stages one after the other, each with its best rate."""
+    model = start
+    for stage in stages:
+        out = folder / stage.arm / stage.name
+        if not (out / "record.json").exists():
+            folder_of_rates = folder / stage.arm / f"{stage.name}-rates"
+            folder_of_rates.mkdir(parents=True, exist_ok=True)
+            rates = best_rate(stage, model, folder_of_rates, seed, plan)
+            shutil.rmtree(out, ignore_errors=True)
+            rate = float(min(rates, key=lambda r: rates[r]))
+            asked = settings(stage, model, out, seed, rate, stage.steps)
+            first = stage.arm == "full" and stage.name == "text"  # its "before" is the base
+            record = run_stage(replace(asked, segments=segments, score=DIRECTIONS, only_after=not first))
+            print(f"{stage.label}: {record['log']['seconds']:.0f} s, {summary(record, 'after')}", flush=True)
+        model = out / "model"
+
+
+def summary(record: dict[str, Any], when: str) -> str:
+    """Means over languages and directions."""
+    bits, chrf = (mean(record["results"][name][when].values()) for name in ("bits_per_byte", "chrf"))
+    return f"{bits:.3f} bits per byte, chrF {chrf:.1f}"
+
+
+def prepare(base: str, folder: Path, seed: int) -> dict[str, Path]:
+    """What each arm starts from."""
+    mix, upcycled = folder / "mix", folder / "upcycled"
+    if not (mix / "record.json").exists():
+        shutil.rmtree(mix, ignore_errors=True)
+        cli.run(["mix", "convert", base, "--out", str(mix), "--slices", "balanced", "--seed", str(seed)])
+    if not (upcycled / "record.json").exists():
+        shutil.rmtree(upcycled, ignore_errors=True)
+        cli.run(["models", "upcycle", base, "--experts", "3", "--out", str(upcycled), "--seed", str(seed)])
+    return {"mix_moe": mix, "moe_lpr": upcycled, "full": Path(base), "lora": Path(base)}
+
+
+def run_all(
+    base: str,
+    /,
+    *,
+    work: Path,
+    out: Path,
+    seeds: Numbers = (0,),
+    text: int = 200,
+    pairs: int = 300,
+    review: int = 30,
+    short: int = 40,
+    rates: Parts = (3e-4, 1e-3, 3e-3),
+    segments: int = 100,
+) -> None:
+    """Train every arm for every seed, and write what is there after each arm."""
+    plan = Plan(text, pairs, review, short, rates)
+    done: dict[int, dict[str, Any]] = {}
+    for seed in seeds:
+        folder = work / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        starts = prepare(base, folder, seed)
+        parameters = trained_by_a_stage(starts["mix_moe"])
+        for arm, stages in arms(plan, parameters).items():
+            run_arm(stages, starts[arm], folder, seed, plan, segments)
+            done[seed] = collect(folder, arms(plan, parameters))
+            report(base, done, plan, out, folder)
+
+
+def trained_by_a_stage(folder: Path) -> int:
+    """Parameters of one group of experts and of the routers."""
+    from dragoman.methods import mix_moe
+
+    model, _ = open_both(str(folder))
+    mix_moe.apply(model, mix_moe.Config(stage=1))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# What is written
+
+
+def collect(folder: Path, stages_of: dict[str, list[Stage]]) -> dict[str, Any]:
+    """Label -> what a stage's record says, for those that are done."""
+    found: dict[str, Any] = {}
+    for stages in stages_of.values():
+        for stage in stages:
+            place = folder / stage.arm / stage.name / "record.json"
+            if place.exists():
+                record = read_json(place)
+                found[stage.label] = _kept(record, folder / stage.arm / f"{stage.name}-rates" / "rates.json")
+                if "before" in record["results"]["chrf"]:
+                    found = {"base": _scores(record, "before")} | found
+    return found
+
+
+def _scores(record: dict[str, Any], when: str) -> dict[str, Any]:
+    names = ("bits_per_byte", "bits_per_byte_interval", "chrf", "chrf_interval")
+    return {name: record["results"][name][when] for name in names} | {"signatures": record["results"]["signatures"]}
+
+
+def _kept(record: dict[str, Any], rates: Path) -> dict[str, Any]:
+    about = {"rates_on_dev": read_json(rates), "learning_rate": record["training"]["learning_rate"]}
+    about |= {"steps": record["log"]["steps"], "tokens": record["log"]["tokens"], "parameters": record["parameters"]}
+    about |= {"seconds": record["log"]["seconds"], "method": record["method"], "shares": record.get("shares")}
+    return about | _scores(record, "after")
+
+
+def report(base: str, done: dict[int, dict[str, Any]], plan: Plan, out: Path, folder: Path) -> None:
+    """run.json, run.md and the figure of router shares."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"command": "mix_run", "base": base, "languages": LANGUAGES, "plan": vars(plan)}
+    write_json(out / "run.json", environment() | about | {"seeds": {str(s): found for s, found in done.items()}})
+    with atomic_write(out / "run.md") as partial:
+        partial.write_text(table(done), encoding="utf-8")
+    figure = folder / "mix_moe" / "pairs" / "shares.svg"
+    if figure.exists():
+        shutil.copy(figure, out / "shares.svg")
+
+
+def table(done: dict[int, dict[str, Any]]) -> str:
+    """Means of each seed, then every language and direction of the first with its 95 % interval."""
+    first = next(iter(done.values()))
+    lines = ["| arm, after | seed | rate | trained | bits per byte | chrF from English | chrF into English |"]
+    lines.append("|:--|--:|--:|--:|--:|--:|--:|")
+    for label in first:
+        lines += [_mean_row(label, seed, found[label]) for seed, found in done.items() if label in found]
+    for name, title in (("bits_per_byte", "Bits per byte"), ("chrf", "chrF")):
+        columns = list(next(iter(first.values()))[name])
+        lines += ["", f"{title}, seed {next(iter(done))}, with 95 % intervals:", ""]
+        lines += [f"| arm, after | {' | '.join(columns)} |", f"|:--|{'--:|' * len(columns)}"]
+        digits = 3 if name == "bits_per_byte" else 1
+        lines += [f"| {label} | {' | '.join(_cells(found, name, columns, digits))} |" for label, found in first.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_row(label: str, seed: int, found: dict[str, Any]) -> str:
+    chrf = found["chrf"]
+    sides = [mean(v for d, v in chrf.items() if d.startswith("en-")), mean(v for d, v in chrf.items() if "-en" in d)]
+    rate, trained = found.get("learning_rate", ""), f"{found['parameters']:,}" if "parameters" in found else ""
+    bits = mean(found["bits_per_byte"].values())
+    return f"| {label} | {seed} | {rate} | {trained} | {bits:.3f} | {sides[0]:.1f} | {sides[1]:.1f} |"
+
+
+def _cells(found: dict[str, Any], name: str, columns: Sequence[str], digits: int) -> list[str]:
+    spans = found[f"{name}_interval"]
+    return [f"{found[name][c]:.{digits}f} [{spans[c][0]:.{digits}f}, {spans[c][1]:.{digits}f}]" for c in columns]
+
+
+if __name__ == "__main__":
+    run(run_all)
