@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": "Bits per byte and translation quality of models, with intervals and paired comparisons.",
     "translate": "Translate documents with a model or a server, and account for every segment.",
     "show": "Print a plan, a trace or a record.",
+    "report": "Rebuild every table and figure of a folder of experiments from its records, or check them.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
     "mix": "Make a Mix-MoE model of a dense one and train it stage by stage.",

@@ -57,7 +57,9 @@ def _mean(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
 
 MEASURES = {
     "target_bits": Measure("target, bits per byte", "lower", "bits_per_byte", "target", _mean, 3),
-    "gain": Measure("gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(1)),
+    "gain": Measure(
+        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1)
+    ),
     "target_chrf": Measure("chrF into the target", "higher", "chrf", "into", _mean, 1),
     "worst_loss": Measure(
         "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1)
@@ -139,7 +141,8 @@ def _labels(question: Question, study: Study, measure: Measure, run: Run) -> lis
     record = question.ended(run)
     assert record
     of_run = {"target": [run.target], "into": [f"{study.known[0]}-{run.target}"], "english": [study.known[0]]}
-    return (of_run | {"known": list(study.known), "every": list(record["sums"].get(measure.metric, {}))})[measure.labels]
+    of_run |= {"known": list(study.known), "every": list(record.get("sums", {}).get(measure.metric, {}))}
+    return of_run[measure.labels]
 
 
 def _blocks(question: Question, run: Run, base: Run | None, measure: Measure, labels: Sequence[str]) -> np.ndarray:

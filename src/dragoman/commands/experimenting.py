@@ -48,8 +48,8 @@ from dragoman.errors import ConfigError, DataError
 from dragoman.record import environment, read_json, sha256, write_json
 
 ENVIRONMENT = ("format", "created", "versions", "commit", "machine", "peak_memory_mb")
-OF_TASKS = "task_accuracy"
-SCORES = ("bits_per_byte", "chrf", OF_TASKS)
+EFFECTS = "effects.json"
+SCORES = ("bits_per_byte", "chrf", "task_accuracy")
 """Metrics whose sums a record keeps."""
 
 
@@ -83,13 +83,13 @@ def _done(question: Question, study: Study, run: Run, work: Path, out: Path) -> 
     folders = _folders(question, study, run, work, out, bool(opened))
     words = command_lines(study, lines.get(run.kind, study.train + study.test), run, folders)
     seconds = [_timed(line) for line in words]
-    record = {"rate": run.rate, "lines": [_told(line, folders) for line in words], "seconds": seconds}
+    record: dict[str, Any] = {"rate": run.rate, "lines": [_told(line, folders) for line in words], "seconds": seconds}
     record |= {"records": _records(out), "test_opened": bool(opened)}
     record["inputs"] = _inputs(question, study, folders, opened)
     if run.kind == "rate" and study.rate:
         record["score"] = _at(read_json(out / study.rate.file), study.rate.at)
-    if (out / "effects.json").is_file():
-        record["effects"] = read_json(out / "effects.json")
+    if (out / EFFECTS).is_file():
+        record["effects"] = read_json(out / EFFECTS)
     names = {**folders, "target": run.target, "seed": run.seed}
     return record | _sums(Path(filled(study.scored, names)), study.system)
 
@@ -125,7 +125,8 @@ def _timed(words: list[str]) -> float:
 
     started = time.monotonic()
     if words[0].endswith(".py"):
-        subprocess.run([sys.executable, *words], check=True)
+        module = words[0].removesuffix(".py").replace("/", ".")
+        subprocess.run([sys.executable, "-m", module, *words[1:]], check=True)
     else:
         cli.run(words)
     return round(time.monotonic() - started, 1)
@@ -140,8 +141,10 @@ def _told(words: list[str], folders: Mapping[str, Path | str]) -> str:
 
 
 def _records(out: Path) -> dict[str, Any]:
+    """Records that the lines wrote, by folder, and other JSON at the top, such as plans, by name."""
     found = {str(p.relative_to(out).parent): read_json(p) for p in sorted(out.rglob("record.json"))}
-    return {name: {k: v for k, v in r.items() if k not in ENVIRONMENT} for name, r in found.items()}
+    found |= {p.name: read_json(p) for p in sorted(out.glob("*.json")) if p.name != EFFECTS}
+    return {name: {k: v for k, v in r.items() if k not in ENVIRONMENT[1:]} for name, r in found.items()}
 
 
 def _inputs(
@@ -160,8 +163,9 @@ def _checksum(path: Path | str) -> str:
 
 
 def _at(value: Any, keys: str) -> float:
+    """The number at `a.b.c`; at `a.*` the mean over everything there."""
     for key in keys.split("."):
-        value = value[int(key) if isinstance(value, list) else key]
+        value = float(np.mean(list(value.values()))) if key == "*" else value[key]
     return float(value)
 
 

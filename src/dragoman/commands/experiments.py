@@ -37,7 +37,7 @@ DEPTH = 4
 """How often names may stand for names."""
 ALL = "all"
 """Target of a list that has none."""
-Arm = Mapping[str, Any]
+Arm = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
