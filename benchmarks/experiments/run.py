@@ -30,6 +30,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from dragoman import cli
 from dragoman.commands import experiments
 from dragoman.commands.experimenting import attempt_path, execute, open_question, write_failure
 from dragoman.commands.experiments import Question, Run
@@ -164,7 +165,7 @@ def one(folder: Path, name: str, work: Path = WORK) -> None:
     found = next((r for kind in experiments.RUNS for r in question.runs(kind) if r.name == name), None)
     if found is None:
         raise ConfigError(f"{folder} has no run {name}")
-    execute(question, found, work, attempt_path(question, found))
+    execute(question, found, work, attempt_path(question, found), cli.run)
 
 
 if __name__ == "__main__":

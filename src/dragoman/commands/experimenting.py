@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,19 +49,23 @@ from dragoman.record import environment, read_json, sha256, write_json
 
 ENVIRONMENT = ("format", "created", "versions", "commit", "machine", "peak_memory_mb")
 EFFECTS = "effects.json"
+Command = Callable[[list[str]], Any]
 SCORES = ("bits_per_byte", "chrf", "task_accuracy")
 """Metrics whose sums a record keeps."""
 
 
-def execute(question: Question, run: Run, work: Path, path: Path) -> dict[str, Any]:
-    """Do a run and write its record, whether it ends or fails. A run that is killed leaves no record."""
+def execute(question: Question, run: Run, work: Path, path: Path, command: Command) -> dict[str, Any]:
+    """Do a run and write its record, whether it ends or fails. A run that is killed leaves no record.
+
+    command: what runs the words of a command line of dragoman; `dragoman.cli.run`.
+    """
     study, home = question.studies[run.list], work / question.name
     out = home / f"{run.name}.running"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     record = environment() | {"command": "experiment", "question": question.name, "name": run.name, **asdict(run)}
     try:
-        record |= _done(question, study, run, work, out) | {"status": "ended", "error": None}
+        record |= _done(question, study, run, work, out, command) | {"status": "ended", "error": None}
     except Exception as e:  # whatever it is, it is this run's result
         record |= {"status": "failed", "error": _fault(e, out)}
     record |= {k: v for k, v in environment().items() if k in ("created", "peak_memory_mb")}
@@ -74,7 +78,9 @@ def execute(question: Question, run: Run, work: Path, path: Path) -> dict[str, A
     return record
 
 
-def _done(question: Question, study: Study, run: Run, work: Path, out: Path) -> dict[str, Any]:
+def _done(
+    question: Question, study: Study, run: Run, work: Path, out: Path, command: Command
+) -> dict[str, Any]:
     """Do the lines of a run; what they left behind, for the record."""
     opened = question.opened if run.kind == "final" else None
     if opened:
@@ -82,7 +88,7 @@ def _done(question: Question, study: Study, run: Run, work: Path, out: Path) -> 
     lines = {"common": study.prepare, "prepared": study.prepare_target, "rate": study.tried}
     folders = _folders(question, study, run, work, out, bool(opened))
     words = command_lines(study, lines.get(run.kind, study.train + study.test), run, folders)
-    seconds = [_timed(line) for line in words]
+    seconds = [_timed(line, command) for line in words]
     record: dict[str, Any] = {"rate": run.rate, "lines": [_told(line, folders) for line in words], "seconds": seconds}
     record |= {"records": _records(out), "test_opened": bool(opened)}
     record["inputs"] = _inputs(question, study, folders, opened)
@@ -119,16 +125,14 @@ def _anywhere(text: str) -> str:
     return text.replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~")
 
 
-def _timed(words: list[str]) -> float:
+def _timed(words: list[str], command: Command) -> float:
     """Seconds of a line: a command of dragoman, or a Python script."""
-    from dragoman import cli
-
     started = time.monotonic()
     if words[0].endswith(".py"):
         module = words[0].removesuffix(".py").replace("/", ".")
         subprocess.run([sys.executable, "-m", module, *words[1:]], check=True)
     else:
-        cli.run(words)
+        command(words)
     return round(time.monotonic() - started, 1)
 
 

@@ -123,7 +123,7 @@ class Question:
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name
         self.studies = {p.stem: read_study(p) for p in sorted(folder.glob("*.yaml")) if p.name not in RESERVED}
-        self.order = min((s.order for s in self.studies.values()), default=0)
+        self.order = min((s.order for s in self.studies.values()), default=float("inf"))
 
     @property
     def results(self) -> Path:
