@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cyclopts import run
 
+from dragoman.commands import Tags
 from dragoman.corpora.items import REFERENCE
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -20,18 +21,19 @@ from dragoman.corpora.quizzes import QUIZZES
 from dragoman.record import atomic_write, sha256
 
 
-def halves(corpus: NText) -> tuple[NText, NText]:
+def halves(corpus: NText) -> list[NText]:
     """The train rows of the documents whose checksum is even, and all other rows."""
-    even = [int(sha256(d)[:8], 16) % 2 == 0 and s == "train" for d, s in zip(corpus.documents, corpus.splits, strict=True)]
-    return tuple(corpus.take([i for i, e in enumerate(even) if e is which]) for which in (True, False))  # type: ignore
+    rows = zip(corpus.documents, corpus.splits, strict=True)
+    first = [split == "train" and int(sha256(document)[:8], 16) % 2 == 0 for document, split in rows]
+    return [corpus.take([i for i, f in enumerate(first) if f is which]) for which in (True, False)]
 
 
-def write(task: str, corpus: Path, out: Path, *, languages: tuple[str, ...]) -> None:
+def write(task: str, corpus: Path, out: Path, *, languages: Tags) -> None:
     """Make both halves of a corpus for a task."""
     first, second = halves(open_corpus(str(corpus)))
     items = QUIZZES[task](first, (REFERENCE, *languages), "train").items[REFERENCE]
     with atomic_write(out / "items.jsonl") as partial:
-        lines = (json.dumps({"text": f"{item.prompt}{item.options[item.answer]}"}) for item in items)
+        lines = (json.dumps({"text": f"{item.prompt}{item.answer}"}) for item in items)
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     second.save(out / "half.tsv.gz")
     print(f"{len(items)} items, {len(second)} rows")

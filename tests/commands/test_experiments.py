@@ -88,7 +88,8 @@ def test_a_line_with_a_null_name_is_left_out_and_names_may_stand_for_names(quest
     assert words[:4] == ["evaluate", study.base, "--corpus", "t"]
     run = Run(list="first", kind="final", arm="full", target="ca", seed=2, rate=0.01)
     train, _ = command_lines(study, study.train + study.test, run, {"out": "o", "corpus": "c", "test": "t"})
-    assert train[:4] == ["adapt", study.base, "--method", "full"] and train[train.index("--learning-rate") + 1] == "0.01"
+    assert train[:4] == ["adapt", study.base, "--method", "full"]
+    assert train[train.index("--learning-rate") + 1] == "0.01"
     with pytest.raises(ConfigError, match="nothing says what nobody is"):
         command_lines(study, ["show {nobody}"], run, {})
 
@@ -120,6 +121,12 @@ def test_sums_by_document_by_hand():
     assert names == ["a", "b"] and sums_US.tolist() == [[3, 4], [6, 8]]
 
 
+def test_a_score_is_found_by_its_keys():
+    value = {"a": {"x/y.z": {"ca": 1, "en": 5}, "copy": {"ca": 3, "en": 7}}}
+    assert experimenting.score_at(value, "a.copy.en") == 7
+    assert experimenting.score_at(value, "a.*.ca") == 2 and experimenting.score_at(value, "a.*.*") == 4
+
+
 def test_a_question_from_rates_to_records(home, tmp_path):
     """All of it in this process: rates on dev, opening, runs, a failure that stays, and no second writing."""
     question, work = Question(home / "questions" / "q"), tmp_path
@@ -136,7 +143,7 @@ def test_a_question_from_rates_to_records(home, tmp_path):
     question = Question(question.folder)
     record = question.ended(full)
     assert record["rate"] == rate and record["test_opened"] and record["seed"] == 1
-    assert record["inputs"]["base_sha256"] and record["inputs"]["test_sha256"] == question.opened["test_sha256"]["first"]
+    assert record["inputs"]["test_sha256"] == question.opened["test_sha256"]["first"]
     assert len(record["sums"]["bits_per_byte"]["ca"]) == len(record["documents"]) == 2
     assert str(home) not in record["lines"][1] and "{test}" in record["lines"][1]
     assert question.ended(base)["sums"] != record["sums"], "training changes the scores"
@@ -183,9 +190,8 @@ def one_of_each():
 def test_every_line_of_the_lists_can_be_run(monkeypatch):
     """The flags are there and fit together: each command line is parsed up to the point where it would run."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        cyclopts.App, "__call__", lambda app, tokens, **_: app.parse_args(tokens, exit_on_error=False, print_error=False)
-    )
+    only = {"exit_on_error": False, "print_error": False}
+    monkeypatch.setattr(cyclopts.App, "__call__", lambda app, tokens, **_: app.parse_args(tokens, **only))
     folders = {name: f"/nowhere/{name}" for name in ("out", "common", "prepared", "corpus", "test")}
     parsed, faults = set(), []
     for question, run in one_of_each():
@@ -212,7 +218,7 @@ def test_the_lists_ask_for_what_their_claims_do():
         for s in range(1, 6)
     }  # fmt: skip
     assert set(ssft.studies["secondary"].languages) == set(ssft.studies["primary"].languages), "the same rows"
-    assert [q.name for q in questions(LISTS)][0] == "ssft"
+    assert questions(LISTS)[0].name == "ssft", "whole before the others"
 
 
 @pytest.mark.slow

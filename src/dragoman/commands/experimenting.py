@@ -93,7 +93,7 @@ def _done(
     record |= {"records": _records(out), "test_opened": bool(opened)}
     record["inputs"] = _inputs(question, study, folders, opened)
     if run.kind == "rate" and study.rate:
-        record["score"] = _at(read_json(out / study.rate.file), study.rate.at)
+        record["score"] = score_at(read_json(out / study.rate.file), study.rate.at.format(target=run.target))
     if (out / EFFECTS).is_file():
         record["effects"] = read_json(out / EFFECTS)
     names = {**folders, "target": run.target, "seed": run.seed}
@@ -166,11 +166,12 @@ def _checksum(path: Path | str) -> str:
     return str(open_corpus(str(path)).about["checksum"])
 
 
-def _at(value: Any, keys: str) -> float:
-    """The number at `a.b.c`; at `a.*` the mean over everything there."""
-    for key in keys.split("."):
-        value = float(np.mean(list(value.values()))) if key == "*" else value[key]
-    return float(value)
+def score_at(value: Any, keys: str) -> float:
+    """The number at `a.b.c`; `*` stands for every key, and the numbers there are averaged."""
+    if not keys:
+        return float(value)
+    key, _, rest = keys.partition(".")
+    return float(np.mean([score_at(v, rest) for v in (value.values() if key == "*" else [value[key]])]))
 
 
 def _sums(folder: Path, system: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Rate:
     file: str
     """JSON file below the run's folder that has the score."""
     at: str
-    """Where in it: keys with points between."""
+    """Where in it: keys with points between, `*` for all of them, {target} for the run's."""
     better: str = "lower"
     """lower or higher."""
     seed: int = 100
