@@ -22,6 +22,7 @@ VERBS = (
     "export",
     "evaluate",
     "translate",
+    "report",
     "pretrain",
 )
 """Functions that build a command's config from their arguments and return its record."""

@@ -38,6 +38,7 @@ COMMANDS = {
     "translate": "Translate documents with a model or a server, and account for every segment.",
     "memory": "Translation memories: import pairs, add corrections, search.",
     "show": "Print a plan, a trace or a record.",
+    "report": "Rebuild every table and figure of a folder of experiments from its records, or check them.",
     "pretrain": "Train a model from nothing, or further, on n-way text in stated shares.",
     "data": "Make n-way text from installed packages.",
     "mix": "Make a Mix-MoE model of a dense one and train it stage by stage.",

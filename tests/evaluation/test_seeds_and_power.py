@@ -151,3 +151,14 @@ def test_errors():
         minimum_detectable_effect(a[0], a[1], ratio, planned=1, documents=[str(n) for n in range(40)])
     with pytest.raises(DataError, match="a difference of 0"):
         units_needed(minimum_detectable_effect(a[0], a[1], ratio), 0)
+
+
+def test_a_margin_is_the_other_system_scaled():
+    a, b = two_systems(5, 4, 4, gain=0.2)
+    scaled = [runs_US * [1.1, 1] for runs_US in b]
+    with_margin = hierarchical_bootstrap(a, b, ratio, same_seeds=True, margin=0.1)
+    by_hand = hierarchical_bootstrap(a, scaled, ratio, same_seeds=True)
+    for name in ("difference", "low", "high", "p_value"):
+        assert getattr(with_margin, name) == pytest.approx(getattr(by_hand, name))
+    assert with_margin.difference < hierarchical_bootstrap(a, b, ratio).difference
+    assert with_margin.values[1] == hierarchical_bootstrap(a, b, ratio).values[1], "values are the systems' own"

@@ -58,8 +58,8 @@ def build_pack(
     Raises DataError where the table has too few such rows.
     """
     full = help_table.select((*known, *unseen), ("train", "dev", "devtest"), complete=True)
-    full = full.take([i for i in range(len(full)) if _fits(full, i)])
-    found = {s: _spread(full, s, seed) for s in ("train", "dev", "devtest")}
+    full = full.take([i for i in range(len(full)) if fits(full, i)])
+    found = {s: spread(full, s, seed) for s in ("train", "dev", "devtest")}
     least = {"train": train or MIN_TRAIN, "dev": dev, "devtest": devtest}
     if short := [f"{len(found[s])} of {n} in {s}" for s, n in least.items() if len(found[s]) < n]:
         raise DataError(
@@ -70,12 +70,13 @@ def build_pack(
     return _about(full.take(sorted(held + found["train"][:n])), help_table, known, unseen, seed)
 
 
-def _fits(text: NText, row: int) -> bool:
+def fits(text: NText, row: int) -> bool:
+    """Is a row that is complete neither too short in English nor too long in any language?"""
     cells = [text.columns[tag][row] or "" for tag in text.languages]
     return len((text.columns["en"][row] or "").split()) >= MIN_WORDS and max(map(len, cells)) <= MAX_CHARACTERS
 
 
-def _spread(text: NText, split: str, seed: int) -> list[int]:
+def spread(text: NText, split: str, seed: int) -> list[int]:
     """Rows of a split in an order that a hash gives; every document's first before any document's second."""
     rows = [i for i, s in enumerate(text.splits) if s == split]
     rows.sort(key=lambda i: sha256(f"{seed}/{text.keys[i]}"))

@@ -174,6 +174,7 @@ def hierarchical_bootstrap(
     *,
     documents: Sequence[str] | None = None,
     same_seeds: bool = False,
+    margin: float = 0.0,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -188,6 +189,7 @@ def hierarchical_bootstrap(
     sums_a_KNS, sums_b_KNS: sums of every run on the same segments. One of the two may be a single run (a base that
         nobody trains again): it then has no part in the variation over seeds.
     same_seeds: run k of a and run k of b belong together (same seed, same data order) and are drawn together.
+    margin: what is compared with a is (1 + margin) times b: is a within 5 % of b?
     documents: the document of each segment; without it, segments are resampled.
 
     Raises DataError as `paired_bootstrap` does, where no system has two runs, where same_seeds pairs unequal numbers.
@@ -202,7 +204,8 @@ def hierarchical_bootstrap(
     if same_seeds and runs[0] != runs[1]:
         raise DataError(f"{runs[0]} runs cannot be paired with {runs[1]} by seed; give as many of each")
     units = _by_unit([*sums_a_KNS, *sums_b_KNS], documents)
-    scores_RK = np.stack([from_sums(_resample(sums_US, resamples, seed)) for sums_US in units], axis=1)
+    scale_K = np.repeat([1.0, 1.0 + margin], runs)
+    scores_RK = np.stack([from_sums(_resample(sums_US, resamples, seed)) for sums_US in units], axis=1) * scale_K
     rng = np.random.default_rng([seed, 1])
     drawn = [rng.integers(k, size=(resamples, k)) for k in runs]
     if same_seeds:
@@ -210,7 +213,7 @@ def hierarchical_bootstrap(
     a_R, b_R = (_over_runs(scores, d) for scores, d in zip(np.split(scores_RK, [runs[0]], axis=1), drawn, strict=True))
     each = [_score(sums_US, from_sums) for sums_US in units]
     values = tuple(each[: runs[0]]), tuple(each[runs[0] :])
-    difference = float(np.mean(values[0]) - np.mean(values[1]))
+    difference = float(np.mean(values[0]) - (1 + margin) * np.mean(values[1]))
     low, high = _limits(a_R - b_R, level)
     p_value = _p_value(a_R - b_R - difference, difference)
     return SeedComparison(

@@ -1,0 +1,250 @@
+"""Claims: what the records of a question say about each, by bootstrap over seeds and documents.
+
+`claims.yaml` of a question has the columns of its table, the axes of its figure and its claims:
+
+    columns: [target_bits, worst_loss]
+    figure: {x: worst_loss, y: gain, list: primary}
+    claims:
+      - {id, paper, source, ours, a: list/arm, b: list/arm, measure, margin: 0, targets: [...], seeds: [...], family}
+      - {id, paper, source, ours, a: list/arm, effect: name, better: higher, family}   # that a script measured
+      - {id, paper, source, ours, untestable: why}
+
+`margin` 0.05 asks whether a is better than 1.05 times b (0.95 times where more is better, as a margin of -0.05): does a
+compete with b? p-values are adjusted by Holm over the claims of a family (default: primary).
+"""
+
+# Shape letters: U documents, S sums of a metric, R resamples, B blocks of sums, K runs, G languages.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dragoman.commands.experiments import Question, Run, Study, final_runs
+from dragoman.commands.measures import formula
+from dragoman.errors import ConfigError, DataError
+from dragoman.evaluation import significance
+
+LEVEL = 0.05
+RESAMPLES = 2000
+VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
+
+Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Values [R, G] of an arm and of the base -> [R]."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a run: values of a metric in some languages or directions, joined."""
+
+    title: str
+    better: str
+    """lower or higher."""
+    metric: str
+    labels: str
+    """target, into (from English into the target), known, english or every."""
+    join: Join
+    digits: int = 2
+
+
+def _mean(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return values_RG.mean(axis=1)
+
+
+MEASURES = {
+    "target_bits": Measure("target, bits per byte", "lower", "bits_per_byte", "target", _mean, 3),
+    "gain": Measure(
+        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1)
+    ),
+    "target_chrf": Measure("chrF into the target", "higher", "chrf", "into", _mean, 1),
+    "worst_loss": Measure(
+        "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1)
+    ),
+    "mean_loss": Measure(
+        "mean known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).mean(axis=1)
+    ),
+    "known_bits": Measure("known, bits per byte", "lower", "bits_per_byte", "known", _mean, 3),
+    "english_bits": Measure("English, bits per byte", "lower", "bits_per_byte", "english", _mean, 3),
+    "chrf": Measure("chrF, all directions", "higher", "chrf", "every", _mean, 1),
+    "target_accuracy": Measure("accuracy, %", "higher", "task_accuracy", "target", _mean, 1),
+    "accuracy": Measure("accuracy, all languages, %", "higher", "task_accuracy", "every", _mean, 1),
+}
+"""Name in claims.yaml -> measure."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Sums of every run of an arm, in blocks that a measure joins, targets side by side."""
+
+    sums_KUS: list[np.ndarray]
+    """[U, B * S] of each run."""
+    documents: list[str]
+    measure: Measure
+    labels: tuple[int, ...]
+    """How many labels each target has."""
+
+    def __call__(self, sums: np.ndarray) -> np.ndarray:
+        """Summed sums [R, B * S] -> scores [R]: the measure of each target, and their mean."""
+        blocks = 2 * sum(self.labels)
+        sums_RBS = np.atleast_2d(sums).reshape(-1, blocks, sums.shape[-1] // blocks)
+        values_RB = formula(self.measure.metric)(sums_RBS.reshape(-1, sums_RBS.shape[-1])).reshape(-1, blocks)
+        scores, start = [], 0
+        for n in self.labels:
+            arm_RG, base_RG = values_RB[:, start : start + n], values_RB[:, start + n : start + 2 * n]
+            scores.append(self.measure.join(arm_RG, base_RG))
+            start += 2 * n
+        mean_R = np.mean(scores, axis=0)
+        return mean_R if sums.ndim > 1 else mean_R[0]
+
+
+def panel(
+    question: Question, arm: str, name: str, targets: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Panel | list[str]:
+    """The runs of `list/arm` on the targets, or the names of those without a result.
+
+    Raises ConfigError for an arm or a measure that is not there, DataError where runs were scored on other documents.
+    """
+    listed, _, arm_name = arm.partition("/")
+    if name not in MEASURES:
+        raise ConfigError(f"there is no measure {name!r}; measures are {', '.join(MEASURES)}")
+    if listed not in question.studies or arm_name not in question.studies[listed].arms:
+        raise ConfigError(f"claims of {question.folder} name {arm}, and there is no such list and arm")
+    study = question.studies[listed]
+    runs = [r for r in final_runs(listed, study) if r.arm == arm_name and (not seeds or r.seed in (*seeds, 0))]
+    chosen = list(targets or study.targets)
+    runs = [r for r in runs if r.target in chosen]
+    bases = {g: base_run(question, g) for g in chosen}
+    if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if r and not question.ended(r)]:
+        return missing
+    measure = MEASURES[name]
+    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in _seeds(runs)}
+    labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
+    rows = [[_blocks(question, r, bases[r.target], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
+    documents = _same_documents(question, [*runs, *(b for b in bases.values() if b)], measure)
+    return Panel([np.concatenate(row, axis=1) for row in rows], documents, measure, tuple(map(len, labels.values())))
+
+
+def base_run(question: Question, target: str) -> Run | None:
+    """The run of the arm `base` on a target, in whichever list has it."""
+    every = (r for name, study in question.studies.items() for r in final_runs(name, study))
+    return next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+
+
+def _seeds(runs: Sequence[Run]) -> list[int]:
+    return list(dict.fromkeys(r.seed for r in runs))
+
+
+def _labels(question: Question, study: Study, measure: Measure, run: Run) -> list[str]:
+    record = question.ended(run)
+    assert record
+    of_run = {"target": [run.target], "into": [f"{study.known[0]}-{run.target}"], "english": [study.known[0]]}
+    of_run |= {"known": list(study.known), "every": list(record.get("sums", {}).get(measure.metric, {}))}
+    return of_run[measure.labels]
+
+
+def _blocks(question: Question, run: Run, base: Run | None, measure: Measure, labels: Sequence[str]) -> np.ndarray:
+    """Sums [U, 2 * G * S] of a run and, behind them, of the base; without a base, of the run again."""
+    sums = []
+    for r in (run, base or run):
+        record = question.ended(r)
+        assert record
+        there = record.get("sums", {}).get(measure.metric, {})
+        if absent := [g for g in labels if g not in there] or ([] if labels else [measure.metric]):
+            raise DataError(f"the record of {r.name} has no {measure.metric} of {', '.join(absent)}")
+        sums += [np.array(there[g], dtype=np.float64) for g in labels]
+    return np.concatenate(sums, axis=1)
+
+
+def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -> list[str]:
+    found: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        record = question.ended(run)
+        assert record
+        documents = record["documents"]
+        by = [documents] if isinstance(documents, list) else list(documents[measure.metric].values())
+        found |= {tuple(names): run.name for names in by}
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(found.values())} of {question.name} were scored on other documents")
+    return list(next(iter(found)))
+
+
+# Comparisons
+
+
+def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
+    """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs."""
+    given: dict[str, Any] = {"documents": a.documents, "resamples": RESAMPLES}
+    if a.labels != b.labels or a.documents != b.documents:
+        raise DataError("arms that were scored in other languages or on other documents are not compared")
+    runs = len(a.sums_KUS), len(b.sums_KUS)
+    found: significance.Comparison
+    if max(runs) == 1:
+        if margin:
+            raise ConfigError("a margin needs two runs or more of an arm")
+        found = significance.paired_bootstrap(a.sums_KUS[0], b.sums_KUS[0], a, **given)
+    else:
+        same = runs[0] == runs[1]
+        found = significance.hierarchical_bootstrap(a.sums_KUS, b.sums_KUS, a, same_seeds=same, margin=margin, **given)
+    values = [[float(p(sums_US.sum(axis=0))) for sums_US in p.sums_KUS] for p in (a, b)]
+    kept = {k: getattr(found, k) for k in ("difference", "low", "high", "p_value", "units")}
+    return kept | {"a": float(np.mean(values[0])), "b": float(np.mean(values[1])), "runs": list(runs)}
+
+
+def judged(question: Question) -> list[dict[str, Any]]:
+    """Every claim of a question with its effect and verdict; without a result those whose runs are missing."""
+    found = [claim | _effect(question, claim) for claim in read_claims(question)["claims"]]
+    for family in {c.get("family", "primary") for c in found}:
+        tested = [c for c in found if "p_value" in c and c.get("family", "primary") == family]
+        for c, p in zip(tested, significance.holm([c["p_value"] for c in tested]), strict=True):
+            c["p_holm"] = float(p)
+    waiting = {c.get("family", "primary") for c in found if "missing" in c}
+    return [c | {"verdict": verdict(c, c.get("family", "primary") in waiting)} for c in found]
+
+
+def read_claims(question: Question) -> dict[str, Any]:
+    """What claims.yaml says. ConfigError where it is none."""
+    path = question.folder / "claims.yaml"
+    if not path.is_file():
+        return {"columns": [], "claims": []}
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    wanted = ("id", "paper", "source", "ours")
+    lacking = [f"{c.get('id', '?')} has no {key}" for c in given["claims"] for key in wanted if key not in c]
+    if lacking:
+        raise ConfigError(f"{path}: {'; '.join(lacking)}")
+    return given
+
+
+def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
+    if "untestable" in claim:
+        return {}
+    if "effect" in claim:
+        return _measured(question, claim)
+    which = claim.get("targets", ()), claim.get("seeds", ())
+    panels = [panel(question, claim[side], claim["measure"], *which) for side in ("a", "b")]
+    if missing := [name for p in panels if isinstance(p, list) for name in p]:
+        return {"missing": list(dict.fromkeys(missing))}
+    a, b = (p for p in panels if isinstance(p, Panel))
+    return compared(a, b, claim.get("margin", 0.0)) | {"better": MEASURES[claim["measure"]].better}
+
+
+def _measured(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
+    """An effect that a script of the run has put into its record: difference, low, high, p_value, units."""
+    listed, _, arm = claim["a"].partition("/")
+    (run,) = (r for r in final_runs(listed, question.studies[listed]) if r.arm == arm)
+    record = question.ended(run)
+    return dict(record["effects"][claim["effect"]]) if record else {"missing": [run.name]}
+
+
+def verdict(claim: Mapping[str, Any], waiting: bool) -> str:
+    """One of VERDICTS. A claim is open until all of its family are tested, for Holm needs them all."""
+    if "untestable" in claim:
+        return "cannot be tested here"
+    if waiting or "p_value" not in claim:
+        return "open"
+    if claim["p_holm"] >= LEVEL:
+        return "does not show"
+    return "holds" if (claim["difference"] < 0) == (claim["better"] == "lower") else "contradicts"

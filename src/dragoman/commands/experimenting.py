@@ -1,0 +1,282 @@
+"""One run of an experiment: its command lines in a folder of its own, and its record.
+
+A record is that of every command (`dragoman.record.environment`) and
+
+    {"command": "experiment", "question", "name", "kind", "list", "arm", "target", "seed", "rate",
+     "status": "ended" | "failed", "error": null | text, "seconds": by line, "lines": [words],
+     "records": {file below the folder: the record that a line wrote, without its environment},
+     "inputs": {"base_sha256", "corpus_sha256", "opened_sha256"}, "test_opened": bool,
+     "score": of a rate run, "effects": what a script wrote as effects.json,
+     "documents": [U names], "sums": {metric: {label: [U][S]}}}
+
+The sums are those of an evaluation's segments, added up by document.
+"""
+
+# Shape letters: N segments, U documents, S sums of a metric.
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dragoman.commands.experiments import (
+    OPENED,
+    PREPARING,
+    Question,
+    Run,
+    Study,
+    chosen_rates,
+    command_lines,
+    filled,
+    rate_of,
+)
+from dragoman.corpora.ntext import NText, about_path
+from dragoman.corpora.pack import fits, open_corpus, spread
+from dragoman.errors import ConfigError, DataError
+from dragoman.record import environment, read_json, sha256, write_json
+
+ENVIRONMENT = ("format", "created", "versions", "commit", "machine", "peak_memory_mb")
+EFFECTS = "effects.json"
+Command = Callable[[list[str]], Any]
+SCORES = ("bits_per_byte", "chrf", "task_accuracy")
+"""Metrics whose sums a record keeps."""
+
+
+def execute(question: Question, run: Run, work: Path, path: Path, command: Command) -> dict[str, Any]:
+    """Do a run and write its record, whether it ends or fails. A run that is killed leaves no record.
+
+    command: what runs the words of a command line of dragoman; `dragoman.cli.run`.
+    """
+    study, home = question.studies[run.list], work / question.name
+    out = home / f"{run.name}.running"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    record = environment() | {"command": "experiment", "question": question.name, "name": run.name, **asdict(run)}
+    try:
+        record |= _done(question, study, run, work, out, command) | {"status": "ended", "error": None}
+    except Exception as e:  # whatever it is, it is this run's result
+        record |= {"status": "failed", "error": _fault(e, out)}
+    record |= {k: v for k, v in environment().items() if k in ("created", "peak_memory_mb")}
+    kept = home / run.name
+    if run.kind in PREPARING and record["status"] == "ended":
+        shutil.rmtree(kept, ignore_errors=True)
+        out.rename(kept)
+    shutil.rmtree(out, ignore_errors=True)
+    write_once(path, record)
+    return record
+
+
+def _done(
+    question: Question, study: Study, run: Run, work: Path, out: Path, command: Command
+) -> dict[str, Any]:
+    """Do the lines of a run; what they left behind, for the record."""
+    opened = question.opened if run.kind == "final" else None
+    if opened:
+        run = replace(run, rate=rate_of(study, opened, run))
+    lines = {"common": study.prepare, "prepared": study.prepare_target, "rate": study.tried}
+    folders = _folders(question, study, run, work, out, bool(opened))
+    words = command_lines(study, lines.get(run.kind, study.train + study.test), run, folders)
+    seconds = [_timed(line, command) for line in words]
+    record: dict[str, Any] = {"rate": run.rate, "lines": [_told(line, folders) for line in words], "seconds": seconds}
+    record |= {"records": _records(out), "test_opened": bool(opened)}
+    record["inputs"] = _inputs(question, study, folders, opened)
+    if run.kind == "rate" and study.rate:
+        record["score"] = score_at(read_json(out / study.rate.file), study.rate.at.format(target=run.target))
+    if (out / EFFECTS).is_file():
+        record["effects"] = read_json(out / EFFECTS)
+    names = {**folders, "target": run.target, "seed": run.seed}
+    return record | _sums(Path(filled(study.scored, names)), study.system)
+
+
+def _folders(
+    question: Question, study: Study, run: Run, work: Path, out: Path, opened: bool
+) -> dict[str, Path | str]:
+    home = work / question.name
+    common = home / Run(list=run.list, kind="common").name
+    prepared = home / Run(list=run.list, kind="prepared", target=run.target).name
+    folders: dict[str, Path | str] = {"out": out, "common": common, "prepared": prepared}
+    folders |= {"corpus": table(study, home / f"{run.list}.tsv.gz", sealed=True)}
+    if run.kind == "final":
+        assert opened
+        folders["test"] = table(study, home / f"{run.list}-opened.tsv.gz", sealed=False)
+    return folders
+
+
+def _fault(error: Exception, out: Path) -> str:
+    """The error and where it came up, without the folders of this machine."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+    return _anywhere(f"{type(error).__name__}: {error} ({where})".replace(str(out), "{out}"))
+
+
+def _anywhere(text: str) -> str:
+    return text.replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~")
+
+
+def _timed(words: list[str], command: Command) -> float:
+    """Seconds of a line: a command of dragoman, or a Python script."""
+    started = time.monotonic()
+    if words[0].endswith(".py"):
+        module = words[0].removesuffix(".py").replace("/", ".")
+        subprocess.run([sys.executable, "-m", module, *words[1:]], check=True)
+    else:
+        command(words)
+    return round(time.monotonic() - started, 1)
+
+
+def _told(words: list[str], folders: Mapping[str, Path | str]) -> str:
+    """A line as it is kept: with names for the folders of this machine."""
+    line = " ".join(words)
+    for name, folder in sorted(folders.items(), key=lambda item: -len(str(item[1]))):
+        line = line.replace(str(folder), f"{{{name}}}")
+    return line
+
+
+def _records(out: Path) -> dict[str, Any]:
+    """Records that the lines wrote, by folder, and other JSON at the top, such as plans, by name."""
+    found = {str(p.relative_to(out).parent): read_json(p) for p in sorted(out.rglob("record.json"))}
+    found |= {p.name: read_json(p) for p in sorted(out.glob("*.json")) if p.name != EFFECTS}
+    return {name: {k: v for k, v in r.items() if k not in ENVIRONMENT[1:]} for name, r in found.items()}
+
+
+def _inputs(
+    question: Question, study: Study, folders: Mapping[str, Path | str], opened: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    from dragoman.modeling import model_checksum
+
+    found = {"base_sha256": model_checksum(study.base), "corpus_sha256": _checksum(folders["corpus"])}
+    if opened:
+        found |= {"test_sha256": _checksum(folders["test"]), "opened_sha256": sha256(question.results / OPENED)}
+    return found
+
+
+def _checksum(path: Path | str) -> str:
+    return str(open_corpus(str(path)).about["checksum"])
+
+
+def score_at(value: Any, keys: str) -> float:
+    """The number at `a.b.c`; `*` stands for every key, and the numbers there are averaged."""
+    if not keys:
+        return float(value)
+    key, _, rest = keys.partition(".")
+    return float(np.mean([score_at(v, rest) for v in (value.values() if key == "*" else [value[key]])]))
+
+
+def _sums(folder: Path, system: str) -> dict[str, Any]:
+    """Sums by document of one system of an evaluation; nothing where the run evaluates nothing."""
+    if not (folder / "segments.json").is_file():
+        return {}
+    segments, systems = read_json(folder / "segments.json"), read_json(folder / "record.json")["systems"]
+    by = segments["sums"][system or systems[0]]
+    documents: dict[str, dict[str, list[str]]] = {}
+    sums: dict[str, dict[str, Any]] = {}
+    for metric in (m for m in SCORES if m in by):
+        for label, sums_NS in by[metric].items():
+            names, sums_US = by_document(segments["documents"][metric][label], np.array(sums_NS))
+            documents.setdefault(metric, {})[label] = names
+            sums.setdefault(metric, {})[label] = [[float(f"{x:.10g}") for x in row] for row in sums_US]
+    shared = {tuple(names) for labels in documents.values() for names in labels.values()}
+    return {"documents": list(shared.pop()) if len(shared) == 1 else documents, "sums": sums}
+
+
+def by_document(documents: list[str], sums_NS: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Sums of the segments of each document, documents in order of their names: [U], [U, S]."""
+    names, document_N = np.unique(documents, return_inverse=True)
+    sums_US = np.zeros((len(names), sums_NS.shape[1]))
+    np.add.at(sums_US, document_N, sums_NS)
+    return names.tolist(), sums_US
+
+
+# Records
+
+
+def attempt_path(question: Question, run: Run) -> Path:
+    """Where the next record of a run goes: no name is used twice."""
+    tries = len([p for p in question.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name])
+    return question.results / (f"{run.name}--again-{tries}.json" if tries else f"{run.name}.json")
+
+
+def write_once(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, a field a line; ConfigError where there is one: records are added, not changed."""
+    lines = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False, default=str)}" for k, v in record.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists; records are added, not changed") from None
+    finally:
+        partial.unlink()
+
+
+def write_failure(question: Question, run: Run, why: str, work: Path) -> None:
+    """The record of a run whose process died, with the end of what it printed."""
+    log = work / f"{question.name}--{run.name}.log"
+    said = log.read_text(errors="replace")[-2000:] if log.is_file() else ""
+    record = environment() | {"command": "experiment", "question": question.name, "name": run.name, **asdict(run)}
+    write_once(attempt_path(question, run), record | {"status": "failed", "error": _anywhere(f"{why}\n{said}")})
+
+
+# The sealed split
+
+
+def open_question(question: Question, work: Path) -> None:
+    """Open the sealed split of a question, once: from here on claim, lists and rates stand."""
+    if question.opened:
+        return
+    tables = {
+        name: _checksum(table(study, work / question.name / f"{name}-opened.tsv.gz", sealed=False))
+        for name, study in question.studies.items()
+    }
+    opened = {k: v for k, v in environment().items() if k in ("format", "created", "commit", "versions")}
+    opened |= {"command": "open", "question": question.name, "files": question.checksums(), "test_sha256": tables}
+    write_json(question.results / OPENED, opened | chosen_rates(question))
+
+
+def table(study: Study, path: Path, sealed: bool) -> Path:
+    """Train and dev of a list's corpus or, where it is opened, the sealed rows under the name of devtest, in a file.
+
+    Rows of dev and test are complete in the list's languages, not too long or short, and spread over documents.
+    """
+    if path.is_file():
+        return path
+    source = Path(study.corpus)
+    if not source.is_file():
+        raise ConfigError(f"{source} is not there; make it: dragoman data fetch {source.name.split('.')[0]} --out data")
+    text = open_corpus(study.corpus, open_test=not sealed).select(study.languages)
+    split = "dev" if sealed else "test"
+    rows = _held(text, split, study.rows.get(split))
+    rows += [i for i, s in enumerate(text.splits) if s == "train"] if sealed else []
+    chosen = text.take(sorted(rows))
+    about = chosen.about | {"from_table": chosen.about["checksum"]}
+    about |= {} if sealed else {"devtest_is": "the sealed split"}
+    named = tuple("devtest" if s == "test" else s for s in chosen.splits)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other workers may make the same, or read it
+        made = replace(chosen, splits=named, about=about).save(Path(folder) / path.name)
+        os.replace(about_path(made), about_path(path))
+        os.replace(made, path)
+    return path
+
+
+def _held(text: NText, split: str, number: int | None) -> list[int]:
+    """Rows of a split that are complete and fit, a document's first before any document's second."""
+    rows = [i for i, s in enumerate(text.splits) if s == split]
+    rows = [i for i in rows if all(text.columns[g][i] for g in text.languages) and fits(text, i)]
+    if len(rows) < 2:
+        spoken = ", ".join(text.languages)
+        raise DataError(f"{len(rows)} rows of {split} are complete in {spoken}; name fewer languages")
+    return [rows[k] for k in spread(text.take(rows), split, 0)][:number]

@@ -1,0 +1,331 @@
+"""Experiments: what a folder of questions asks for, and which of its runs have a record.
+
+    <question>/claim.md          claim, controls, plan: written before any run
+    <question>/*.yaml            lists of arms, each a set of command lines
+    <question>/claims.yaml       the comparisons that decide, for the report
+    <question>/results/*.json    one record a run; opened.json: when, and after what, the sealed test split was opened
+
+A list has command lines with `{names}` in braces; names are the list's `variables`, those of a target, of an arm, and
+
+    base corpus known     as the list says; corpus has no row of the sealed split
+    test                  the corpus whose devtest rows are those of the sealed split; in `test` alone
+    target seed rate      of the run; rate: what is chosen on dev, be it a learning rate or another strength
+    out common prepared   folder of the run, of the list's preparation, of its preparation for this target
+
+A line is left out where one of its names is null. `prepare` runs once, `prepare_target` for every target, `try` for
+every arm, target and value of `rate`, `train` and `test` for every arm, target and seed. A list may extend another one.
+"""
+
+from __future__ import annotations
+
+import shlex
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dragoman.errors import ConfigError, DataError
+from dragoman.record import read_json, sha256
+
+RESERVED = ("claims.yaml",)
+OPENED = "opened.json"
+DEPTH = 4
+"""How often names may stand for names."""
+ALL = "all"
+"""Target of a list that has none."""
+Arm = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What is chosen on dev for every arm and target."""
+
+    values: tuple[float, ...]
+    """The grid, the same for all arms."""
+    file: str
+    """JSON file below the run's folder that has the score."""
+    at: str
+    """Where in it: keys with points between, `*` for all of them, {target} for the run's."""
+    better: str = "lower"
+    """lower or higher."""
+    seed: int = 100
+    """Of the runs that are chosen by; none of the list's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One list of a question."""
+
+    arms: dict[str, Arm]
+    """Name -> its names for the command lines; `seeds` and `rate_of` (an arm whose rates it takes) are ours."""
+    corpus: str
+    """N-way text with a sealed split, such as data/help.tsv.gz."""
+    known: tuple[str, ...]
+    """Languages that may be forgotten, English first."""
+    order: int = 1
+    """Questions are run in this order, each whole before the next one."""
+    base: str = "mini-moe"
+    """Model that everything starts from."""
+    targets: dict[str, Arm] = field(default_factory=lambda: {ALL: {}})
+    """New languages, each with names of its own."""
+    complete: tuple[str, ...] = ()
+    """Languages in which every row of dev and test has text; default: known ones and targets. Lists that are to be
+    compared name the same."""
+    rows: dict[str, int | None] = field(default_factory=lambda: {"dev": 300, "test": 300})
+    """Rows of dev and test, complete in all languages and spread over documents; null: every row."""
+    seeds: tuple[int, ...] = (1,)
+    """Of training, one run each."""
+    rate: Rate | None = None
+    variables: Arm = field(default_factory=dict)
+    prepare: tuple[str, ...] = ()
+    prepare_target: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+    """`try` in the file."""
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    scored: str = "{out}/evaluation"
+    """Folder of the evaluation whose sums the record keeps."""
+    system: str = ""
+    """Which of its systems; default: the first."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Every language that the rows have."""
+        return tuple(dict.fromkeys([*self.known, *(g for g in self.targets if g != ALL), *self.complete]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a list, with one record."""
+
+    list: str
+    kind: str
+    """common, prepared, rate or final."""
+    arm: str = ""
+    target: str = ALL
+    seed: int = 0
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the record."""
+        last = {"rate": f"rate-{self.rate:g}" if self.rate else "", "final": f"seed-{self.seed}"}.get(self.kind, "")
+        return "--".join(p for p in (self.list, self.arm or "prepare", self.target, last) if p)
+
+
+class Question:
+    """A folder with a claim, lists and records."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.studies = {p.stem: read_study(p) for p in sorted(folder.glob("*.yaml")) if p.name not in RESERVED}
+        self.order = min((s.order for s in self.studies.values()), default=float("inf"))
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Name of a run -> its record; of several attempts the first that ended, else the last."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.results.glob("*.json")):
+            if path.name != OPENED and found.get(name := path.stem.split("--again-")[0], {}).get("status") != "ended":
+                found[name] = read_json(path)
+        return found
+
+    @property
+    def opened(self) -> dict[str, Any] | None:
+        """What was known when the sealed split was opened. ConfigError where claim or lists have changed since."""
+        path = self.results / OPENED
+        if not path.is_file():
+            return None
+        opened = read_json(path)
+        now = self.checksums()
+        if changed := [name for name in now | opened["files"] if now.get(name) != opened["files"].get(name)]:
+            raise ConfigError(
+                f"{', '.join(changed)} of {self.folder} changed after the test split was opened for it; restore what "
+                "was there, and put what is new into a new question's folder"
+            )
+        return opened
+
+    def checksums(self) -> dict[str, str]:
+        """Of claim and lists, which do not change once the test split is open."""
+        return {p.name: sha256(p) for p in [self.folder / "claim.md", *sorted(self.folder.glob("*.yaml"))]}
+
+    def runs(self, kind: str) -> list[Run]:
+        """Every run of a kind, in order."""
+        return [run for name, study in self.studies.items() for run in RUNS[kind](name, study)]
+
+    def status(self, run: Run) -> str:
+        """What the last record of a run says, read anew."""
+        tries = [p for p in self.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name]
+        return str(read_json(max(tries, key=lambda p: (len(p.name), p.name)))["status"]) if tries else "no record"
+
+    def ended(self, run: Run) -> dict[str, Any] | None:
+        """The record of a run that ended well."""
+        record = self.records.get(run.name)
+        return record if record and record["status"] == "ended" else None
+
+
+def questions(folder: Path) -> list[Question]:
+    """The questions of a folder in the order in which they are run. DataError where there is none."""
+    found = [Question(p.parent) for p in sorted(folder.glob("*/claim.md"))]
+    if not found:
+        raise DataError(f"{folder} has no question: a folder with claim.md and lists (*.yaml) is one")
+    return sorted(found, key=lambda q: (q.order, q.name))
+
+
+def read_study(path: Path) -> Study:
+    """A list. ConfigError for keys that it does not know or lacks, and for arms that refer to none."""
+    given = _read_yaml(path)
+    if parent := given.pop("extends", None):
+        given = _read_yaml(path.parent / parent) | given
+    if "try" in given:
+        given["tried"] = given.pop("try")
+    known = Study.__dataclass_fields__
+    faults = [f"{name} is no key of a list" for name in given if name not in known]
+    faults += [f"{name} is missing" for name in ("arms", "corpus", "known") if name not in given]
+    arms = given.get("arms") or {}
+    lenders = {a: _rate_of(a, arm) for a, arm in arms.items()}
+    faults += [f"{arm} takes the rates of {a}, which is no arm" for arm, a in lenders.items() if a not in arms]
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what a list holds")
+    lists = ("known", "complete", "seeds", "prepare", "prepare_target", "tried", "train", "test")
+    given |= {name: tuple(given[name]) for name in lists if name in given}
+    if rate := given.get("rate"):
+        given["rate"] = Rate(**rate | {"values": tuple(rate["values"])})
+    study = Study(**given)
+    return replace(study, arms={name: arm or {} for name, arm in study.arms.items()})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
+        raise ConfigError(f"{path} is no list of runs: {' '.join(str(e).split())}") from None
+
+
+def _rate_of(name: str, arm: Arm | None) -> str:
+    return (arm or {}).get("rate_of", name)
+
+
+# Runs
+
+
+def common_runs(name: str, study: Study) -> list[Run]:
+    """What is done once for a list."""
+    return [Run(list=name, kind="common")] if study.prepare else []
+
+
+def prepared_runs(name: str, study: Study) -> list[Run]:
+    """What is done once for each of its targets."""
+    return [Run(list=name, kind="prepared", target=g) for g in study.targets] if study.prepare_target else []
+
+
+def rate_runs(name: str, study: Study) -> list[Run]:
+    """Every arm that has a rate of its own, on every target, at every value."""
+    if study.rate is None:
+        return []
+    arms = [a for a, arm in study.arms.items() if uses_rate(study, a) and _rate_of(a, arm) == a]
+    return [
+        Run(list=name, kind="rate", arm=a, target=g, seed=study.rate.seed, rate=float(value))
+        for a in arms
+        for g in study.targets
+        for value in study.rate.values
+    ]
+
+
+def final_runs(name: str, study: Study) -> list[Run]:
+    """Every arm on every target with every seed, a seed of all arms before the next one."""
+    seeds = {a: tuple(arm.get("seeds", study.seeds)) for a, arm in study.arms.items()}
+    every = sorted({s for by in seeds.values() for s in by})
+    return [
+        Run(list=name, kind="final", arm=a, target=g, seed=s)
+        for s in every
+        for g in study.targets
+        for a in study.arms
+        if s in seeds[a]
+    ]
+
+
+RUNS = {"common": common_runs, "prepared": prepared_runs, "rate": rate_runs, "final": final_runs}
+"""Kinds of runs in the order in which they are done; all of one kind before the next."""
+PREPARING = ("common", "prepared")
+
+
+def uses_rate(study: Study, arm: str) -> bool:
+    """Does a line of this arm name the rate?"""
+    names = study.variables | study.arms[arm]
+    lines = [line for line in study.train + study.test if not _null(line, names)]
+    return any("rate" in _names(text) for line in lines for text in (line, *_inner(line, names)))
+
+
+def command_lines(study: Study, lines: Sequence[str], run: Run, folders: Mapping[str, Path | str]) -> list[list[str]]:
+    """The words of each command line of a run; ConfigError for names that nothing defines."""
+    arm = study.arms.get(run.arm, {})
+    names: dict[str, Any] = {"base": study.base, "known": " ".join(study.known), "target": run.target}
+    names |= {"seed": run.seed, "rate": None if run.rate is None else f"{run.rate:g}", **folders}
+    names |= study.variables | study.targets.get(run.target, {}) | arm
+    unknown = {n for line in lines for n in _names(line)} - set(names)
+    if unknown:
+        raise ConfigError(f"{run.name}: nothing says what {', '.join(sorted(unknown))} is; give it to the arm or list")
+    return [shlex.split(filled(line, names)) for line in lines if not _null(line, names)]
+
+
+def filled(line: str, names: Mapping[str, Any]) -> str:
+    """A line with its names replaced, and those in what replaced them."""
+    try:
+        for _ in range(DEPTH):
+            line = line.format_map(names)
+    except KeyError as e:
+        raise ConfigError(f"nothing says what {e} is in: {line}") from None
+    return line
+
+
+def _names(line: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(line) if name]
+
+
+def _inner(line: str, names: Mapping[str, Any]) -> list[str]:
+    return [str(names[name]) for name in _names(line) if name in names]
+
+
+def _null(line: str, names: Mapping[str, Any]) -> bool:
+    return any(name in names and names[name] is None for name in _names(line))
+
+
+# Choosing on dev
+
+
+def chosen_rates(question: Question) -> dict[str, Any]:
+    """List -> arm -> target -> the value with the best score on dev, and which of them stand at an end of the grid."""
+    rates: dict[str, Any] = {}
+    at_an_end, without = [], []
+    for name, study in question.studies.items():
+        for run in dict.fromkeys(replace(r, rate=None) for r in rate_runs(name, study)):
+            tried = {v: question.ended(replace(run, rate=float(v))) for v in study.rate.values} if study.rate else {}
+            scores = {v: record["score"] for v, record in tried.items() if record}
+            if not scores or study.rate is None:
+                without.append(f"{name}/{run.arm}/{run.target}")
+                continue
+            best = (min if study.rate.better == "lower" else max)(scores, key=lambda v: scores[v])
+            rates.setdefault(name, {}).setdefault(run.arm, {})[run.target] = best
+            if best in (min(tried), max(tried)):
+                at_an_end.append(f"{name}/{run.arm}/{run.target}")
+    return {"rates": rates, "at_an_end_of_the_grid": at_an_end, "without_a_rate": without}
+
+
+def rate_of(study: Study, opened: Mapping[str, Any], run: Run) -> float | None:
+    """The rate that was chosen for a final run. ConfigError where no run of its grid ended."""
+    if study.rate is None or not uses_rate(study, run.arm):
+        return None
+    arm = _rate_of(run.arm, study.arms[run.arm])
+    found = opened["rates"].get(run.list, {}).get(arm, {}).get(run.target)
+    if found is None:
+        raise ConfigError(f"no run at any rate of {arm} on {run.target} ended, so {run.name} has no rate")
+    return float(found)

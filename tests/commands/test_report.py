@@ -1,0 +1,160 @@
+"""Claims, verdicts and the report, on records whose numbers are made by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dragoman.commands import claims, report
+from dragoman.commands.experiments import Question
+from dragoman.errors import ConfigError, DataError
+from dragoman.evaluation.significance import holm
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [f"d{i}" for i in range(40)]
+TARGETS = ("ca", "tr")
+LIST = {"corpus": "c", "known": ["en", "es"], "targets": {g: {} for g in TARGETS}, "seeds": [1, 2, 3]}
+LIST |= {"arms": {"base": {"seeds": [0]}, "good": None, "bad": None}}
+BITS = {
+    "base": {"t": 4.0, "en": 1.0, "es": 1.0},
+    "good": {"t": 2.0, "en": 1.1, "es": 1.2},
+    "bad": {"t": 3.0, "en": 2.0, "es": 1.0},
+}
+CLAIM = {"paper": "p", "source": "s", "ours": "o", "a": "first/good", "b": "first/bad"}
+
+
+def record(arm, target, seed):
+    """Sums [bits, bytes] of 40 documents: an arm's bits per byte, documents and seeds varying about it."""
+    rng = np.random.default_rng([seed, len(arm), TARGETS.index(target)])
+    sums = {}
+    for label in (target, "en", "es"):
+        bits = BITS[arm]["t" if label == target else label]
+        noise_U = rng.normal(0, 0.02, len(DOCUMENTS)) + rng.normal(0, 0.01)
+        sums[label] = [[(bits + x) * 100, 100] for x in noise_U]
+    return {"status": "ended", "documents": DOCUMENTS, "sums": {"bits_per_byte": sums}, "records": {}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    question = tmp_path / "q"
+    (question / "results").mkdir(parents=True)
+    (question / "claim.md").write_text("# A claim\n")
+    (question / "first.yaml").write_text(yaml.safe_dump(LIST))
+    for arm in BITS:
+        for g in TARGETS:
+            for seed in (0,) if arm == "base" else (1, 2, 3):
+                (question / "results" / f"first--{arm}--{g}--seed-{seed}.json").write_text(
+                    json.dumps(record(arm, g, seed))
+                )
+    return tmp_path
+
+
+def claim(folder, *given, **more):
+    text = {"columns": ["target_bits", "gain", "worst_loss"]}
+    text["figure"] = {"list": "first", "x": "worst_loss", "y": "gain"}
+    path = folder / "q" / "claims.yaml"
+    path.write_text(yaml.safe_dump(text | more | {"claims": [CLAIM | {"id": str(i)} | c for i, c in enumerate(given)]}))
+    return claims.judged(Question(folder / "q"))
+
+
+def test_measures_by_hand(folder):
+    """Naive loops over the records give what the panel gives."""
+    question = Question(folder / "q")
+
+    def bits(arm, g, seed, label):
+        sums_US = np.array(question.records[f"first--{arm}--{g}--seed-{seed}"]["sums"]["bits_per_byte"][label])
+        return sums_US[:, 0].sum() / sums_US[:, 1].sum()
+
+    for name, of_target in {
+        "target_bits": lambda g: bits("good", g, 2, g),
+        "gain": lambda g: 100 * (1 - bits("good", g, 2, g) / bits("base", g, 0, g)),
+        "worst_loss": lambda g: max(100 * (bits("good", g, 2, k) / bits("base", g, 0, k) - 1) for k in ("en", "es")),
+        "known_bits": lambda g: np.mean([bits("good", g, 2, k) for k in ("en", "es")]),
+    }.items():
+        panel = claims.panel(question, "first/good", name)
+        assert len(panel.sums_KUS) == 3
+        assert float(panel(panel.sums_KUS[1].sum(axis=0))) == pytest.approx(np.mean([of_target(g) for g in TARGETS]))
+        many = panel(np.stack([s.sum(axis=0) for s in panel.sums_KUS]))
+        assert many.shape == (3,) and many[1] == pytest.approx(panel(panel.sums_KUS[1].sum(axis=0)))
+
+
+def test_verdicts(folder):
+    """2 bits against 3: better, within no margin the wrong way round, and two equal arms show nothing."""
+    better, worse, same, competes, not_within, untestable = claim(
+        folder,
+        {"measure": "target_bits"},
+        {"measure": "target_bits", "a": "first/bad", "b": "first/good"},
+        {"measure": "target_bits", "b": "first/good"},
+        {"measure": "target_bits", "a": "first/bad", "b": "first/good", "margin": 0.6},
+        {"measure": "target_bits", "a": "first/bad", "b": "first/good", "margin": 0.4},
+        {"untestable": "by chance"},
+    )
+    assert (better["verdict"], worse["verdict"], same["verdict"]) == ("holds", "contradicts", "does not show")
+    assert better["difference"] == pytest.approx(-1, abs=0.05) and better["runs"] == [3, 3] and better["units"] == 40
+    assert (competes["verdict"], not_within["verdict"]) == ("holds", "contradicts")
+    assert competes["difference"] == pytest.approx(3 - 1.6 * 2, abs=0.1)
+    assert untestable["verdict"] == "cannot be tested here"
+    tested = [better, worse, same, competes, not_within]
+    np.testing.assert_allclose([c["p_holm"] for c in tested], holm([c["p_value"] for c in tested]))
+
+
+def test_families_have_a_holm_each_and_wait_for_all_of_theirs(folder):
+    (folder / "q" / "results" / "first--bad--tr--seed-3.json").unlink()
+    of_good = {"b": "first/base", "measure": "target_bits"}
+    first, second, alone = claim(
+        folder, of_good, {"measure": "target_bits"}, of_good | {"family": "other"}
+    )
+    assert second["missing"] == ["first--bad--tr--seed-3"] and second["verdict"] == "open"
+    assert first["verdict"] == "open", "its family is not whole"
+    assert alone["verdict"] == "holds" and alone["p_holm"] == alone["p_value"]
+    only_ca = claim(folder, {"measure": "target_bits", "targets": ["ca"]}, {"measure": "target_bits", "seeds": [1, 2]})
+    assert [c["verdict"] for c in only_ca] == ["holds", "holds"] and only_ca[1]["runs"] == [2, 2]
+
+
+def test_effects_that_a_script_measured(folder):
+    path = folder / "q" / "results" / "first--base--ca--seed-0.json"
+    effect = {"difference": 0.3, "low": 0.1, "high": 0.5, "p_value": 0.01, "units": 40, "better": "higher"}
+    path.write_text(json.dumps(record("base", "ca", 0) | {"effects": {"x": effect}}))
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"targets": {"ca": {}}}))
+    (found,) = claim(folder, {"a": "first/base", "effect": "x"})
+    assert found["verdict"] == "holds" and report.effect(found) == "+0.300 [+0.100, +0.500]"
+
+
+def test_what_cannot_be_compared(folder):
+    with pytest.raises(ConfigError, match="there is no measure 'taste'; measures are target_bits"):
+        claim(folder, {"measure": "taste"})
+    with pytest.raises(ConfigError, match="name first/nobody, and there is no such list and arm"):
+        claim(folder, {"measure": "target_bits", "a": "first/nobody"})
+    with pytest.raises(DataError, match="has no chrf of en-ca"):
+        claim(folder, {"measure": "target_chrf"})
+    path = folder / "q" / "results" / "first--good--ca--seed-1.json"
+    path.write_text(json.dumps(record("good", "ca", 1) | {"documents": DOCUMENTS[::-1]}))
+    with pytest.raises(DataError, match="were scored on other documents"):
+        claim(folder, {"measure": "target_bits"})
+    (folder / "q" / "claims.yaml").write_text("claims: [{id: a, paper: p}]\n")
+    with pytest.raises(ConfigError, match="a has no source; a has no ours"):
+        claims.read_claims(Question(folder / "q"))
+
+
+def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
+    claim(folder, {"measure": "target_bits"})
+    config = report.Config(folder)
+    assert report.run(config)["claims"]["q"][0]["verdict"] == "holds"
+    page, figure = folder / "report.md", folder / "q" / "frontier.svg"
+    before = page.read_bytes(), figure.read_bytes()
+    report.run(config)
+    assert (page.read_bytes(), figure.read_bytes()) == before
+    assert "**holds**" in page.read_text() and "| first | tr | good | " in page.read_text()
+    assert "- final: 14 of 14 runs" in page.read_text() and "- test split: sealed" in page.read_text()
+    checked = report.Config(folder, check=True)
+    report.run(checked)
+    (folder / "q" / "results" / "first--bad--tr--seed-3.json").unlink()
+    with pytest.raises(DataError, match=r"report.md, .*frontier.svg is not what the records give; run"):
+        report.run(checked)
+    assert page.read_bytes() == before[0], "a check writes nothing"
+
+
+def test_the_committed_report_is_what_the_records_give():
+    report.run(report.Config(ROOT / "benchmarks" / "experiments", check=True))
