@@ -241,3 +241,31 @@ def test_a_queue_that_is_killed_goes_on(home, tmp_path):
     records = Question(folder / "q").records
     assert {r.name for k in experiments.RUNS for r in Question(folder / "q").runs(k)} == set(records), again.stdout
     assert {name for name, r in records.items() if r["status"] == "failed"} == {n for n in records if "broken" in n}
+
+
+def test_effects_by_hand():
+    """Specialisation of the ends and the middle where two languages share nothing, or everything, of a layer."""
+    from benchmarks.experiments.effects import by_document, effect, ends_over_middle, last_minus_first
+
+    apart, together = np.array([[4.0, 0], [0, 4]]), np.array([[2.0, 2], [2, 2]])
+    count_GLE = np.stack([together] * 6 + [apart] * 2, axis=1)
+    assert last_minus_first(count_GLE) == pytest.approx(1)
+    assert ends_over_middle(count_GLE) == pytest.approx(0.5 * 1 - 0)
+    count_GNLE = np.stack([count_GLE] * 3, axis=1)
+    count_UGLE = by_document(count_GNLE, ["b", "a", "b"])
+    assert count_UGLE.shape == (2, 2, 8, 2) and count_UGLE[1].tolist() == (2 * count_GLE).tolist()
+    sure = effect(lambda c: last_minus_first(c[0]), count_UGLE[:, None])
+    assert sure["difference"] == sure["low"] == sure["high"] == pytest.approx(1) and sure["p_value"] < 0.01
+    nothing = effect(lambda c: last_minus_first(c[0]) - last_minus_first(c[1]), np.stack([count_UGLE] * 2, axis=1))
+    assert nothing["difference"] == 0 and nothing["p_value"] == 1
+
+
+def test_halves_share_no_document_and_lose_none():
+    from benchmarks.experiments.task_halves import halves
+    from dragoman.corpora.pack import load_pack
+
+    corpus = load_pack()
+    first, second = halves(corpus)
+    assert sorted(first.keys + second.keys) == sorted(corpus.keys) and set(first.splits) == {"train"}
+    assert not set(first.documents) & set(second.documents)
+    assert 0.3 < len(first) / corpus.splits.count("train") < 0.7
