@@ -152,14 +152,13 @@ def _stage(config: Train) -> dict[str, Any]:
     spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
     model, codec = open_both(config.model)
-    total = sum(p.numel() for p in model.parameters())
-    method, extra = _prepared(config, model)
+    total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
     rows = stage_rows(config, codec, corpus, directions)
     out = sharding.on_first(lambda: claim_folder(config.out))
     scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
-    sums = {} if config.only_after else {"before": sharding.on_first(scored)}
+    before = {} if config.only_after else {"before": sharding.on_first(scored)}
     log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
-    sums["after"] = sharding.on_first(scored)
+    sums = before | {"after": sharding.on_first(scored)}
     record = environment() | {
         "command": "mix train",
         "config": asdict(config),
@@ -175,14 +174,13 @@ def _stage(config: Train) -> dict[str, Any]:
         "processes": sharding.started(),
         "results": scoring.tables(sums, config.seed),
     }
-    if not sharding.first():
-        return record
-    save_model(model, codec, out / "model")
-    if config.method == "mix_moe":
-        record["shares"], figure = shares_of(config, model, codec, corpus, spoken, asked)
-        if figure:
-            (out / "shares.svg").write_text(figure, encoding="utf-8")
-    write_json(out / "record.json", record)
+    if sharding.first():
+        save_model(model, codec, out / "model")
+        if config.method == "mix_moe":
+            record["shares"], figure = shares_of(config, model, codec, corpus, spoken, asked)
+            if figure:
+                (out / "shares.svg").write_text(figure, encoding="utf-8")
+        write_json(out / "record.json", record)
     return record
 
 
