@@ -1,4 +1,4 @@
-"""The shipped base is what the documents say: shape, size, vocabulary; its weights and tokenizer belong together."""
+"""The shipped bases are what the documents say: shape, size, vocabulary; weights and tokenizer belong together."""
 
 import subprocess
 from pathlib import Path
@@ -11,20 +11,48 @@ import dragoman
 from benchmarks import base_quality
 from dragoman.corpora.pack import KNOWN, UNSEEN, load_pack
 from dragoman.evaluation.likelihood import text_bits
+from dragoman.errors import ModelError
 from dragoman.modeling import model_checksum, model_path
+from dragoman.modeling.opening import BUILT_IN
 from dragoman.record import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = Path(model_path("mini-moe"))
+RECORDS = {"mini-moe": ("mini-moe-en", "mini-moe", "mini-moe-more"), "mini-dense": ("mini-dense",)}
+"""Base -> records of its trainings, in `benchmarks/base`."""
+QUALITY = {"mini-moe": "quality.json", "mini-dense": "mini-dense-quality.json"}
+BYTES = {"mini-moe": 27e6, "mini-dense": 10e6}
+
+
+@pytest.fixture(scope="module", params=RECORDS)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def base():
-    return dragoman.open_model("mini-moe"), dragoman.open_tokenizer("mini-moe")
+def base(name):
+    return dragoman.open_model(name), dragoman.open_tokenizer(name)
 
 
-def test_shape_and_size(base):
-    model, _ = base
+def test_every_built_in_base_is_tested_here():
+    assert set(RECORDS) == set(BUILT_IN)
+
+
+def test_shape_and_size_of_the_dense_base():
+    model = dragoman.open_model("mini-dense")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
+        dragoman.moe_layers(model)
+    assert 4e6 < sum(p.numel() for p in model.parameters()) < 5e6
+
+
+def test_both_bases_read_text_alike():
+    texts = [t for g in KNOWN for t in load_pack().texts(g, "dev")[:3]]
+    ours, dense = (dragoman.open_tokenizer(name).encode(texts) for name in RECORDS)
+    assert ours == dense
+
+
+def test_shape_and_size_of_the_moe_base():
+    model = dragoman.open_model("mini-moe")
     assert type(model).__name__ == "OlmoeForCausalLM"
     layers = dragoman.moe_layers(model)
     assert len(layers) == 8
@@ -32,10 +60,11 @@ def test_shape_and_size(base):
     assert 12e6 < sum(p.numel() for p in model.parameters()) < 16e6
 
 
-def test_weights_are_bf16_safetensors_stored_once():
-    with safe_open(FOLDER / "model.safetensors", "pt") as f:
-        assert {f.get_slice(name).get_dtype() for name in f.keys()} == {"BF16"}  # noqa: SIM118
-    assert (FOLDER / "model.safetensors").stat().st_size < 27e6
+def test_weights_are_bf16_safetensors_stored_once(name):
+    weights = Path(model_path(name)) / "model.safetensors"
+    with safe_open(weights, "pt") as f:
+        assert {f.get_slice(n).get_dtype() for n in f.keys()} == {"BF16"}  # noqa: SIM118
+    assert weights.stat().st_size < BYTES[name]
 
 
 def test_vocabulary_was_learnt_on_the_known_languages_alone(base):
@@ -65,14 +94,14 @@ def test_it_has_learnt_its_languages(base):
     assert np.mean(list(rate.values())) < 2.0, rate
 
 
-def test_the_model_card_has_the_numbers_of_the_records():
-    card = (FOLDER / "README.md").read_text()
+def test_the_model_card_has_the_numbers_of_the_records(name):
+    card = (Path(model_path(name)) / "README.md").read_text()
     folder = ROOT / "benchmarks" / "base"
-    quality = read_json(folder / "quality.json")
+    quality = read_json(folder / QUALITY[name])
     assert base_quality.markdown(quality) in card
-    assert quality["model_sha256"] == model_checksum("mini-moe"), "the record is of other weights"
-    for name in ("mini-moe-en", "mini-moe"):
-        assert f"{read_json(folder / f'{name}.json')['training']['tokens'] / 1e6:.1f} M tokens" in card
+    assert quality["model_sha256"] == model_checksum(name), "the record is of other weights"
+    for record in RECORDS[name]:
+        assert f"{read_json(folder / f'{record}.json')['training']['tokens'] / 1e6:.1f} M tokens" in card
 
 
 def test_the_repository_stays_small():

@@ -27,7 +27,7 @@ from dragoman.modeling.codec import TextCodec
 from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
 from dragoman.record import atomic_write, sha256
 
-BUILT_IN = {"mini-moe": "mini-moe"}
+BUILT_IN = {"mini-moe": "mini-moe", "mini-dense": "mini-dense"}
 """Models that ship with the package: name -> folder in assets."""
 
 
