@@ -10,8 +10,8 @@ from safetensors import safe_open
 import dragoman
 from benchmarks import base_quality
 from dragoman.corpora.pack import KNOWN, UNSEEN, load_pack
-from dragoman.evaluation.likelihood import text_bits
 from dragoman.errors import ModelError
+from dragoman.evaluation.likelihood import text_bits
 from dragoman.modeling import model_checksum, model_path
 from dragoman.modeling.opening import BUILT_IN
 from dragoman.record import read_json
