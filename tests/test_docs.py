@@ -18,7 +18,7 @@ from dragoman.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+PAGES = sorted(page for at in ("*.md", "examples/*.md", "docs/**/*.md", "benchmarks/**/*.md") for page in ROOT.glob(at))
 HISTORY = {ROOT / "docs" / "LOG.md", ROOT / "CHANGELOG.md"}
 """Pages that may name files that are gone by now."""
 ROOMS = ("src", "tests", "docs", "benchmarks", ".ci")

@@ -157,4 +157,7 @@ def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
 
 
 def test_the_committed_report_is_what_the_records_give():
-    report.run(report.Config(ROOT / "benchmarks" / "experiments", check=True))
+    folder = ROOT / "benchmarks" / "experiments"
+    found = report.run(report.Config(folder, check=True))
+    assert set(found["claims"]) == {path.parent.name for path in folder.glob("*/claim.md")}
+    assert all(found["claims"].values()), "every question has claims"

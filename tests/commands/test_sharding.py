@@ -59,6 +59,8 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
+    guard = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1", "--learning-rate", "0.5"]
+    lines.append(command(folder, "full", folder / "guarded", *guard))
     (folder / "lines.json").write_text(json.dumps(lines))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(Path(__file__).with_name("sharded.py"))
@@ -91,6 +93,14 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-4)
     ours, alone = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("two-then-one", "one"))
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
+
+
+def test_two_processes_go_back_to_the_base(runs):
+    folder, _ = runs
+    log = json.loads((folder / "guarded" / "record.json").read_text())["log"]
+    assert log["stopped"]["weights_of"] == log["kept_step"] == 0
+    base, ours = (open_model(str(folder / n)).state_dict() for n in ("model", "guarded/model"))
+    assert all((base[n] == ours[n]).all() for n in base)
 
 
 def test_planned_rows_alone_move_in_two_processes(runs):

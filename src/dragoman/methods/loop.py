@@ -61,6 +61,7 @@ class Loop(Trainer):
         self.cross_entropy = torch.compile(cross_entropy) if config.compile else cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
+        self.labels = torch.zeros(())
         self.balance = Balance(())
         self.scores: Sequence[str] = ()
         self.guarding: Guarding | None = None
@@ -174,6 +175,13 @@ class Loop(Trainer):
             return
         self._plain().load_state_dict(saved.state_dict(), strict=True)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The passes of one update; their labels are counted over all processes."""
+        passes, theirs = super().get_batch_samples(*args, **kwargs)
+        labels = sum(int((given["labels"][:, 1:] != -100).sum()) for given in passes)
+        self.labels = sharding.summed(torch.tensor(float(labels), device=self.args.device))
+        return passes, theirs
+
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         labels, row_B = inputs.pop("labels"), inputs.pop("row")
         real_BS = inputs.get("attention_mask", torch.ones_like(labels))
@@ -191,17 +199,17 @@ class Loop(Trainer):
         return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
 
     def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """What to differentiate, and the mean over the tokens of all processes.
+        """What to differentiate, and what to report, whose mean over an update's passes is the mean over its labels.
 
-        Gradients of processes are averaged, and rows have unlike numbers of labels: each process counts by its own.
+        Gradients of passes and of processes are averaged, but rows have unlike numbers of labels: each pass counts by
+        its own.
         """
-        if not self.shards:
+        passes = self.args.gradient_accumulation_steps
+        if passes == 1 and not self.shards:
             loss = self.cross_entropy(model, inputs, labels_BS)
             return loss, float(loss.detach())
-        loss = self.cross_entropy(model, inputs, labels_BS, "sum")
-        labels = (labels_BS[:, 1:] != -100).sum()
-        total, count = sharding.summed(torch.stack([loss.detach().double(), labels.double()])).tolist()
-        return loss * (self.args.world_size / count), total / count
+        loss = self.cross_entropy(model, inputs, labels_BS, "sum") * (passes / self.labels)
+        return loss * self.args.world_size, float(sharding.summed(loss.detach().clone()))
 
     def _diverged(self, what: str) -> NoReturn:
         whole = checkpoints(Path(str(self.args.output_dir)))

@@ -21,7 +21,7 @@ class Config:
     batch: int = 16
     """Rows per update."""
     micro_batch: int = 16
-    """Rows per forward pass; less of it needs less memory and changes nothing else."""
+    """Rows per forward pass; less of it needs less memory, losses stay: every label of a batch counts alike."""
     warmup: int = 10
     """Updates of linear warm-up."""
     decay: int = 50

@@ -85,7 +85,8 @@ def train(
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet or not sharding.first()))
         if guard:
-            trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None, shards)
+            with shards.filled() if shards else nullcontext():  # it keeps the base's weights
+                trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None, shards)
             trainer.add_callback(trainer.guarding)
             if resume:
                 trainer.guarding.load(resume)

@@ -77,13 +77,9 @@ class Journal:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction that no other process writes into."""
-        self._base.execute("begin immediate")
-        try:
+        with self._base:
+            self._base.execute("begin immediate")
             yield
-        except BaseException:
-            self._base.execute("rollback")
-            raise
-        self._base.execute("commit")
 
     def _begin(self, job: Mapping[str, str]) -> None:
         before = dict(self._base.execute("select name, value from job"))

@@ -230,16 +230,14 @@ class Memory:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        try:
-            self._base.execute("begin immediate")
-        except sqlite3.OperationalError as e:
-            raise ConfigError(f"the translation memory is in use or cannot be written ({e}); try again later") from None
-        try:
+        with self._base:
+            try:
+                self._base.execute("begin immediate")
+            except sqlite3.OperationalError as e:
+                raise ConfigError(
+                    f"the translation memory is in use or cannot be written ({e}); try again later"
+                ) from None
             yield
-        except BaseException:
-            self._base.execute("rollback")
-            raise
-        self._base.execute("commit")
 
 
 def _checksum(text: str) -> int:
