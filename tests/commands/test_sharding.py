@@ -19,14 +19,19 @@ from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "full", "--learning-rate", "0.002"]}
 
 
-def command(folder, name, out, *more):
+GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
+FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
+
+
+def command(folder, name, out, *more, batch=4):
     """A run with two checkpoints; the second one is of its last step but some."""
     line = ["adapt", str(folder / "model"), "--corpus", str(folder / "text.tsv"), "--target", "ca"]
-    line += ["--precision", "fp32", "--text.segments", "40", "--text.block", "48", "--text.batch", "4"]
-    line += ["--evaluation.segments", "6", "--checkpoint-steps", "3", "--out", str(out), "--quiet", *METHODS[name]]
+    line += ["--precision", "fp32", "--text.segments", "40", "--text.block", "48", "--text.batch", str(batch)]
+    line += ["--evaluation.segments", "6", "--checkpoint-steps", "3", "--out", str(out), "--quiet", *FLAGS[name]]
     return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
 
 
@@ -59,13 +64,11 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
-    guard = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1", "--learning-rate", "0.5"]
-    lines.append(command(folder, "full", folder / "guarded", *guard))
+    lines.append(command(folder, "guarded", folder / "guarded"))
     (folder / "lines.json").write_text(json.dumps(lines))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(Path(__file__).with_name("sharded.py"))
     done = subprocess.run(
-        [*torchrun, script, str(folder / "lines.json")], capture_output=True, text=True, check=False
+        [*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
@@ -111,6 +114,23 @@ def test_planned_rows_alone_move_in_two_processes(runs):
     assert changed == {f"model.layers.{i}.mlp.{n}" for i in (1, 2) for n in own}
     rows = {e for e in range(8) for n in changed if "experts" in n and not (base[n][e] == tuned[n][e]).all()}
     assert rows == {1, 3}
+
+
+def test_a_mistake_of_the_first_process_is_told_by_all(runs):
+    """Not by a traceback of those who wait, and before anything is written."""
+    folder, _ = runs
+    taken = command(folder, "full", folder / "full-one")
+    uneven = command(folder, "full", folder / "uneven", batch=3)
+    for line, said in ((taken, "is not empty"), (uneven, "cannot be shared out to 2 processes")):
+        (folder / "mistake.json").write_text(json.dumps([line]))
+        script = str(Path(__file__).with_name("sharded.py"))
+        done = subprocess.run(
+            [*TORCHRUN, script, str(folder / "mistake.json")], capture_output=True, text=True, check=False
+        )
+        told = [line for line in done.stderr.splitlines() if "ConfigError: " in line]
+        assert told and all(said in line for line in told), done.stderr[-2000:]
+        assert "DistBackendError" not in done.stderr and "RuntimeError" not in done.stderr
+    assert not (folder / "uneven").exists()
 
 
 def test_rows_that_cannot_be_shared_out(monkeypatch):

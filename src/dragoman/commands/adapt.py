@@ -143,6 +143,7 @@ def run(config: Config) -> dict[str, Any]:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in odd)
         raise ConfigError(f"{flags} is for one process, and torchrun started several; leave out one or the other")
     with sharding.joined():
+        sharding.rows_each(config.text.batch, config.micro_batch or config.text.batch)
         return _adapted(config)
 
 

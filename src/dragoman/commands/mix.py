@@ -135,9 +135,10 @@ def run_stage(config: Train) -> dict[str, Any]:
 
     Under torchrun the processes share the training; the first one scores and writes.
     """
-    from dragoman.methods import sharding
+    from dragoman.methods import sharding, training
 
     with sharding.joined():
+        training.require_shareable(config.training)
         return _stage(config)
 
 

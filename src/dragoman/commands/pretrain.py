@@ -91,6 +91,7 @@ def run(config: Config) -> dict[str, Any]:
     Under torchrun the processes share the training; the first one writes.
     """
     with sharding.joined():
+        training.require_shareable(config.training)
         return _pretrained(config)
 
 

@@ -83,6 +83,13 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
+def discard_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for checkpoint in checkpoints(folder):
+        if log_of(checkpoint).steps > step:
+            discard(checkpoint)
+
+
 def log_of(checkpoint: Path | None) -> Log:
     """What had been logged at a checkpoint."""
     return Log(**read_json(checkpoint / LOG_FILE)) if checkpoint else Log()

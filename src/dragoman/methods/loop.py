@@ -190,8 +190,9 @@ class Loop(Trainer):
         loss, mean = self._loss(model, read, labels)
         self.pending.append(mean)
         if not math.isfinite(self.pending[-1]):
-            first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * self.ours.micro_batch
-            rows = f"rows {first} to {first + self.ours.micro_batch - 1} of the stream"
+            size = self.ours.batch // self.args.gradient_accumulation_steps  # of all processes
+            first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * size
+            rows = f"rows {first} to {first + size - 1} of the stream"
             self._diverged(f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, {rows}")
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +26,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, UserError
 from dragoman.modeling import decoder_layers
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other: the first one measures while the others wait."""
 
 
 def started() -> int:
@@ -53,8 +56,9 @@ def joined() -> Iterator[None]:
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
     finally:
@@ -62,12 +66,19 @@ def joined() -> Iterator[None]:
 
 
 def on_first(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them; it runs there alone."""
+    """What `make` gives in the first process, in all of them; it runs there alone. Its UserError is raised in all."""
     if not active():
         return make()
-    made: list[Any] = [make() if first() else None]
-    distributed.broadcast_object_list(made)
-    return made[0]
+    outcome: list[Any] = [None, None]
+    if first():
+        try:
+            outcome[0] = make()
+        except UserError as e:
+            outcome[1] = e
+    distributed.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
 
 
 def clock() -> float:
@@ -104,6 +115,11 @@ class Shards:
     """A model that is shared out, and the plain one that it stands for."""
 
     def __init__(self, model: PreTrainedModel):
+        if model.device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs; "
+                "start as many as there are, or give --device cpu"
+            )
         self.plain = model
         memo = {id(t): t for t in (*model.parameters(), *model.buffers())}  # a copy of modules, not of weights
         self.model = copy.deepcopy(model, memo)
@@ -158,8 +174,13 @@ def shared_out(tensor: torch.Tensor, like: nn.Parameter) -> torch.Tensor:
 
 
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as one process has it."""
-    tensors = {i: {k: whole(v) for k, v in of.items()} for i, of in state["state"].items()}
+    """An optimizer's state as one process has it, gathered tensor by tensor; only the first process keeps it."""
+
+    def kept(value: Any) -> Any:
+        gathered = whole(value)
+        return (gathered.cpu() if isinstance(gathered, torch.Tensor) else gathered) if first() else None
+
+    tensors = {i: {k: kept(v) for k, v in of.items()} for i, of in state["state"].items()}
     return state | {"state": tensors}
 
 

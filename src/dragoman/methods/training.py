@@ -5,7 +5,6 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import sharding
 from dragoman.methods.balance import Balance
-from dragoman.methods.checkpoints import Log, checkpoints, discard, log_of
+from dragoman.methods.checkpoints import Log, checkpoints, discard_after, log_of
 from dragoman.methods.guard import Guard, Guarding
 from dragoman.methods.loop import Loop, Watch
 from dragoman.methods.losses import ExtraLoss
@@ -63,11 +62,11 @@ def train(
     cannot be written.
     """
     _require_possible(model, config, isolated=positions_NS is not None)
-    _require_shareable(config, extra_loss)
+    require_shareable(config, extra_loss)
     log = log_of(resume)
     before = log.seconds
-    for later in [path for path in checkpoints(folder) if extended and log_of(path).steps > log.steps]:
-        sharding.on_first(functools.partial(discard, later))
+    if extended:
+        sharding.on_first(lambda: discard_after(folder, log.steps))
     rows = Rows(tokens_NS, labels_NS, pad_id, config.steps * config.batch, positions_NS)
     model.train()
     transformers_logging.set_verbosity_error()
@@ -85,7 +84,7 @@ def train(
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet or not sharding.first()))
         if guard:
-            with shards.filled() if shards else nullcontext():  # it keeps the base's weights
+            with shards.filled() if shards and guard.keeps else nullcontext():  # what it keeps are the base's weights
                 trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None, shards)
             trainer.add_callback(trainer.guarding)
             if resume:
@@ -122,7 +121,7 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
         )
 
 
-def _require_shareable(config: Config, extra_loss: ExtraLoss | None) -> None:
+def require_shareable(config: Config, extra_loss: ExtraLoss | None = None) -> None:
     """ConfigError for what does not run on the processes that torchrun started."""
     if sharding.started() > 1 and not sharding.active():
         raise ConfigError(
