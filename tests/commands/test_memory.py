@@ -83,7 +83,28 @@ def test_what_the_memory_has_is_reused_and_corrections_win(tmp_path, engine):
     (tmp_path / "held.txt").write_text("Open the file\n")
     held = replace(config, held_out=(Path("held.txt"),), out=Path("o"))
     assert translate.run(held)["prompts"]["from_memory"] == 2
+    (tmp_path / "references.txt").write_text("Tür zu\nTüren zumachen\n")
+    held = replace(config, held_out=(Path("references.txt"),), out=Path("o2"))
+    assert translate.run(held)["prompts"]["from_memory"] == 2, "a reference is no answer either"
+    assert "Türen zumachen" not in (tmp_path / "o2/a.md").read_text()
     store.close()
+
+
+def test_answers_whose_prompts_showed_test_sentences_are_not_reused(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    store.add([("Close the door", "Tür zu")], "en", "de")
+    store.close()
+    (tmp_path / "a.txt").write_text("Close the doors\n")
+    (tmp_path / "held.txt").write_text("Close the door\n")
+    config = translate.Config(("a.txt",), to="de", memory=Path("m.sqlite"), strategy=("adaptive",), quiet=True)
+    translate.run(config)
+    held = replace(config, held_out=(Path("held.txt"),))
+    with pytest.raises(ConfigError, match="another job: held_out differ"):
+        translate.run(held)
+    translate.run(replace(held, out=Path("o")))
+    (tmp_path / "held.txt").write_text("Close the door\nSave\n")
+    with pytest.raises(ConfigError, match="another job: held_out differ"):
+        translate.run(replace(held, out=Path("o")))
 
 
 def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, engine, capsys):

@@ -125,6 +125,10 @@ def test_pivot_and_auxiliary_language():
     store.add([("Open the file", "Open het bestand")], "en", "nl")
     ask("pmp", given, via="nl", memory=store)
     assert len(given.prompts) == 1 and "Dutch: Open het bestand\nGerman:" in given.prompts[0]
+    for held in ("open the file", "open het bestand"):
+        guarded = Scribe(engine.say)
+        ask("pmp", guarded, via="nl", memory=store, held_out=HeldOut([held]))
+        assert len(guarded.prompts) == 2 and "Open het bestand" not in "".join(guarded.prompts)
 
 
 def test_post_edit_touches_only_what_lacks_a_term():

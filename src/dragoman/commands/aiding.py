@@ -103,7 +103,7 @@ def remembered(
 
     def known(text: str) -> str | None:
         found = memory.exact(text, *languages)
-        return None if found is None or (held_out and held_out.leaks(text)) else found
+        return None if found is None or (held_out and held_out.leaks(text, found)) else found
 
     return job.remembered(units, known, doubts)
 
@@ -145,6 +145,7 @@ def identity(config: Config, steps: Sequence[str]) -> dict[str, Any]:
     files = {"glossary": config.glossary, "steer": config.steer}
     sums = {name: sha256(path) for name, path in files.items() if path and path.is_file()}
     said = {"via": config.via, "draft_model": config.draft_model, "accept_if_better": config.accept_if_better}
+    said["held_out"] = sorted(map(sha256, config.held_out))
     return {"strategies": {name: asdict(s) for name, s in used.items()}} | sums | {k: v for k, v in said.items() if v}
 
 
