@@ -104,7 +104,7 @@ def _start(term: str) -> str:
 
 def _starts(folded: str) -> set[str]:
     words = re.findall(r"\w+", folded)
-    return {word[:3] for word in words} | {c for word in words if word[-1] >= "\u0e00" for c in word}
+    return {word[:3] for word in words} | (set(folded) if is_unspaced(folded) else set())
 
 
 def _require_one_translation(terms: Sequence[Term], where: str) -> None:

@@ -53,8 +53,6 @@ POSTING = np.dtype([("id", "<u4"), ("size", "u1")])
 """An entry, and how many words it has (255 at most)."""
 BEGINNING = 5
 """Letters of a word that the index keeps: endings differ and are found all the same."""
-FIRST_UNSPACED = "\u0e00"
-"""No script without spaces has letters before Thai: a quick answer for most words."""
 BUDGET = 300_000
 CANDIDATES = 200
 BATCH = 25_000
@@ -248,7 +246,7 @@ def _words(text: str) -> set[str]:
     """What the index knows of a text: beginnings of words, and pairs of letters where no spaces are written."""
     found: set[str] = set()
     for word in re.findall(r"\w+", text.casefold()):
-        if max(word) >= FIRST_UNSPACED and is_unspaced(word):
+        if is_unspaced(word):
             found.update(word[i : i + 2] for i in range(max(1, len(word) - 1)))
         else:
             found.add(word[:BEGINNING])
