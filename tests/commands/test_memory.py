@@ -90,6 +90,29 @@ def test_what_the_memory_has_is_reused_and_corrections_win(tmp_path, engine):
     store.close()
 
 
+def test_the_memory_has_texts_with_placeholders_as_they_stand(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    pairs = {
+        "Save %s now": "Sichere jetzt %s",
+        "Copy %s to {name}": "Nach {name} %s kopieren",
+        "Close %s": "Schließen",
+        "Open %s": "%s und %s öffnen",
+        "Move %s to %s": "%s nach %s",
+        "Print %d of %s": "Drucke %s von %d, {x}",
+        "Use `it`": "Nutze `it`",
+        "Read **all** of it": "Lies **alles**",
+    }
+    store.add(pairs.items(), "en", "de")
+    store.close()
+    (tmp_path / "a.md").write_text("\n\n".join(pairs))
+    config = translate.Config(("a.md",), to="de", memory=Path("m.sqlite"), steps=("zero_shot",), quiet=True)
+    assert translate.run(config)["prompts"]["from_memory"] == 3
+    texts = (tmp_path / "translation/a.md").read_text().split("\n\n")
+    reused = ["Sichere jetzt %s", "Nach {name} %s kopieren", "Nutze `it`"]
+    assert [text for text in texts if text in pairs.values()] == reused
+    assert len(engine.asked) == 5, "a piece that is missing, there twice, invented or the same as another: asked for"
+
+
 def test_answers_whose_prompts_showed_test_sentences_are_not_reused(tmp_path, engine):
     store = Memory.open("m.sqlite")
     store.add([("Close the door", "Tür zu")], "en", "de")
