@@ -1,7 +1,6 @@
 """The engine on a server, against one that fails in every way; and prompts, letter by letter."""
 
 import json
-import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -160,7 +159,6 @@ def server():
         yield server
         server.release.set()
         server.shutdown()
-    assert isinstance(server, socketserver.BaseServer)
 
 
 def engine(server, **settings):
@@ -276,6 +274,19 @@ def test_the_key_comes_from_the_environment_and_is_never_told(server, monkeypatc
     with pytest.raises(ModelError, match="401") as e:
         ask(made, "401 Sail")
     assert "secret" not in str(e.value)
+
+
+def test_what_waits_is_not_sent_behind_a_fatal_answer(server):
+    """Four threads: three are held up, the fourth is refused and may have taken one more."""
+    made, _ = engine(server)
+    with pytest.raises(ModelError, match="401"):
+        ask(made, *(" ".join(["stall"] * 9 + [str(i)]) for i in range(3)), "401 a", *(f"stall b{i}" for i in range(60)))
+    assert len(server.seen) <= 6
+    server.seen.clear()
+    answers = made.answers([Request(f"a{i}" if i < 1 else f"stall b{i}", "en", "ca") for i in range(60)], "instruct")
+    assert next(answers)[1].text == "A0"
+    answers.close()
+    assert len(server.seen) <= 6, "nor when nobody wants the answers any more"
 
 
 def test_an_address_is_needed():
