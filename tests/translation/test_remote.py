@@ -1,4 +1,4 @@
-"""The engine on a server, against one that fails in every way; and prompts, letter by letter."""
+"""The engine on a server, against one that fails in every way."""
 
 import json
 import threading
@@ -12,36 +12,8 @@ from dragoman.translation.documents import read_document
 from dragoman.translation.formats import Options
 from dragoman.translation.journal import Journal
 from dragoman.translation.remote import KEY, Pace, RemoteEngine
-from dragoman.translation.request import Pair, Request, render
+from dragoman.translation.request import Request
 from tests.translation.faults import SERVER_FAULTS
-
-REQUEST = Request("Sail {1}north{2}", "en", "ca")
-GOLDEN = {
-    "zero_shot": "English: Sail {1}north{2}\nCatalan:",
-    "instruct": (
-        "Translate the following text from English into Catalan. Answer with the translation alone, in one line.\n"
-        "Keep each mark such as {1} exactly once, where it belongs in Catalan.\n"
-        "English: Sail {1}north{2}\nCatalan:"
-    ),
-}
-
-
-@pytest.mark.parametrize("template", GOLDEN)
-def test_prompts_letter_by_letter(template):
-    assert render(REQUEST, template) == GOLDEN[template]
-
-
-def test_neighbours_and_terms_in_the_published_shape():
-    pairs = (Pair("Go.", "Vés."), Pair("Sail.", "Salpa."))
-    request = Request("Sail on.", "en", "ca", neighbours=pairs, terms=(Pair("sail", "salpar"),), context="menu")
-    blocks = "English: Go.\nCatalan: Vés.\nEnglish: Sail.\nCatalan: Salpa.\nEnglish: Sail on.\nCatalan:"
-    assert render(request, "zero_shot") == blocks
-    found = render(request, "instruct").split("\n", 1)[1]
-    assert found == f'Translate "sail" as "salpar".\nWhere it stands: menu\n{blocks}'
-
-
-def test_text_is_data_not_template():
-    assert "{{ 7*7 }}" in render(Request("{{ 7*7 }} {% if %}", "en", "ca"), "instruct")
 
 
 def said(text, reason="stop"):
