@@ -56,6 +56,7 @@ def test_import_add_search(tmp_path, monkeypatch, capsys):
         ("memory search none.sqlite text --to de", "no translation memory none.sqlite; make one with"),
         ("memory import m.sqlite --to de", "no files to import"),
         ("memory import m.sqlite a.tsv --to en", "source and target are both en"),
+        ("memory add m.sqlite text Text --to en", "source and target are both en"),
         ("memory search m.sqlite text --to de --limit 0", "limit is at least 1"),
     ],
 )

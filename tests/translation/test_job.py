@@ -138,6 +138,10 @@ def test_a_journal_of_another_job_is_refused(tmp_path):
     (tmp_path / "k").write_bytes(b"no database, but long enough to be looked at " * 40)
     with pytest.raises(ConfigError, match="cannot be used as a journal"):
         Journal(tmp_path / "k", {})
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "nowhere/j"):
+        with pytest.raises(ConfigError, match=f"{path} cannot be used as a journal: unable to open"):
+            Journal(path, {})
 
 
 def test_what_one_process_claims_the_other_leaves(tmp_path):
