@@ -47,6 +47,9 @@ def test_missing_terms():
     assert [t.source for t in terms.missing("A cell beside a cell", "Eine Zelle")] == ["cell"], "once for twice"
     assert terms.missing("A cell range", "Ein Zellbereich") == []
     assert terms.terms[1].pair.target == "Bildschirm"
+    variants = glossary({"cell": "Zelle|Zellen|ZELLE"})
+    assert [t.source for t in variants.missing("cell and cell", "nur Zellen")] == ["cell"], "one word is one"
+    assert variants.missing("cell and cell", "Zelle, Zellen") == []
 
 
 def test_the_index_finds_what_every_pattern_finds():
@@ -82,6 +85,10 @@ def test_files(tmp_path):
         Term("screen", ("Bildschirm", "Monitor")),
     )
     assert load("b.csv", '\ufeffde,en\n"Zeile, neue","row, new"\n') == (Term("row, new", ("Zeile, neue",)),)
+    assert load("e.tsv", 'en\tde\n15" screen\tBildschirm\n"cell\tZelle\n') == (
+        Term('15" screen', ("Bildschirm",)),
+        Term('"cell', ("Zelle",)),
+    )
     assert load("c.tbx", TBX) == (Term("cell", ("Zelle",)),)
     assert load("d.tbx", TBX3) == (Term("screen", ("Bildschirm", "Monitor")),)
 
@@ -93,6 +100,8 @@ def test_files(tmp_path):
         ("a.tsv", "en\tde\na\tb\nc\n", "lacks cells on lines 3"),
         ("a.tsv", "en\tde\n\t\n", "has no term in en with a translation into de"),
         ("a.tsv", "en\tde\n...\tx\n", r"term '\.\.\.' has no letter"),
+        ("a.tsv", "en\tde\nA\tx\na\ty\n", "1 terms with more than one translation: A: x or y"),
+        ("a.csv", 'en,de\n"a' + "b" * 140_000, "cannot be read as a table: field larger than"),
         ("a.txt", "x", "is no glossary"),
         ("a.tbx", "<tbx><", "not well-formed XML"),
         ("a.tbx", "<html/>", "the outer element is <html>"),
