@@ -204,6 +204,13 @@ def test_every_built_in_strategy_loads_and_a_file_too(tmp_path):
     [
         ("template: guess\nneighbour: 1\nterms: -1\npick: best\n", r"unknown keys neighbour;.*template is one of"),
         ("neighbours: 1\n", "must hold `key: value` lines"),
+        ("template: [scale]\n", r"template is one of .*, not \['scale'\]"),
+        ("template: post_edit_terms\nterms: 3\n", "edits drafts; name strategies under drafts"),
+        ("template: scale\npick: drawn\n", "pick would have no effect without neighbours"),
+        ("template: scale\nthreshold: 0\n", "threshold would have no effect without neighbours"),
+        ("template: scale\nneighbours: 1\npick: drawn\nthreshold: 0.3\n", "threshold would have no effect on pairs"),
+        ("template: scale\ndrafts: [plain]\nneighbour_drafts: true\n", "neighbour_drafts would have no .* neighbours"),
+        ("template: scale\ndrafts: [plain]\nonly_missing_terms: true\n", "only_missing_terms would have no .* terms"),
         ("template: scale\nconfidence: true\n", "confidence would have no effect without drafts"),
         ("template: [\n", "cannot be read as YAML"),
         ("template: scale\ndrafts: [nothing]\n", "there is no strategy nothing"),

@@ -26,7 +26,7 @@ from dragoman.record import sha256
 from dragoman.translation.documents import Document, misfits
 from dragoman.translation.formats import Broken, Edit, Place, line_of
 from dragoman.translation.journal import Attempt, Journal
-from dragoman.translation.protection import Masked, bare, mask, marked, stretches, unmarked, unmask
+from dragoman.translation.protection import Masked, bare, marked, mask, stretches, unmarked, unmask
 from dragoman.translation.request import Answer, Request
 
 PARTS = ("by_sentence", "by_piece")
