@@ -32,7 +32,7 @@ def engine(tmp_path, monkeypatch):
     copier = Copier()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(translate, "_engine", lambda config: copier)
-    monkeypatch.setattr(translate, "_identity", lambda config: "copier")
+    monkeypatch.setattr(translate, "_identity", lambda model: f"{model} by content")
     return copier
 
 
@@ -182,11 +182,26 @@ def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, d
         ({"draft_model": "x"}, "--draft-model would have no effect"),
         ({"accept_if_better": True}, "--accept-if-better would have no effect"),
         ({"server": "http://x", "steer": "s.json"}, "--steer would have no effect"),
+        ({"model": "apertium", "steer": "s.json"}, "--steer would have no effect"),
+        ({"model": "apertium", "strategy": ("adaptive",), "memory": "m"}, "so adaptive would ask what zero_shot asks"),
+        ({"model": "apertium", "steps": ("zero_shot", "instruct")}, "so instruct would ask what zero_shot asks"),
+        ({"server": "http://x", "batch": 8}, "--batch would have no effect"),
     ],
 )
 def test_settings_without_sense(settings, message):
     with pytest.raises(ConfigError, match=message):
         translate.Config(("a.md",), to="de", **settings)
+
+
+def test_a_draft_model_goes_by_its_content(tmp_path, engine, monkeypatch):
+    Memory.open("m.sqlite").close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    settings = {"memory": Path("m.sqlite"), "draft_model": "drafter", "quiet": True, "steps": ("scale",)}
+    config = translate.Config(("a.txt",), to="de", **settings)
+    translate.run(config)
+    monkeypatch.setattr(translate, "_identity", lambda model: f"{model} by {len(model)}")
+    with pytest.raises(ConfigError, match="another job: draft_model, model differ"):
+        translate.run(config)
 
 
 def test_steering_changes_answers(tmp_path, monkeypatch):

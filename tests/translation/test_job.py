@@ -300,3 +300,15 @@ def test_settings_without_sense_are_refused(settings, message):
 
     with pytest.raises(ConfigError, match=message):
         translate.Config(("a.md",), **settings)
+
+
+def test_settings_of_formats_that_a_folder_lacks_are_refused(tmp_path):
+    from dragoman.commands import translate
+
+    (tmp_path / "a.md").write_text("One\n")
+    config = translate.Config((str(tmp_path),), to="de", keys=("a",), wrapped=True, estimate=True, server="http://x")
+    with pytest.raises(ConfigError, match="--keys, --wrapped would have no effect"):
+        translate.run(config)
+    (tmp_path / "a.txt").write_text("One\n")
+    (tmp_path / "a.json").write_text('{"a": "One"}')
+    assert translate.run(config)["estimate"]["segments"] == 3

@@ -136,10 +136,9 @@ def _require_one_translation(terms: Sequence[Term], where: str) -> None:
 
 
 def _from_table(path: Path, source: str, target: str) -> Iterator[Term]:
-    text = _decoded(path)
-    delimiter, quoting = ("\t", csv.QUOTE_NONE) if path.suffix.lower() == ".tsv" else (",", csv.QUOTE_MINIMAL)
+    text, tabs = io.StringIO(_decoded(path)), path.suffix.lower() == ".tsv"
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
+        rows = list(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text))
     except csv.Error as e:
         raise DataError(f"{path} cannot be read as a table: {e}; look for quotation marks that do not close") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
