@@ -88,6 +88,10 @@ def test_what_the_memory_has_is_reused_and_corrections_win(tmp_path, engine):
     held = replace(config, held_out=(Path("references.txt"),), out=Path("o2"))
     assert translate.run(held)["prompts"]["from_memory"] == 2, "a reference is no answer either"
     assert "Türen zumachen" not in (tmp_path / "o2/a.md").read_text()
+    for text in ("Open it `now`", "Öffne `now`"):
+        (tmp_path / "held.txt").write_text(f"{text}\n")
+        held = replace(config, held_out=(Path("held.txt"),), out=Path(f"o {text}"))
+        assert translate.run(held)["prompts"]["from_memory"] == 2, "with its pieces it is held out"
     store.close()
 
 

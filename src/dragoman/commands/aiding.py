@@ -21,6 +21,7 @@ from dragoman.translation import job
 from dragoman.translation.glossary import Glossary
 from dragoman.translation.memory import Memory
 from dragoman.translation.memory_files import HeldOut
+from dragoman.translation.protection import Masked, unmarked
 from dragoman.translation.strategies import PLAIN, Strategy, load
 from dragoman.translation.strategist import Aids, Strategist
 
@@ -108,7 +109,12 @@ def remembered(
         found = memory.exact(text, *languages)
         return None if found is None or (held_out and held_out.leaks(text, found)) else found
 
-    return job.remembered(units, known, doubts)
+    def leaks(masked: Masked, answer: str | None) -> bool:
+        texts = (unmarked(masked, text) for text in (masked.text, answer) if text)
+        return held_out is not None and held_out.leaks(*texts)
+
+    found = job.remembered(units, known, doubts)
+    return {key: attempt for key, attempt in found.items() if not leaks(units[key].masked, attempt.answer)}
 
 
 def strategist(

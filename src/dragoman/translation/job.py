@@ -101,7 +101,7 @@ def remembered(units: Mapping[str, Unit], known: Callable[[str], str | None], ch
 
 def _known(masked: Masked, known: Callable[[str], str | None]) -> str | None:
     """A translation with marks. Of one of the text as it stands, the pieces are found again, or it is not used."""
-    found = known(unmarked(masked))
+    found = known(unmarked(masked, masked.text))
     answer = None if found is None else marked(masked, found)
     return answer if answer is not None or not masked.pieces else known(masked.text)
 

@@ -65,9 +65,9 @@ def unmask(masked: Masked, answer: str) -> tuple[tuple[Part, ...], list[str]]:
     return merged([*masked.before, *inner, *masked.after]), _disordered(masked.pieces, order)
 
 
-def unmarked(masked: Masked) -> str:
-    """The text as it stands, for a memory that knows no marks."""
-    return MARK.sub(lambda mark: masked.pieces[int(mark[1]) - 1].text, masked.text)
+def unmarked(masked: Masked, text: str) -> str:
+    """The text, or a translation that has passed, as it stands: for what knows no marks."""
+    return MARK.sub(lambda mark: masked.pieces[int(mark[1]) - 1].text, text)
 
 
 def marked(masked: Masked, translation: str) -> str | None:
