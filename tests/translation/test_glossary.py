@@ -49,7 +49,9 @@ def test_missing_terms():
     assert terms.terms[1].pair.target == "Bildschirm"
     variants = glossary({"cell": "Zelle|Zellen|ZELLE"})
     assert [t.source for t in variants.missing("cell and cell", "nur Zellen")] == ["cell"], "one word is one"
+    assert [t.source for t in variants.missing("cell and cell", "ZELLE")] == ["cell"], "in capitals too"
     assert variants.missing("cell and cell", "Zelle, Zellen") == []
+    assert glossary({"computing": "IT|Informatik"}).missing("computing, computing", "IT, Informatik") == []
 
 
 def test_the_index_finds_what_every_pattern_finds():

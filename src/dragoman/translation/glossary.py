@@ -102,13 +102,15 @@ def _pattern(term: str, ending: int) -> tuple[re.Pattern[str], str]:
 
 
 @cache
-def _either(variants: tuple[str, ...], ending: int) -> list[tuple[re.Pattern[str], str]]:
+def _either(variants: tuple[str, ...], ending: int) -> tuple[tuple[re.Pattern[str], str], ...]:
     """One pattern for all variants of a match, so that a word that meets two of them counts once."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for variant in variants:
+    for variant in sorted(variants, key=_match_of, reverse=True):  # prefix before exact
         pattern, match = _pattern(variant, ending)
-        found[match].append(pattern.pattern)
-    return [(re.compile("|".join(some)), match) for match, some in found.items()]
+        folded = normalised(variant, "prefix")
+        if match == "prefix" or not any(re.search(some, folded) for some in found["prefix"]):
+            found[match].append(pattern.pattern)
+    return tuple((re.compile("|".join(some)), match) for match, some in found.items() if some)
 
 
 def _start(term: str) -> str:
