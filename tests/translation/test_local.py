@@ -31,17 +31,27 @@ def test_prompts_with_tags(opened):
         "de",
         neighbours=(Neighbour("Close", "Schließen", drafts=(Draft("Zu", "de"),)),),
         terms=(Pair("file", "Datei"),),
-        auxiliary=(Version("Obre", "ca"),) if codec.tag_id("ca") is not None else (),
+        auxiliary=(Version("Obre", "ca"),),
         drafts=(Draft("Auf", "de"),),
     )
-    auxiliary = "<ca>Obre" if full.auxiliary else ""
     assert shown(full) == (
-        f"{start}<en>Close<de>Zu<de>Schließen{end}{start}<en>file<de>Datei{end}{start}<en>Open{auxiliary}<de>Auf<de>"
+        f"{start}<en>Close<de>Zu<de>Schließen{end}{start}<en>file<de>Datei{end}{start}<en>Open<ca>Obre<de>Auf<de>"
     )
     many = Request("Open", "en", "de", neighbours=tuple(Neighbour(f"{i} file" * 20, "x") for i in range(80)))
     prompt = engine._fitting(many, "zero_shot", 1024)
     assert 800 < len(prompt) < 1024
     assert "79file" in codec.tokenizer.decode(prompt).replace(" ", ""), "the most similar stays"
+
+
+def test_no_more_than_a_batch_at_once(opened):
+    """As the model sees it: rows of what goes through its embedding."""
+    model, codec = opened
+    rows = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda layer, given, out: rows.append(len(given[0])))
+    requests = [Request("Open", "en", "de")] * 5
+    assert len(list(LocalEngine(model, codec, batch=2).answers(requests, "zero_shot"))) == 5
+    hook.remove()
+    assert max(rows) == 2
 
 
 class Untagged:

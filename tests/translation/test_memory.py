@@ -80,10 +80,13 @@ def test_a_correction_replaces_and_survives_closing(tmp_path):
     assert (len(first), first.exact("Save", "en", "ca")) == (2, "Guarda")
     assert first.add([("Save", "Deseu"), ("Save", "Desar")], "en", "ca", replace=True) == 1
     assert first.add([("Save", "Desar")], "en", "ca") == 0
+    assert first.add([("Open", "A"), ("Open", "B"), ("Open", "A")], "en", "ca", replace=True) == 1
+    assert first.exact("Open", "en", "ca") == "A", "the last one stays"
+    assert first.add([("Open", "")], "en", "ca", replace=True) == 0
     first.close()
     again = Memory.open(tmp_path / "m")
     assert [m.target for m in again.search("save", "en", "ca")] == ["Desar"]
-    assert len(again) == 1
+    assert len(again) == 2
 
 
 def test_nothing_to_look_for(memory):
@@ -103,7 +106,11 @@ def test_drawn_pairs_are_the_same_for_the_same_seed(memory):
 def test_files_that_are_no_memory(tmp_path):
     (tmp_path / "text").write_text("no database, but long enough to be looked at\n" * 50)
     sqlite3.connect(tmp_path / "other").execute("create table x (y)")
-    for name in ("text", "other"):
+    (tmp_path / "folder").mkdir()
+    Memory.open(tmp_path / "later").close()
+    with sqlite3.connect(tmp_path / "later") as base:
+        base.execute("update about set value = '\"dragoman-memory/2\"'")
+    for name in ("text", "other", "folder", "nowhere/m", "later"):
         with pytest.raises(DataError, match=f"{name} cannot be used as a translation memory"):
             Memory.open(tmp_path / name)
 

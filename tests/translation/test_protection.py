@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman.translation.formats.base import Part, merged
-from dragoman.translation.protection import mask, unmask
+from dragoman.translation.protection import marked, mask, unmarked, unmask
 
 BOLD = [Part("Save "), Part("**", "open"), Part("all"), Part("**", "close"), Part(" to {path}")]
 
@@ -53,6 +53,24 @@ def test_what_is_wrong_is_said(answer, fault):
 def test_placeholders_by_hand(text, masked, pieces):
     found = mask([Part(text)])
     assert (found.text, [p.text for p in found.pieces]) == (masked, pieces)
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "expected"),
+    [
+        ("Save %s in {name}", "In {name} %s sichern", "In {2} {1} sichern"),
+        ("From {1} to {0}", "Von {1} bis {0}", "Von {1} bis {2}"),
+        ("Save %s and %s2", "%s2 und %s", None),  # the second piece is %s too
+        ("Save %s", "Sichern", None),
+        ("Save %s", "%s und %s", None),
+        ("Save", "Sichern", "Sichern"),
+    ],
+)
+def test_a_translation_from_elsewhere_gets_its_marks(source, translation, expected):
+    masked = mask([Part(source)])
+    assert unmarked(masked, masked.text) == source
+    assert marked(masked, translation) == expected
+    assert expected is None or unmarked(masked, expected) == translation
 
 
 def test_the_frame_of_a_message_keeps_its_order():

@@ -21,6 +21,11 @@ WARNING = "; they may help and may be wrong. Answer with the last translation al
 
 GOLDEN = {
     "zero shot": ("zero_shot", PLAIN, ["English: Open the file", "German:"]),
+    "zero shot with marks": (
+        "zero_shot",
+        Request("Sail {1}north{2}", "en", "ca"),
+        ["English: Sail {1}north{2}", "Catalan:"],
+    ),
     "few shot": (
         "zero_shot",
         PAIRS,
@@ -123,6 +128,18 @@ GOLDEN = {
             "German:",
         ],
     ),
+    "instruction with marks and neighbours": (
+        "instruct",
+        Request("Sail {1}north{2}", "en", "ca", neighbours=(Neighbour("Go.", "Vés."),)),
+        [
+            "Translate the following text from English into Catalan. Answer with the translation alone, in one line.",
+            "Keep each mark such as {1} exactly once, where it belongs in Catalan.",
+            "English: Go.",
+            "Catalan: Vés.",
+            "English: Sail {1}north{2}",
+            "Catalan:",
+        ],
+    ),
     "instruction": (
         "instruct",
         replace(PLAIN, terms=TERMS[:1], context="menu.open", notes=("be brief",)),
@@ -149,8 +166,11 @@ def test_every_template_has_a_golden_prompt():
 
 
 def test_a_training_sample_is_the_prompt_and_what_follows():
-    assert sample(PAIRS, "zero_shot", "Die Datei öffnen") == (render(PAIRS, "zero_shot"), " Die Datei öffnen")
+    expected = ("English: Open the file\nGerman:", " Die Datei öffnen")
+    assert sample(PLAIN, "zero_shot", "Die Datei öffnen") == expected
 
 
-def test_text_with_braces_is_no_template():
-    assert "{{ source_name }}" in render(replace(PLAIN, source="{{ source_name }}"), "zero_shot")
+@pytest.mark.parametrize("template", ["zero_shot", "instruct"])
+def test_text_with_braces_is_no_template(template):
+    text = "{{ source_name }} {{ 7*7 }} {% if %}"
+    assert f"English: {text}\n" in render(replace(PLAIN, source=text), template)

@@ -125,6 +125,10 @@ def test_pivot_and_auxiliary_language():
     store.add([("Open the file", "Open het bestand")], "en", "nl")
     ask("pmp", given, via="nl", memory=store)
     assert len(given.prompts) == 1 and "Dutch: Open het bestand\nGerman:" in given.prompts[0]
+    for held in ("open the file", "open het bestand"):
+        guarded = Scribe(engine.say)
+        ask("pmp", guarded, via="nl", memory=store, held_out=HeldOut([held]))
+        assert len(guarded.prompts) == 2 and "Open het bestand" not in "".join(guarded.prompts)
 
 
 def test_post_edit_touches_only_what_lacks_a_term():
@@ -200,6 +204,13 @@ def test_every_built_in_strategy_loads_and_a_file_too(tmp_path):
     [
         ("template: guess\nneighbour: 1\nterms: -1\npick: best\n", r"unknown keys neighbour;.*template is one of"),
         ("neighbours: 1\n", "must hold `key: value` lines"),
+        ("template: [scale]\n", r"template is one of .*, not \['scale'\]"),
+        ("template: post_edit_terms\nterms: 3\n", "edits drafts; name strategies under drafts"),
+        ("template: scale\npick: drawn\n", "pick would have no effect without neighbours"),
+        ("template: scale\nthreshold: 0\n", "threshold would have no effect without neighbours"),
+        ("template: scale\nneighbours: 1\npick: drawn\nthreshold: 0.3\n", "threshold would have no effect on pairs"),
+        ("template: scale\ndrafts: [plain]\nneighbour_drafts: true\n", "neighbour_drafts would have no .* neighbours"),
+        ("template: scale\ndrafts: [plain]\nonly_missing_terms: true\n", "only_missing_terms would have no .* terms"),
         ("template: scale\nconfidence: true\n", "confidence would have no effect without drafts"),
         ("template: [\n", "cannot be read as YAML"),
         ("template: scale\ndrafts: [nothing]\n", "there is no strategy nothing"),

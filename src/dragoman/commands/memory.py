@@ -89,8 +89,9 @@ def add(memory: Path, text: str, translation: str, /, *, source: str = "en", to:
     """
     if not text.strip() or not translation.strip():
         raise ConfigError("text and translation must not be empty")
+    languages = _direction(source, to)
     store = Memory.open(memory)
-    store.add([(text, translation)], *_direction(source, to), replace=True)
+    store.add([(text, translation)], *languages, replace=True)
     print(f"{memory}: {len(store):,} pairs")
     store.close()
 

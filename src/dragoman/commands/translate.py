@@ -7,7 +7,7 @@ The record holds `counts` (segments by state, and their total), `files` (name, f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dragoman.commands import Paths, Switch, Tags, aiding
+from dragoman.commands.aiding import APERTIUM
 from dragoman.corpora.languages import normalise_tag
 from dragoman.errors import ConfigError, UserError
 from dragoman.evaluation.kept import Kept
@@ -29,7 +30,6 @@ from dragoman.translation.journal import Journal
 
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = RESERVED[0]
-APERTIUM = "apertium"
 KEYED, PLAIN = (".json", ".yaml", ".yml", ".csv", ".tsv"), (".txt",)
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
@@ -78,7 +78,7 @@ class Config:
     estimate: Switch = False
     """Count segments, characters and, of a local model, tokens; translate nothing."""
     batch: int = 64
-    """Segments at once on a local model."""
+    """Segments at once on a local model, the one that drafts included, or by apertium."""
     concurrency: int = 8
     """Requests at once to a server."""
     per_minute: int = 0
@@ -94,13 +94,12 @@ class Config:
         aiding.require_sense(self, steps(self))
         if not self.files or self.batch < 1 or self.concurrency < 1 or self.per_minute < 0:
             raise ConfigError("files are one or more, batch and concurrency at least 1, per-minute not below 0")
-        folders = any(Path(file).is_dir() for file in self.files)
-        kinds = {*KEYED, *PLAIN} if folders else {Path(file).suffix.lower() for file in self.files}
-        unused = {"keys": bool(self.keys) and not kinds & {*KEYED}, "wrapped": self.wrapped and not kinds & {*PLAIN}}
-        for name in ("concurrency", "per_minute", "completions"):
-            unused[name] = not self.server and getattr(self, name) != getattr(Config, name)
-        if given := [f"--{name.replace('_', '-')}" for name, is_unused in unused.items() if is_unused]:
-            raise ConfigError(f"{', '.join(given)} would have no effect on these files; leave it out")
+        remote = ["concurrency", "per_minute", "completions"]
+        idle = remote if not self.server else [] if self.draft_model else ["batch"]
+        if given := [f"--{n.replace('_', '-')}" for n in idle if getattr(self, n) != getattr(Config, n)]:
+            raise ConfigError(f"{', '.join(given)} would have no effect on this engine; leave it out")
+        if not any(Path(file).is_dir() for file in self.files):
+            _require_formats(self, map(Path, self.files))
         if normalise_tag(self.source) == normalise_tag(self.to):
             raise ConfigError(f"source and target are both {self.to}; give two languages")
 
@@ -110,13 +109,14 @@ def run(config: Config) -> dict[str, Any]:
     languages = (normalise_tag(config.source), normalise_tag(config.to))
     options = Options(*languages, tuple(config.keys), config.wrapped)
     files = inputs(config.files, config.out)
+    _require_formats(config, [file.path for file in files])
     documents = [read_document(file.path, options) for file in files]
     names = [file.name for file in files]
     units = job.units_of(documents)
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
     if config.estimate:
         return environment() | about | _estimate(config, documents, units)
-    helps = aiding.aids(config, languages)
+    helps = aiding.aids(config, languages, steps(config))
     journal = _journal(config, languages)
     try:
         doubts = checks(languages[1]) | aiding.checks(helps)
@@ -134,6 +134,14 @@ def run(config: Config) -> dict[str, Any]:
     record = environment() | about | aiding.account(engine, known) | told
     write_json(config.out / "record.json", record)
     return record
+
+
+def _require_formats(config: Config, paths: Iterable[Path]) -> None:
+    """ConfigError for settings of formats of which there is no file."""
+    kinds = {path.suffix.lower() for path in paths}
+    unused = {"keys": bool(config.keys) and not kinds & {*KEYED}, "wrapped": config.wrapped and not kinds & {*PLAIN}}
+    if given := [f"--{name}" for name, is_unused in unused.items() if is_unused]:
+        raise ConfigError(f"{', '.join(given)} would have no effect on these files; leave it out")
 
 
 def checks(target: str) -> dict[str, Callable[[str, str], bool]]:
@@ -167,19 +175,21 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     there = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
     if not there & ours:  # another process may be as far as this one
         claim_folder(config.out)
-    about: dict[str, Any] = {"languages": languages, "model": _identity(config), "server": config.server}
+    about: dict[str, Any] = {"languages": languages, "server": config.server}
+    about["model"] = config.model if config.server else _identity(config.model)
+    about |= {"draft_model": _identity(config.draft_model)} if config.draft_model else {}
     about |= {"steps": steps(config), "completions": config.completions}
     about |= aiding.identity(config, steps(config))
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 
-def _identity(config: Config) -> str:
-    """The model by its content where it is on this disk, else by its name."""
-    if config.server or config.model == APERTIUM:
-        return config.model
+def _identity(model: str) -> str:
+    """A model by its content where it is on this disk, else by its name."""
+    if model == APERTIUM:
+        return model
     from dragoman.modeling import model_checksum
 
-    return model_checksum(config.model) or config.model
+    return model_checksum(model) or model
 
 
 def _engine(config: Config) -> job.Engine:

@@ -21,6 +21,8 @@ from dragoman.errors import DataError
 
 MATCHES = ("prefix", "folded", "exact")
 UNSPACED = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
+FIRST_UNSPACED = "\u0e00"
+"""No such script has letters before Thai: a quick answer for most texts."""
 ENDING = 4
 """Most letters that an inflected form may have beyond the term's length."""
 ENDINGS = {
@@ -43,7 +45,7 @@ def ending_of(language: str) -> int:
 
 def is_unspaced(text: str) -> bool:
     """Whether it has a letter of a script that writes no spaces between words."""
-    return any(c.isalpha() and script_of(c) in UNSPACED for c in text)
+    return max(text, default="") >= FIRST_UNSPACED and any(c.isalpha() and script_of(c) in UNSPACED for c in text)
 
 
 @cache

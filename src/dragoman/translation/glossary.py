@@ -1,6 +1,7 @@
 """Glossaries: which terms of a text have a required translation, and which of them a translation lacks.
 
-    TSV, CSV   a header with the two language tags; variants in one cell, `|` between them, the first is the one to use
+    TSV, CSV   a header with the two language tags; variants in one cell, `|` between them, the first is the one to use;
+               quotation marks are those of the text in TSV
                    en      de
                    cell    Zelle
                    screen  Bildschirm|Monitor
@@ -20,6 +21,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +86,31 @@ class Glossary:
         """The terms of a text whose translation is not there (or not as often as the term)."""
         lacking = []
         for term, n in Counter(self.found(text)).items():
-            patterns = [_pattern(target, self._endings[1]) for target in term.targets]
-            there = sum(len(p.findall(normalised(translation, match))) for p, match in patterns)
-            if there < n:
+            patterns = _either(term.targets, self._endings[1])
+            if sum(len(p.findall(normalised(translation, match))) for p, match in patterns) < n:
                 lacking.append(term)
         return lacking
 
 
+def _match_of(term: str) -> str:
+    return "exact" if term.isupper() and sum(map(str.isalpha, term)) > 1 else "prefix"
+
+
 def _pattern(term: str, ending: int) -> tuple[re.Pattern[str], str]:
-    match = "exact" if term.isupper() and sum(map(str.isalpha, term)) > 1 else "prefix"
+    match = _match_of(term)
     return term_pattern(term, match, ending), match
+
+
+@cache
+def _either(variants: tuple[str, ...], ending: int) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """One pattern for all variants of a match, so that a word that meets two of them counts once."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for variant in sorted(variants, key=_match_of, reverse=True):  # prefix before exact
+        pattern, match = _pattern(variant, ending)
+        folded = normalised(variant, "prefix")
+        if match == "prefix" or not any(re.search(some, folded) for some in found["prefix"]):
+            found[match].append(pattern.pattern)
+    return tuple((re.compile("|".join(some)), match) for match, some in found.items() if some)
 
 
 def _start(term: str) -> str:
@@ -104,15 +121,16 @@ def _start(term: str) -> str:
 
 def _starts(folded: str) -> set[str]:
     words = re.findall(r"\w+", folded)
-    return {word[:3] for word in words} | {c for word in words if word[-1] >= "\u0e00" for c in word}
+    return {word[:3] for word in words} | (set(folded) if is_unspaced(folded) else set())
 
 
 def _require_one_translation(terms: Sequence[Term], where: str) -> None:
-    found: defaultdict[str, list[Term]] = defaultdict(list)
+    found: defaultdict[tuple[str, str], list[Term]] = defaultdict(list)
     for term in terms:
-        found[term.source if term.source.isupper() else term.source.casefold()].append(term)
-    if conflicts := {source: entries for source, entries in found.items() if len(entries) > 1}:
-        told = "; ".join(f"{e[0].source}: {' or '.join('|'.join(t.targets) for t in e)}" for e in conflicts.values())
+        match = _match_of(term.source)
+        found[normalised(term.source, match), match].append(term)
+    if conflicts := [entries for entries in found.values() if len(entries) > 1]:
+        told = "; ".join(f"{e[0].source}: {' or '.join('|'.join(t.targets) for t in e)}" for e in conflicts)
         raise DataError(
             f"{where} has {len(conflicts)} terms with more than one translation: {told}; keep one entry of each, or "
             "put all translations into one entry, the one to use first"
@@ -120,8 +138,11 @@ def _require_one_translation(terms: Sequence[Term], where: str) -> None:
 
 
 def _from_table(path: Path, source: str, target: str) -> Iterator[Term]:
-    text = _decoded(path)
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    text, tabs = io.StringIO(_decoded(path)), path.suffix.lower() == ".tsv"
+    try:
+        rows = list(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(text))
+    except csv.Error as e:
+        raise DataError(f"{path} cannot be read as a table: {e}; look for quotation marks that do not close") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
     if absent := [tag for tag in (source, target) if tag not in header]:
         there = ", ".join(header) or "nothing"

@@ -46,12 +46,15 @@ def _files(given: Path, out: Path) -> list[Input]:
 
 def _require_outputs(found: Sequence[Input], out: Path) -> None:
     paths = [out / file.name for file in found]
+    sources = {file.path.resolve() for file in found}
+    own = [p for p, file in zip(paths, found, strict=True) if p.resolve() == file.path.resolve()]
     counted = Counter(paths)
     wrong = {
         "two sources have this name": [p for p in paths if counted[p] > 1],
         "the job's own file": [out / name for name in RESERVED if out / name in counted],
         "a link, or outside of the output folder": [p for p in paths if _leaves(p, out)],
-        "its source": [p for p, file in zip(paths, found, strict=True) if p.resolve() == file.path.resolve()],
+        "its source": own,
+        "another's source": [p for p in paths if p not in own and p.resolve() in sources],
     }
     told = [f"{path} ({why})" for why, some in wrong.items() for path in dict.fromkeys(some)]
     if told:

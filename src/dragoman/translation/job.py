@@ -26,7 +26,7 @@ from dragoman.record import sha256
 from dragoman.translation.documents import Document, misfits
 from dragoman.translation.formats import Broken, Edit, Place, line_of
 from dragoman.translation.journal import Attempt, Journal
-from dragoman.translation.protection import Masked, bare, mask, stretches, unmask
+from dragoman.translation.protection import Masked, bare, marked, mask, stretches, unmarked, unmask
 from dragoman.translation.request import Answer, Request
 
 PARTS = ("by_sentence", "by_piece")
@@ -88,15 +88,22 @@ def units_of(documents: Sequence[Document]) -> dict[str, Unit]:
 
 
 def remembered(units: Mapping[str, Unit], known: Callable[[str], str | None], checks: Checks) -> dict[str, Attempt]:
-    """Attempts at the units whose text a memory has as it stands. known: text with marks -> its translation."""
+    """Attempts at the units whose text a memory has, as it stands or with marks. known: text -> its translation."""
     found = {}
     for key, unit in units.items():
-        answer = known(unit.masked.text)
+        answer = _known(unit.masked, known)
         if answer is None or unmask(unit.masked, answer)[1]:
             continue
         source, text = bare(unit.masked.text), bare(answer)
         found[key] = Attempt(answer, tuple(name for name, doubts in checks.items() if doubts(source, text)))
     return found
+
+
+def _known(masked: Masked, known: Callable[[str], str | None]) -> str | None:
+    """A translation with marks. Of one of the text as it stands, the pieces are found again, or it is not used."""
+    found = known(unmarked(masked, masked.text))
+    answer = None if found is None else marked(masked, found)
+    return answer if answer is not None or not masked.pieces else known(masked.text)
 
 
 def run(

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,18 @@ class Journal:
 
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
         self._path, self._owner, self._read = path, uuid.uuid4().hex, 0
-        self._base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
         try:
-            with self._writing():
-                for statement in SCHEMA.split(";\n"):
-                    self._base.execute(statement)
-                self._begin({name: json.dumps(value, default=str) for name, value in job.items()})
-            self._lock = os.open(self._lock_of(self._owner), os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with ExitStack() as opened:
+                base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+                self._base = opened.enter_context(closing(base))
+                with self._writing():
+                    for statement in SCHEMA.split(";\n"):
+                        self._base.execute(statement)
+                    self._begin({name: json.dumps(value, default=str) for name, value in job.items()})
+                self._lock = os.open(self._lock_of(self._owner), os.O_CREAT | os.O_RDWR)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                opened.pop_all()
         except (sqlite3.Error, OSError) as e:
-            self._base.close()
             raise ConfigError(
                 f"{path} cannot be used as a journal: {e}; choose another folder with --out, or remove it"
             ) from None

@@ -47,6 +47,7 @@ class LocalEngine:
             pad_id=self.codec.pad_id,
             max_new=[self._most(requests[i], prompts[i]) for i in fits],
             context=context,
+            batch=self.batch,
         )
         for i, ids in zip(fits, new, strict=True):
             text = " ".join(self.codec.decode(ids).strip().split("\n")[0].split())

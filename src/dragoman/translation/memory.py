@@ -23,7 +23,7 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -53,8 +53,6 @@ POSTING = np.dtype([("id", "<u4"), ("size", "u1")])
 """An entry, and how many words it has (255 at most)."""
 BEGINNING = 5
 """Letters of a word that the index keeps: endings differ and are found all the same."""
-FIRST_UNSPACED = "\u0e00"
-"""No script without spaces has letters before Thai: a quick answer for most words."""
 BUDGET = 300_000
 CANDIDATES = 200
 BATCH = 25_000
@@ -82,17 +80,12 @@ class Memory:
 
     @classmethod
     def open(cls, path: Path | str) -> Memory:
-        base = sqlite3.connect(path, timeout=10, isolation_level=None)
         try:
-            base.execute(f"pragma cache_size = -{CACHE_MB * 1024}")
-            base.execute("pragma journal_mode = wal")
-            known = {name for (name,) in base.execute("select name from sqlite_master where type = 'table'")}
-            if known and "postings" not in known:
-                raise sqlite3.DatabaseError("it is another program's database")
-            base.executescript(SCHEMA)
-            base.execute("insert or ignore into about values ('format', ?)", (json.dumps(FORMAT),))
+            with ExitStack() as opened:
+                base = opened.enter_context(closing(sqlite3.connect(path, timeout=10, isolation_level=None)))
+                _prepare(base)
+                opened.pop_all()
         except sqlite3.Error as e:
-            base.close()
             raise DataError(f"{path} cannot be used as a translation memory: {e}; name another file") from None
         return cls(base)
 
@@ -123,15 +116,15 @@ class Memory:
         """
         new, rest = 0, iter(pairs)
         while some := list(islice(rest, BATCH)):
-            clean = dict.fromkeys((normalise(s), normalise(t)) for s, t in some)
+            clean = [pair for pair in ((normalise(s), normalise(t)) for s, t in some) if all(pair)]
             with self._transaction():
-                new += self._add(f"{source_lang}>{target_lang}", [pair for pair in clean if all(pair)], replace)
+                new += self._add(f"{source_lang}>{target_lang}", clean, replace)
             progress(len(some))
         return new
 
     def _add(self, languages: str, pairs: Sequence[tuple[str, str]], replace: bool) -> int:
         kept, rows = [], []
-        for source, target in dict(pairs).items() if replace else pairs:
+        for source, target in dict(pairs).items() if replace else dict.fromkeys(pairs):
             old = self._same(languages, source)
             if replace:
                 self._base.executemany("delete from entries where id = ?", [(i,) for i, _ in old])
@@ -240,6 +233,19 @@ class Memory:
             yield
 
 
+def _prepare(base: sqlite3.Connection) -> None:
+    base.execute(f"pragma cache_size = -{CACHE_MB * 1024}")
+    known = {name for (name,) in base.execute("select name from sqlite_master where type = 'table'")}
+    if known and "postings" not in known:
+        raise sqlite3.DatabaseError("it is another program's database")
+    base.execute("pragma journal_mode = wal")
+    base.executescript(SCHEMA)
+    base.execute("insert or ignore into about values ('format', ?)", (json.dumps(FORMAT),))
+    (there,) = base.execute("select value from about where name = 'format'").fetchone()
+    if there != json.dumps(FORMAT):
+        raise sqlite3.DatabaseError(f"it has the format {there}, not {json.dumps(FORMAT)}")
+
+
 def _checksum(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
@@ -248,7 +254,7 @@ def _words(text: str) -> set[str]:
     """What the index knows of a text: beginnings of words, and pairs of letters where no spaces are written."""
     found: set[str] = set()
     for word in re.findall(r"\w+", text.casefold()):
-        if max(word) >= FIRST_UNSPACED and is_unspaced(word):
+        if is_unspaced(word):
             found.update(word[i : i + 2] for i in range(max(1, len(word) - 1)))
         else:
             found.add(word[:BEGINNING])

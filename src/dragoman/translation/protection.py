@@ -65,6 +65,21 @@ def unmask(masked: Masked, answer: str) -> tuple[tuple[Part, ...], list[str]]:
     return merged([*masked.before, *inner, *masked.after]), _disordered(masked.pieces, order)
 
 
+def unmarked(masked: Masked, text: str) -> str:
+    """The text, or a translation that has passed, as it stands: for what knows no marks."""
+    return MARK.sub(lambda mark: masked.pieces[int(mark[1]) - 1].text, text)
+
+
+def marked(masked: Masked, translation: str) -> str | None:
+    """A translation in which the pieces stand as they are, with marks; None where one is not there exactly once."""
+    numbers = {piece.text: n for n, piece in enumerate(masked.pieces, 1)}
+    pattern = "|".join(map(re.escape, sorted(numbers, key=len, reverse=True)))
+    found = re.findall(pattern, translation) if numbers else []
+    if sorted(found) != sorted(numbers) or len(numbers) < len(masked.pieces):
+        return None
+    return re.sub(pattern, lambda piece: f"{{{numbers[piece[0]]}}}", translation) if numbers else translation
+
+
 def bare(text: str) -> str:
     """A masked text without its marks, for checks of the language and the like."""
     return " ".join(MARK.sub(" ", text).split())

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
@@ -79,12 +80,9 @@ class RemoteEngine:
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         silent: list[tuple[int, Answer]] = []
-        with (
-            httpx.Client(headers=headers, timeout=self.timeout) as client,
-            ThreadPoolExecutor(self.concurrency) as pool,
-        ):
-            asked = [self._asked(r, template) for r in requests]
-            jobs = {pool.submit(self._answer, client, *what): i for i, what in enumerate(asked)}
+        asked = [self._asked(r, template) for r in requests]
+        with httpx.Client(headers=headers, timeout=self.timeout) as client, self._pool() as pool:
+            jobs = {pool.submit(self._answer, client, self._pace, *what): i for i, what in enumerate(asked)}
             for job in as_completed(jobs):
                 answer = job.result()
                 if answer.text is None:
@@ -98,6 +96,15 @@ class RemoteEngine:
             )
         yield from silent
 
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads; where the block ends early, what waits is not asked any more."""
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _asked(self, request: Request, template: str) -> tuple[str, dict[str, Any]]:
         """Where a request goes, and its body."""
         prompt, body = render(request, template), {"model": self.model, "temperature": 0}
@@ -106,12 +113,12 @@ class RemoteEngine:
         most = 2 * len(request.source) + 40
         return "completions", body | {"prompt": prompt, "stop": ["\n"], "max_tokens": most}
 
-    def _answer(self, client: httpx.Client, path: str, body: dict[str, Any]) -> Answer:
+    def _answer(self, client: httpx.Client, pace: Pace, path: str, body: dict[str, Any]) -> Answer:
         fault, wait = "", self.first_wait
         for n in range(self.tries):
             if n:
                 self.wait(wait)
-            self._pace.take()
+            pace.take()
             found, asked = self._once(client, path, body)
             if isinstance(found, Answer):
                 return found

@@ -35,6 +35,8 @@ PLAIN = "plain"
 """The strategy for drafts that suits the engine: zero_shot for a local model, instruct for a server."""
 VIA = "via"
 """In place of a language: the one that the user names."""
+EDIT = "post_edit_terms"
+"""The template that says nothing without a draft."""
 Pick = Literal["similar", "drawn"]
 
 
@@ -125,7 +127,7 @@ def _faults(raw: Mapping[str, Any]) -> Iterable[str]:
     known = {f.name: f for f in fields(Strategy)}
     if unknown := sorted(set(map(str, raw)) - set(known)):
         yield f"unknown keys {', '.join(unknown)}; keys are {', '.join(known)}"
-    if raw["template"] not in TEMPLATES:
+    if raw["template"] not in [*TEMPLATES]:
         yield f"template is one of {', '.join(TEMPLATES)}, not {raw['template']}"
     if raw.get("pick", "similar") not in get_args(Pick):
         yield f"pick is one of {', '.join(get_args(Pick))}, not {raw['pick']}"
@@ -142,9 +144,24 @@ def _faults(raw: Mapping[str, Any]) -> Iterable[str]:
     for key in ("drafts_in", "auxiliary"):
         if raw.get(key, VIA) != VIA and not is_tag(str(raw[key])):
             yield f"{key} is a language tag or {VIA}, not {raw[key]}"
-    without = [k for k in ("drafts_in", "confidence", "neighbour_drafts", "only_missing_terms") if raw.get(k)]
-    if without and not raw.get("drafts"):
-        yield f"{', '.join(without)} would have no effect without drafts"
+    yield from _idle(raw)
+
+
+def _idle(raw: Mapping[str, Any]) -> Iterable[str]:
+    """Keys without what they need."""
+    if raw["template"] == EDIT and not raw.get("drafts"):
+        yield f"the template {EDIT} edits drafts; name strategies under drafts"
+    needs = {
+        "drafts": ("drafts_in", "confidence", "neighbour_drafts", "only_missing_terms"),
+        "neighbours": ("pick", "threshold", "neighbour_drafts"),
+        "terms": ("only_missing_terms",),
+    }
+    for needed, keys in needs.items():
+        without = [key for key in keys if key in raw and raw[key] is not False]
+        if without and not raw.get(needed):
+            yield f"{', '.join(without)} would have no effect without {needed}"
+    if raw.get("pick") == "drawn" and "threshold" in raw:
+        yield "threshold would have no effect on pairs by lot"
 
 
 def _require_ends(found: Mapping[str, Strategy]) -> None:

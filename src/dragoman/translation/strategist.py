@@ -130,7 +130,7 @@ class Strategist:
         memory, found = self.aids.memory, dict[int, str]()
         for i, request in enumerate(requests):
             known = memory.exact(request.source, request.source_lang, language) if memory else None
-            if known is not None and not (self.aids.held_out and self.aids.held_out.leaks(request.source)):
+            if known is not None and not (self.aids.held_out and self.aids.held_out.leaks(request.source, known)):
                 found[i] = known
         unknown = [i for i in range(len(requests)) if i not in found]
         asked = [replace(bared(requests[i]), target_lang=language) for i in unknown]

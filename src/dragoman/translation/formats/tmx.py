@@ -38,10 +38,16 @@ class _Unit:
     notes: list[str] = field(default_factory=list)
     variants: list[_Variant] = field(default_factory=list)
 
-    def of(self, language: str) -> _Variant | None:
-        """The variant in a language, else one in the same language of another region or script."""
-        near = [v for v in self.variants if v.language.split("-")[0] == language.split("-")[0]]
-        return next((v for v in near if v.language == language), near[0] if near else None)
+    def pair(self, source: str, target: str) -> tuple[_Variant | None, _Variant | None]:
+        """The variant that is translated and the one that is filled; never the same one."""
+        found = _nearest(source, [v for v in self.variants if v.language != target])
+        return found, _nearest(target, [v for v in self.variants if v is not found])
+
+
+def _nearest(language: str, variants: Sequence[_Variant]) -> _Variant | None:
+    """The one in a language, else one whose tag says more or less of the same: ca and ca-ES, not pt-PT and pt-BR."""
+    near = [v for v in variants if f"{v.language}-".startswith(f"{language}-") or language.startswith(f"{v.language}-")]
+    return next((v for v in near if v.language == language), near[0] if near else None)
 
 
 def places(text: str, options: Options) -> list[Place]:
@@ -50,11 +56,11 @@ def places(text: str, options: Options) -> list[Place]:
         raise DataError(f"the outer element is <{root}>, not <tmx>; give a TMX file")
     units = list(_units(text))
     there = {variant.language for unit in units for variant in unit.variants}
-    if units and not any(unit.of(options.source) for unit in units):
+    pairs = [unit.pair(options.source, options.target) for unit in units]
+    if units and not any(source for source, _ in pairs):
         raise DataError(f"no unit is in {options.source}, only in {', '.join(sorted(there))}; give one with --source")
     found: list[Place] = []
-    for unit in units:
-        source, target = unit.of(options.source), unit.of(options.target)
+    for unit, (source, target) in zip(units, pairs, strict=True):
         parts = marked_up(text, *source.seg) if source and source.seg[0] is not source.seg[1] else []
         if source is None or not has_letters(parts):
             continue
