@@ -80,6 +80,45 @@ def test_measures_by_hand(folder):
         assert many.shape == (3,) and many[1] == pytest.approx(panel(panel.sums_KUS[1].sum(axis=0)))
 
 
+def second(folder, name, **more):
+    """Another list, whose only arm has what `good` of the first has; its base, where it has one, twice its bits."""
+    given = LIST | {"targets": {"ca": {}}, "arms": {"good": None}} | more
+    (folder / "q" / f"{name}.yaml").write_text(yaml.safe_dump(given))
+    for arm in given["arms"]:
+        made = record("good", "ca", 1)
+        made["sums"]["bits_per_byte"] = {
+            g: [[(2 if arm == "base" else 1) * bits, size] for bits, size in rows]
+            for g, rows in made["sums"]["bits_per_byte"].items()
+        }
+        for seed in (0,) if arm == "base" else (1, 2, 3):
+            (folder / "q" / "results" / f"{name}--{arm}--ca--seed-{seed}.json").write_text(json.dumps(made))
+    return Question(folder / "q")
+
+
+def value(question, arm, measure):
+    panel = claims.panel(question, arm, measure, ["ca"])
+    return float(panel(panel.sums_KUS[0].sum(axis=0)))
+
+
+def test_a_list_is_measured_from_its_own_base(folder):
+    """A base of its own before one whose list comes first by name; without one, that of a list on the same base."""
+    own = {"base": {"seeds": [0]}, "good": None}
+    assert value(second(folder, "later", arms=own), "later/good", "gain") == pytest.approx(50)
+    assert value(second(folder, "later", arms=own), "later/good", "worst_loss") == pytest.approx(-50)
+    borrowed = second(folder, "later")
+    assert claims.base_run(borrowed, "later", "ca").list == "first"
+    assert value(borrowed, "later/good", "gain") == pytest.approx(value(borrowed, "first/good", "gain"), abs=1)
+    second(folder, "earlier", arms=own, base="another")
+    assert claims.base_run(second(folder, "later"), "later", "ca").list == "first", "not a base of another model"
+
+
+def test_nothing_is_gained_or_lost_against_no_base(folder):
+    question = second(folder, "later", corpus="another")
+    with pytest.raises(ConfigError, match=r"no list of .* on mini-moe and another has an arm base for ca"):
+        claims.panel(question, "later/good", "worst_loss")
+    assert value(question, "later/good", "target_bits") == pytest.approx(2, abs=0.05), "which reads no base"
+
+
 def test_verdicts(folder):
     """2 bits against 3: better, within no margin the wrong way round, and two equal arms show nothing."""
     better, worse, same, competes, not_within, untestable = claim(

@@ -33,8 +33,8 @@ LEVEL = 0.05
 RESAMPLES = 2000
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
-Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Values [R, G] of an arm and of the base -> [R]."""
+Join = Callable[..., np.ndarray]
+"""Values [R, G] of an arm, and of the base where the measure reads it -> [R]."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,25 @@ class Measure:
     """target, into (from English into the target), known, english or every."""
     join: Join
     digits: int = 2
+    over_base: bool = False
+    """Does it read the values of the base too?"""
 
 
-def _mean(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+def _mean(values_RG: np.ndarray) -> np.ndarray:
     return values_RG.mean(axis=1)
 
 
 MEASURES = {
     "target_bits": Measure("target, bits per byte", "lower", "bits_per_byte", "target", _mean, 3),
     "gain": Measure(
-        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1)
+        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1), 2, True
     ),
     "target_chrf": Measure("chrF into the target", "higher", "chrf", "into", _mean, 1),
     "worst_loss": Measure(
-        "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1)
+        "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1), 2, True
     ),
     "mean_loss": Measure(
-        "mean known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).mean(axis=1)
+        "mean known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).mean(axis=1), 2, True
     ),
     "known_bits": Measure("known, bits per byte", "lower", "bits_per_byte", "known", _mean, 3),
     "english_bits": Measure("English, bits per byte", "lower", "bits_per_byte", "english", _mean, 3),
@@ -89,14 +91,15 @@ class Panel:
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
         """Summed sums [R, B * S] -> scores [R]: the measure of each target, and their mean."""
-        blocks = 2 * sum(self.labels)
+        sides = 1 + self.measure.over_base
+        blocks = sides * sum(self.labels)
         sums_RBS = np.atleast_2d(sums).reshape(-1, blocks, sums.shape[-1] // blocks)
         values_RB = formula(self.measure.metric)(sums_RBS.reshape(-1, sums_RBS.shape[-1])).reshape(-1, blocks)
         scores, start = [], 0
         for n in self.labels:
-            arm_RG, base_RG = values_RB[:, start : start + n], values_RB[:, start + n : start + 2 * n]
-            scores.append(self.measure.join(arm_RG, base_RG))
-            start += 2 * n
+            of_target_RB = values_RB[:, start : start + sides * n]
+            scores.append(self.measure.join(*np.split(of_target_RB, sides, axis=1)))
+            start += sides * n
         mean_R = np.mean(scores, axis=0)
         return mean_R if sums.ndim > 1 else mean_R[0]
 
@@ -106,7 +109,8 @@ def panel(
 ) -> Panel | list[str]:
     """The runs of `list/arm` on the targets, or the names of those without a result.
 
-    Raises ConfigError for an arm or a measure that is not there, DataError where runs were scored on other documents.
+    Raises ConfigError for an arm, a measure or a base that is not there, DataError where runs were scored on other
+    documents.
     """
     listed, _, arm_name = arm.partition("/")
     if name not in MEASURES:
@@ -117,21 +121,33 @@ def panel(
     runs = [r for r in final_runs(listed, study) if r.arm == arm_name and (not seeds or r.seed in (*seeds, 0))]
     chosen = list(targets or study.targets)
     runs = [r for r in runs if r.target in chosen]
-    bases = {g: base_run(question, g) for g in chosen}
-    if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if r and not question.ended(r)]:
-        return missing
     measure = MEASURES[name]
+    bases = {g: base_run(question, listed, g) for g in chosen} if measure.over_base else {}
+    if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if not question.ended(r)]:
+        return missing
     by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in _seeds(runs)}
     labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
-    rows = [[_blocks(question, r, bases[r.target], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
-    documents = _same_documents(question, [*runs, *(b for b in bases.values() if b)], measure)
+    sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
+    rows = [[_blocks(question, sides[r], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
+    documents = _same_documents(question, [*runs, *bases.values()], measure)
     return Panel([np.concatenate(row, axis=1) for row in rows], documents, measure, tuple(map(len, labels.values())))
 
 
-def base_run(question: Question, target: str) -> Run | None:
-    """The run of the arm `base` on a target, in whichever list has it."""
-    every = (r for name, study in question.studies.items() for r in final_runs(name, study))
-    return next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+def base_run(question: Question, listed: str, target: str) -> Run:
+    """The run of the arm `base` on a target: of the list itself, or else of one with the same base and corpus.
+
+    Raises ConfigError where there is none.
+    """
+    ours = question.studies[listed]
+    like = [name for name, s in question.studies.items() if (s.base, s.corpus) == (ours.base, ours.corpus)]
+    every = (r for name in (listed, *like) for r in final_runs(name, question.studies[name]))
+    found = next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+    if found is None:
+        raise ConfigError(
+            f"no list of {question.folder} on {ours.base} and {ours.corpus} has an arm base for {target}, which gains "
+            f"and losses of {listed} are measured from; give {listed} one, or take another measure"
+        )
+    return found
 
 
 def _seeds(runs: Sequence[Run]) -> list[int]:
@@ -146,10 +162,10 @@ def _labels(question: Question, study: Study, measure: Measure, run: Run) -> lis
     return of_run[measure.labels]
 
 
-def _blocks(question: Question, run: Run, base: Run | None, measure: Measure, labels: Sequence[str]) -> np.ndarray:
-    """Sums [U, 2 * G * S] of a run and, behind them, of the base; without a base, of the run again."""
+def _blocks(question: Question, runs: Sequence[Run], measure: Measure, labels: Sequence[str]) -> np.ndarray:
+    """Sums [U, G * S] of each of the runs, side by side."""
     sums = []
-    for r in (run, base or run):
+    for r in runs:
         record = question.ended(r)
         assert record
         there = record.get("sums", {}).get(measure.metric, {})
