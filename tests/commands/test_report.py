@@ -139,6 +139,31 @@ def test_verdicts(folder):
     np.testing.assert_allclose([c["p_holm"] for c in tested], holm([c["p_value"] for c in tested]))
 
 
+def test_runs_are_paired_by_seed_alone(folder):
+    """Arms whose documents do not vary and whose seeds do, equally: in pairs the difference is sure, else it is not."""
+    for seed in (1, 2, 3, 4):
+        for arm, bits in (("good", 2 + seed / 10), ("bad", 2.1 + seed / 10)):
+            path = folder / "q" / "results" / f"first--{arm}--ca--seed-{seed}.json"
+            sums = {g: [[bits * 100, 100]] * len(DOCUMENTS) for g in ("ca", "en", "es")}
+            path.write_text(json.dumps(record("good", "ca", 1) | {"sums": {"bits_per_byte": sums}}))
+    arms = LIST["arms"] | {"bad": {"seeds": [2, 3, 4]}}
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"targets": {"ca": {}}, "arms": arms}))
+    other, same = claim(folder, {"measure": "target_bits"}, {"measure": "target_bits", "seeds": [2, 3]})
+    assert other["runs"] == [3, 3] and other["high"] - other["low"] > 0.1, "seeds 1, 2, 3 and 2, 3, 4 are no pairs"
+    assert same["runs"] == [2, 2] and same["low"] == pytest.approx(same["high"])
+
+
+def test_seed_0_is_that_of_an_arm_that_has_no_other(folder):
+    arms = {"base": {"seeds": [0]}, "good": {"seeds": [0, 1, 2]}}
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"arms": arms}))
+    for g in TARGETS:
+        (folder / "q" / "results" / f"first--good--{g}--seed-0.json").write_text(json.dumps(record("good", g, 0)))
+    question = Question(folder / "q")
+    seeds = {arm: claims.panel(question, f"first/{arm}", "gain", seeds=[1, 2]).seeds for arm in arms}
+    assert seeds == {"base": (0,), "good": (1, 2)}
+    assert claims.panel(question, "first/good", "gain").seeds == (0, 1, 2)
+
+
 def test_families_have_a_holm_each_and_wait_for_all_of_theirs(folder):
     (folder / "q" / "results" / "first--bad--tr--seed-3.json").unlink()
     of_good = {"b": "first/base", "measure": "target_bits"}

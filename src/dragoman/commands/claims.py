@@ -88,6 +88,8 @@ class Panel:
     measure: Measure
     labels: tuple[int, ...]
     """How many labels each target has."""
+    seeds: tuple[int, ...]
+    """Of each run."""
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
         """Summed sums [R, B * S] -> scores [R]: the measure of each target, and their mean."""
@@ -118,19 +120,20 @@ def panel(
     if listed not in question.studies or arm_name not in question.studies[listed].arms:
         raise ConfigError(f"claims of {question.folder} name {arm}, and there is no such list and arm")
     study = question.studies[listed]
-    runs = [r for r in final_runs(listed, study) if r.arm == arm_name and (not seeds or r.seed in (*seeds, 0))]
     chosen = list(targets or study.targets)
-    runs = [r for r in runs if r.target in chosen]
+    kept = _seeds(listed, study, arm_name, seeds)
+    runs = [r for r in final_runs(listed, study) if r.arm == arm_name and r.target in chosen and r.seed in kept]
     measure = MEASURES[name]
     bases = {g: base_run(question, listed, g) for g in chosen} if measure.over_base else {}
     if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if not question.ended(r)]:
         return missing
-    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in _seeds(runs)}
+    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept}
     labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
     sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
     rows = [[_blocks(question, sides[r], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
     documents = _same_documents(question, [*runs, *bases.values()], measure)
-    return Panel([np.concatenate(row, axis=1) for row in rows], documents, measure, tuple(map(len, labels.values())))
+    sums_KUS = [np.concatenate(row, axis=1) for row in rows]
+    return Panel(sums_KUS, documents, measure, tuple(map(len, labels.values())), tuple(kept))
 
 
 def base_run(question: Question, listed: str, target: str) -> Run:
@@ -150,8 +153,10 @@ def base_run(question: Question, listed: str, target: str) -> Run:
     return found
 
 
-def _seeds(runs: Sequence[Run]) -> list[int]:
-    return list(dict.fromkeys(r.seed for r in runs))
+def _seeds(listed: str, study: Study, arm: str, asked: Sequence[int]) -> list[int]:
+    """Those of an arm's seeds that are asked for, in order; an arm of seed 0 alone, which nobody trains, has that one."""
+    its = sorted({r.seed for r in final_runs(listed, study) if r.arm == arm})
+    return its if not asked or its == [0] else [s for s in its if s in asked]
 
 
 def _labels(question: Question, study: Study, measure: Measure, run: Run) -> list[str]:
@@ -192,7 +197,10 @@ def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -
 
 
 def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
-    """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs."""
+    """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs.
+
+    Runs are drawn in pairs where both arms have the same seeds.
+    """
     given: dict[str, Any] = {"documents": a.documents, "resamples": RESAMPLES}
     if a.labels != b.labels or a.documents != b.documents:
         raise DataError("arms that were scored in other languages or on other documents are not compared")
@@ -203,7 +211,7 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
             raise ConfigError("a margin needs two runs or more of an arm")
         found = significance.paired_bootstrap(a.sums_KUS[0], b.sums_KUS[0], a, **given)
     else:
-        same = runs[0] == runs[1]
+        same = a.seeds == b.seeds
         found = significance.hierarchical_bootstrap(a.sums_KUS, b.sums_KUS, a, same_seeds=same, margin=margin, **given)
     values = [[float(p(sums_US.sum(axis=0))) for sums_US in p.sums_KUS] for p in (a, b)]
     kept = {k: getattr(found, k) for k in ("difference", "low", "high", "p_value", "units")}
