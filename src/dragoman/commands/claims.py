@@ -57,18 +57,24 @@ def _mean(values_RG: np.ndarray) -> np.ndarray:
     return values_RG.mean(axis=1)
 
 
+def _gain(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (1 - values_RG / base_RG).mean(axis=1)
+
+
+def _worst_loss(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (values_RG / base_RG - 1).max(axis=1)
+
+
+def _mean_loss(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (values_RG / base_RG - 1).mean(axis=1)
+
+
 MEASURES = {
     "target_bits": Measure("target, bits per byte", "lower", "bits_per_byte", "target", _mean, 3),
-    "gain": Measure(
-        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1), 2, True
-    ),
+    "gain": Measure("gain of the target, %", "higher", "bits_per_byte", "target", _gain, over_base=True),
     "target_chrf": Measure("chrF into the target", "higher", "chrf", "into", _mean, 1),
-    "worst_loss": Measure(
-        "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1), 2, True
-    ),
-    "mean_loss": Measure(
-        "mean known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).mean(axis=1), 2, True
-    ),
+    "worst_loss": Measure("worst known loss, %", "lower", "bits_per_byte", "known", _worst_loss, over_base=True),
+    "mean_loss": Measure("mean known loss, %", "lower", "bits_per_byte", "known", _mean_loss, over_base=True),
     "known_bits": Measure("known, bits per byte", "lower", "bits_per_byte", "known", _mean, 3),
     "english_bits": Measure("English, bits per byte", "lower", "bits_per_byte", "english", _mean, 3),
     "chrf": Measure("chrF, all directions", "higher", "chrf", "every", _mean, 1),
@@ -154,7 +160,7 @@ def base_run(question: Question, listed: str, target: str) -> Run:
 
 
 def _seeds(listed: str, study: Study, arm: str, asked: Sequence[int]) -> list[int]:
-    """Those of an arm's seeds that are asked for, in order; an arm of seed 0 alone, which nobody trains, has that one."""
+    """Those of an arm's seeds that are asked for, in order; an arm of seed 0 alone, trained by nobody, has that."""
     its = sorted({r.seed for r in final_runs(listed, study) if r.arm == arm})
     return its if not asked or its == [0] else [s for s in its if s in asked]
 
