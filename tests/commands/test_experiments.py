@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cyclopts
@@ -108,12 +109,29 @@ def test_faults_of_a_list_come_together(tmp_path):
 
 def test_no_table_has_sealed_rows_before_the_split_is_opened(question, tmp_path):
     study = question.studies["first"]
-    sealed = load(experimenting.table(study, tmp_path / "a.tsv.gz", sealed=True), open_test=True)
-    opened = load(experimenting.table(study, tmp_path / "b.tsv.gz", sealed=False), open_test=True)
+    sealed = load(experimenting.table(study, tmp_path / "a", sealed=True), open_test=True)
+    opened = load(experimenting.table(study, tmp_path / "b", sealed=False), open_test=True)
     assert sorted(set(sealed.splits)) == ["dev", "train"] and sealed.splits.count("dev") == 3
     assert set(opened.splits) == {"devtest"} and opened.keys == ("10", "11", "12", "13")
     assert opened.about["test_opened"] and opened.about["devtest_is"] == "the sealed split"
     assert not set(sealed.keys) & set(opened.keys)
+
+
+def test_a_table_is_made_anew_for_other_rows_languages_or_text(question, home, tmp_path):
+    corpus = tmp_path / "text.tsv"
+    corpus.write_bytes((home / "text.tsv").read_bytes())
+    study = replace(question.studies["first"], corpus=str(corpus))
+
+    def made(study):
+        return load(experimenting.table(study, tmp_path / "a", sealed=True), open_test=True)
+
+    first = made(study)
+    assert made(replace(study, rows={"dev": 2, "test": None})).splits.count("dev") == 2
+    assert made(replace(study, complete=("en",), targets={"all": {}})).languages == ("en", "es")
+    assert experimenting.table(study, tmp_path / "a", sealed=True) == experimenting.table(study, tmp_path / "a", True)
+    assert made(study).columns == first.columns, "those of before are still there"
+    corpus.write_text(corpus.read_text().replace("file 0", "folder 0"))
+    assert made(study).columns["en"][0].startswith("folder") and first.columns["en"][0].startswith("file")
 
 
 def test_sums_by_document_by_hand():
