@@ -15,7 +15,7 @@ import pytest
 
 from dragoman import cli
 from dragoman.commands import experimenting, experiments
-from dragoman.commands.experiments import Question, Run, command_lines, questions, read_study
+from dragoman.commands.experiments import Question, Run, Study, command_lines, questions, read_study
 from dragoman.corpora.ntext import NText, load
 from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.modeling import TextCodec, save_model
@@ -93,6 +93,29 @@ def test_a_line_with_a_null_name_is_left_out_and_names_may_stand_for_names(quest
     assert train[train.index("--learning-rate") + 1] == "0.01"
     with pytest.raises(ConfigError, match="nothing says what nobody is"):
         command_lines(study, ["show {nobody}"], run, {})
+
+
+def test_names_may_stand_for_names_at_any_depth():
+    """The rate, a null and an unknown name, each where the second name of a line stands for the third."""
+    lines = ("adapt {one}", "show {two} {out}")
+    arms = {"a": {"one": "{x} --on", "x": "{y}", "y": "--lr {rate}", "two": "{v}", "v": "{w}", "w": None}}
+    study = Study(arms=arms, corpus="c", known=("en",), train=lines)
+    run = Run(list="l", kind="final", arm="a", rate=0.01)
+    assert command_lines(study, lines, run, {"out": "o"}) == [["adapt", "--lr", "0.01", "--on"]]
+    assert experiments.uses_rate(study, "a")
+    without = replace(study, arms={"a": arms["a"] | {"y": "--lr 1"}})
+    assert not experiments.uses_rate(without, "a") and command_lines(without, lines, run, {"out": "o"})[0][2] == "1"
+    unknown = replace(study, arms={"a": arms["a"] | {"y": "--lr {speed}"}})
+    with pytest.raises(ConfigError, match="nothing says what speed is; give it to the arm or list"):
+        command_lines(unknown, lines, run, {"out": "o"})
+    circle = replace(study, arms={"a": arms["a"] | {"y": "{x}"}})
+    with pytest.raises(ConfigError, match=r"what x stands for has \{x\} in it"):
+        command_lines(circle, lines, run, {"out": "o"})
+    by_target = replace(without, targets={"ca": {"y": "{lr}", "lr": "--lr {rate}"}}, arms={"a": {"one": "{y}"}})
+    assert experiments.uses_rate(by_target, "a"), "what a target says may have the rate"
+    assert experiments.filled("{scored}/x", {"scored": "{out}/y", "out": Path("z")}) == "z/y/x"
+    with pytest.raises(ConfigError, match=r"nothing says what out is in: \{scored\}"):
+        experiments.filled("{scored}", {"scored": "{out}"})
 
 
 def test_faults_of_a_list_come_together(tmp_path):

@@ -12,8 +12,9 @@ A list has command lines with `{names}` in braces; names are the list's `variabl
     target seed rate      of the run; rate: what is chosen on dev, be it a learning rate or another strength
     out common prepared   folder of the run, of the list's preparation, of its preparation for this target
 
-A line is left out where one of its names is null. `prepare` runs once, `prepare_target` for every target, `try` for
-every arm, target and value of `rate`, `train` and `test` for every arm, target and seed. A list may extend another one.
+A line is left out where one of its names, or of those that they stand for, is null. `prepare` runs once, `prepare_target`
+for every target, `try` for every arm, target and value of `rate`, `train` and `test` for every arm, target and seed. A
+list may extend another one.
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ from dragoman.record import read_json, sha256
 
 RESERVED = ("claims.yaml",)
 OPENED = "opened.json"
-DEPTH = 4
-"""How often names may stand for names."""
 ALL = "all"
 """Target of a list that has none."""
 Arm = dict[str, Any]
@@ -259,10 +258,10 @@ PREPARING = ("common", "prepared")
 
 
 def uses_rate(study: Study, arm: str) -> bool:
-    """Does a line of this arm name the rate?"""
-    names = study.variables | study.arms[arm]
-    lines = [line for line in study.train + study.test if not _null(line, names)]
-    return any("rate" in _names(text) for line in lines for text in (line, *_inner(line, names)))
+    """Does a line of this arm name the rate, on any target?"""
+    every = [study.variables | of_target | study.arms[arm] for of_target in study.targets.values()]
+    met = [(names, expanded(line, names)[1]) for names in every for line in study.train + study.test]
+    return any("rate" in found and not _null(found, names) for names, found in met)
 
 
 def command_lines(study: Study, lines: Sequence[str], run: Run, folders: Mapping[str, Path | str]) -> list[list[str]]:
@@ -271,32 +270,40 @@ def command_lines(study: Study, lines: Sequence[str], run: Run, folders: Mapping
     names: dict[str, Any] = {"base": study.base, "known": " ".join(study.known), "target": run.target}
     names |= {"seed": run.seed, "rate": None if run.rate is None else f"{run.rate:g}", **folders}
     names |= study.variables | study.targets.get(run.target, {}) | arm
-    unknown = {n for line in lines for n in _names(line)} - set(names)
-    if unknown:
+    found = [expanded(line, names) for line in lines]
+    if unknown := {n for _, met in found for n in met} - set(names):
         raise ConfigError(f"{run.name}: nothing says what {', '.join(sorted(unknown))} is; give it to the arm or list")
-    return [shlex.split(filled(line, names)) for line in lines if not _null(line, names)]
+    return [shlex.split(line) for line, met in found if not _null(met, names)]
 
 
 def filled(line: str, names: Mapping[str, Any]) -> str:
-    """A line with its names replaced, and those in what replaced them."""
-    try:
-        for _ in range(DEPTH):
-            line = line.format_map(names)
-    except KeyError as e:
-        raise ConfigError(f"nothing says what {e} is in: {line}") from None
-    return line
+    """A line with its names replaced; ConfigError for those that nothing defines."""
+    text, met = expanded(line, names)
+    if unknown := met - set(names):
+        raise ConfigError(f"nothing says what {', '.join(sorted(unknown))} is in: {line}")
+    return text
 
 
-def _names(line: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(line) if name]
+def expanded(line: str, names: Mapping[str, Any], within: tuple[str, ...] = ()) -> tuple[str, set[str]]:
+    """A line with its names replaced, and those in what replaced them; and all names that were met on the way.
+
+    Nothing stands in place of a name that is null or that nothing defines. within: names that the line is part of;
+    ConfigError where one of them is in it again.
+    """
+    own = {name for _, name, _, _ in string.Formatter().parse(line) if name}
+    if again := sorted(own & set(within)):
+        raise ConfigError(f"what {again[0]} stands for has {{{again[0]}}} in it; write it out")
+    values, met = {}, set(own)
+    for name in own:
+        values[name] = names.get(name) if names.get(name) is not None else ""
+        if isinstance(values[name], str):
+            values[name], inner = expanded(values[name], names, (*within, name))
+            met |= inner
+    return line.format_map(values), met
 
 
-def _inner(line: str, names: Mapping[str, Any]) -> list[str]:
-    return [str(names[name]) for name in _names(line) if name in names]
-
-
-def _null(line: str, names: Mapping[str, Any]) -> bool:
-    return any(name in names and names[name] is None for name in _names(line))
+def _null(met: set[str], names: Mapping[str, Any]) -> bool:
+    return any(name in names and names[name] is None for name in met)
 
 
 # Choosing on dev
