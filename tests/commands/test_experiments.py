@@ -209,12 +209,26 @@ def test_what_was_opened_stands(tmp_path):
         _ = Question(tmp_path).opened
 
 
-def test_an_attempt_that_ended_counts(tmp_path):
+def test_the_first_attempt_that_ended_counts_else_the_last(tmp_path):
     results = tmp_path / "results"
     results.mkdir()
-    for name, status in (("r", "failed"), ("r--again-1", "ended"), ("r--again-2", "failed")):
-        (results / f"{name}.json").write_text(json.dumps({"status": status, "name": name}))
-    assert Question(tmp_path).records["r"]["name"] == "r--again-1"
+    run = Run(list="r", kind="final", arm="a", target="g", seed=1)
+    for name, said in {
+        "r": ["failed", "ended", "failed"],
+        "two": ["ended", "ended"],
+        "three": ["failed"] * 3,
+        "twelve": ["failed"] * 12,
+        run.name: ["ended", "ended", "failed"],
+    }.items():
+        for k, status in enumerate(said):
+            path = results / (f"{name}--again-{k}.json" if k else f"{name}.json")
+            path.write_text(json.dumps({"status": status, "k": k}))
+    question = Question(tmp_path)
+    counted = {"r": 1, "two": 0, "three": 2, "twelve": 11, run.name: 0}
+    assert {name: r["k"] for name, r in question.records.items()} == counted
+    assert question.status(run) == "failed", "what the last one says"
+    assert experimenting.attempt_path(question, run).name == f"{run.name}--again-3.json"
+    assert question.status(replace(run, seed=2)) == "no record"
 
 
 def one_of_each():

@@ -204,7 +204,7 @@ def by_document(documents: list[str], sums_NS: np.ndarray) -> tuple[list[str], n
 
 def attempt_path(question: Question, run: Run) -> Path:
     """Where the next record of a run goes: no name is used twice."""
-    tries = len([p for p in question.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name])
+    tries = len(question.attempts().get(run.name, ()))
     return question.results / (f"{run.name}--again-{tries}.json" if tries else f"{run.name}.json")
 
 

@@ -12,9 +12,9 @@ A list has command lines with `{names}` in braces; names are the list's `variabl
     target seed rate      of the run; rate: what is chosen on dev, be it a learning rate or another strength
     out common prepared   folder of the run, of the list's preparation, of its preparation for this target
 
-A line is left out where one of its names, or of those that they stand for, is null. `prepare` runs once, `prepare_target`
-for every target, `try` for every arm, target and value of `rate`, `train` and `test` for every arm, target and seed. A
-list may extend another one.
+A line is left out where one of its names, or of those that they stand for, is null. `prepare` runs once,
+`prepare_target` for every target, `try` for every arm, target and value of `rate`, `train` and `test` for every arm,
+target and seed. A list may extend another one.
 """
 
 from __future__ import annotations
@@ -132,9 +132,18 @@ class Question:
     def records(self) -> dict[str, dict[str, Any]]:
         """Name of a run -> its record; of several attempts the first that ended, else the last."""
         found: dict[str, dict[str, Any]] = {}
-        for path in sorted(self.results.glob("*.json")):
-            if path.name != OPENED and found.get(name := path.stem.split("--again-")[0], {}).get("status") != "ended":
-                found[name] = read_json(path)
+        for name, paths in self.attempts().items():
+            for path in paths:
+                if found.get(name, {}).get("status") != "ended":
+                    found[name] = read_json(path)
+        return found
+
+    def attempts(self) -> dict[str, list[Path]]:
+        """Name of a run -> its records in the order in which they were written, read anew."""
+        found: dict[str, list[Path]] = {}
+        paths = [p for p in self.results.glob("*.json") if p.name != OPENED]
+        for path in sorted(paths, key=lambda p: (len(p.name), p.name)):
+            found.setdefault(path.stem.split("--again-")[0], []).append(path)
         return found
 
     @property
@@ -162,8 +171,8 @@ class Question:
 
     def status(self, run: Run) -> str:
         """What the last record of a run says, read anew."""
-        tries = [p for p in self.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name]
-        return str(read_json(max(tries, key=lambda p: (len(p.name), p.name)))["status"]) if tries else "no record"
+        tries = self.attempts().get(run.name)
+        return str(read_json(tries[-1])["status"]) if tries else "no record"
 
     def ended(self, run: Run) -> dict[str, Any] | None:
         """The record of a run that ended well."""
