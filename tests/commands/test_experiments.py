@@ -123,11 +123,43 @@ def test_faults_of_a_list_come_together(tmp_path):
     path.write_text("arms: {a: {rate_of: b}}\nsteps: []\nknown: [en]\n")
     with pytest.raises(ConfigError, match="steps is no key of a list; corpus is missing; a takes the rates of b"):
         read_study(path)
-    path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="is no list of runs"):
-        read_study(path)
+    for text in ("- a\n", "arms: {a: [\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is no list of runs"):
+            read_study(path)
     with pytest.raises(DataError, match="has no question"):
         questions(tmp_path)
+
+
+def test_values_of_another_shape_come_together(tmp_path):
+    """Strings in place of lists, lists in place of names, a rate without values, with a key that it has not."""
+    path = tmp_path / "list.yaml"
+    given = {"corpus": "c", "known": [], "train": "adapt {base}", "variables": ["a"], "rows": None}
+    given |= {"arms": {"a": "--method full", "b": {"seeds": []}, "c": {"seeds": 3}, "d": None}, "targets": {"ca": [1]}}
+    given["rate"] = {"file": "f", "at": "a.b", "speed": 1, "better": "lowest"}
+    path.write_text(json.dumps(given))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    assert str(error.value).split(": ", 1)[1].split("; ")[:-1] == [
+        "train is no list",
+        "known is empty",
+        "rows has no names",
+        "variables has no names",
+        "arms.a has no names",
+        "targets.ca has no names",
+        "arms.b.seeds is no list of one or more",
+        "arms.c.seeds is no list of one or more",
+        "rate.speed is no key of a list",
+        "rate.values is missing",
+        "rate.better is neither lower nor higher",
+    ]
+    good = {"corpus": "c", "known": ["en"], "arms": {"a": None}, "targets": {"ca": None}}
+    path.write_text(json.dumps(good | {"rate": {"values": 0.1, "file": "f", "at": "a"}}))
+    with pytest.raises(ConfigError, match=r"rate.values is no list of one or more; docs"):
+        read_study(path)
+    path.write_text(json.dumps(good | {"rate": None}))
+    study = read_study(path)
+    assert study.arms == {"a": {}} and study.targets == {"ca": {}} and study.rate is None
 
 
 def test_no_table_has_sealed_rows_before_the_split_is_opened(question, tmp_path):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import shlex
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ RESERVED = ("claims.yaml",)
 OPENED = "opened.json"
 ALL = "all"
 """Target of a list that has none."""
+BETTER = ("lower", "higher")
+LISTS = ("known", "complete", "seeds", "prepare", "prepare_target", "tried", "train", "test")
+NAMED = ("arms", "targets", "rows", "variables", "rate")
 Arm = dict[str, Any]
 
 
@@ -189,33 +192,66 @@ def questions(folder: Path) -> list[Question]:
 
 
 def read_study(path: Path) -> Study:
-    """A list. ConfigError for keys that it does not know or lacks, and for arms that refer to none."""
-    given = _read_yaml(path)
+    """A list. ConfigError for keys that it does not know or lacks, values of another shape, arms that refer to none."""
+    given = read_yaml(path, "list of runs")
     if parent := given.pop("extends", None):
-        given = _read_yaml(path.parent / parent) | given
+        given = read_yaml(path.parent / parent, "list of runs") | given
     if "try" in given:
         given["tried"] = given.pop("try")
-    known = Study.__dataclass_fields__
-    faults = [f"{name} is no key of a list" for name in given if name not in known]
-    faults += [f"{name} is missing" for name in ("arms", "corpus", "known") if name not in given]
-    arms = given.get("arms") or {}
-    lenders = {a: _rate_of(a, arm) for a, arm in arms.items()}
-    faults += [f"{arm} takes the rates of {a}, which is no arm" for arm, a in lenders.items() if a not in arms]
-    if faults:
+    if given.get("rate", 0) is None:  # as if it were not there: a list has no rate though the one that it extends has
+        del given["rate"]
+    if faults := [*_key_faults(given, Study), *_shape_faults(given), *_rate_faults(given)]:
         raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what a list holds")
-    lists = ("known", "complete", "seeds", "prepare", "prepare_target", "tried", "train", "test")
-    given |= {name: tuple(given[name]) for name in lists if name in given}
+    given |= {name: tuple(given[name]) for name in LISTS if name in given}
+    given |= {by: {name: own or {} for name, own in _within(given, by)} for by in ("arms", "targets") if given.get(by)}
     if rate := given.get("rate"):
         given["rate"] = Rate(**rate | {"values": tuple(rate["values"])})
-    study = Study(**given)
-    return replace(study, arms={name: arm or {} for name, arm in study.arms.items()})
+    return Study(**given)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """What a file says. ConfigError where it cannot be read or has no keys, and so is no `what`."""
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
-        raise ConfigError(f"{path} is no list of runs: {' '.join(str(e).split())}") from None
+        raise ConfigError(f"{path} is no {what}: {' '.join(str(e).split())}") from None
+
+
+def _key_faults(given: Mapping[str, Any], kind: type, at: str = "") -> list[str]:
+    """Keys that a Study or Rate does not have, and those that it cannot do without."""
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    faults = [f"{at}{name} is no key of a list" for name in given if name not in {f.name for f in fields(kind)}]
+    return faults + [f"{at}{name} is missing" for name in needed if name not in given]
+
+
+def _shape_faults(given: Mapping[str, Any]) -> list[str]:
+    """What should be a list, or names with values, and is not."""
+    faults = [f"{name} is no list" for name in LISTS if not isinstance(given.get(name, []), list)]
+    faults += [f"{name} is empty" for name in ("known", "seeds") if given.get(name) == []]
+    faults += [f"{name} has no names" for name in NAMED if not isinstance(given.get(name, {}), dict)]
+    every = {f"{by}.{name}": own or {} for by in ("arms", "targets") for name, own in _within(given, by)}
+    faults += [f"{name} has no names" for name, own in every.items() if not isinstance(own, dict)]
+    seeds = {name: own["seeds"] for name, own in every.items() if isinstance(own, dict) and "seeds" in own}
+    return faults + [f"{name}.seeds is no list of one or more" for name, by in seeds.items() if not _some(by)]
+
+
+def _rate_faults(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the rate, and arms that take the rates of no arm."""
+    lenders = {a: _rate_of(a, arm) for a, arm in _within(given, "arms") if isinstance(arm or {}, dict)}
+    faults = [f"{arm} takes the rates of {a}, which is no arm" for arm, a in lenders.items() if a not in lenders]
+    if not isinstance(rate := given.get("rate"), dict):
+        return faults
+    faults += _key_faults(rate, Rate, "rate.")
+    faults += ["rate.values is no list of one or more"] if not _some(rate.get("values", [1])) else []
+    return faults + (["rate.better is neither lower nor higher"] if rate.get("better", "lower") not in BETTER else [])
+
+
+def _within(given: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    return list(given[name].items()) if isinstance(given.get(name), dict) else []
+
+
+def _some(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _rate_of(name: str, arm: Arm | None) -> str:
@@ -304,9 +340,10 @@ def expanded(line: str, names: Mapping[str, Any], within: tuple[str, ...] = ()) 
         raise ConfigError(f"what {again[0]} stands for has {{{again[0]}}} in it; write it out")
     values, met = {}, set(own)
     for name in own:
-        values[name] = names.get(name) if names.get(name) is not None else ""
-        if isinstance(values[name], str):
-            values[name], inner = expanded(values[name], names, (*within, name))
+        value = names.get(name)
+        values[name] = "" if value is None else value
+        if isinstance(value, str):
+            values[name], inner = expanded(value, names, (*within, name))
             met |= inner
     return line.format_map(values), met
 
