@@ -187,9 +187,9 @@ def test_effects_that_a_script_measured(folder):
 
 
 def test_what_cannot_be_compared(folder):
-    with pytest.raises(ConfigError, match="there is no measure 'taste'; measures are target_bits"):
+    with pytest.raises(ConfigError, match="0 names 'taste', and measures are target_bits"):
         claim(folder, {"measure": "taste"})
-    with pytest.raises(ConfigError, match="name first/nobody, and there is no such list and arm"):
+    with pytest.raises(ConfigError, match="0 names first/nobody, and there is no such list and arm"):
         claim(folder, {"measure": "target_bits", "a": "first/nobody"})
     with pytest.raises(DataError, match="has no chrf of en-ca"):
         claim(folder, {"measure": "target_chrf"})
@@ -197,9 +197,78 @@ def test_what_cannot_be_compared(folder):
     path.write_text(json.dumps(record("good", "ca", 1) | {"documents": DOCUMENTS[::-1]}))
     with pytest.raises(DataError, match="were scored on other documents"):
         claim(folder, {"measure": "target_bits"})
-    (folder / "q" / "claims.yaml").write_text("claims: [{id: a, paper: p}]\n")
-    with pytest.raises(ConfigError, match="a has no source; a has no ours"):
-        claims.read_claims(Question(folder / "q"))
+
+
+def faults(folder, text):
+    path = folder / "q" / "claims.yaml"
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    with pytest.raises(ConfigError) as error:
+        claims.judged(Question(folder / "q"))
+    assert str(error.value).startswith(str(path))
+    return str(error.value).removeprefix(f"{path}: ").removesuffix("; docs/experiments.md says what claims are")
+
+
+def test_mistakes_in_claims_come_together(folder):
+    second(folder, "later")
+    given = {
+        "nothing": {},
+        "both": {"effect": "x", "a": "frist/good"},
+        "many": {"effect": "x"},
+        "measure": {"measure": "taste", "margins": 0.1},
+        "arm": {"measure": "gain", "b": "first/nobody"},
+        "choice": {"measure": "gain", "targets": ["ca", "nl"], "seeds": [3, 4], "b": "first/base"},
+        "one": {"measure": "gain", "targets": "ca", "margin": "5 %"},
+        "other": {"measure": "gain", "b": "later/good"},
+        "fine": {"untestable": "by chance"},
+    }
+    listed = [CLAIM | {"id": name} | more for name, more in given.items()]
+    figure = {"list": "later", "x": "worst_loss", "y": "taste"}
+    measures = f"and measures are {', '.join(claims.MEASURES)}"
+    found = faults(folder, {"columns": ["gain", "looks"], "figure": figure, "claims": [*listed, {"id": "a"}, "b"]})
+    assert found.split("; ") == [
+        f"columns names 'looks', {measures}",
+        f"figure names 'taste', {measures} (axis y)",
+        "figure names the list later, and there is no such list with an arm base",
+        "a claim is not a mapping: b",
+        "nothing has no measure, effect or reason why it is untestable",
+        "both names frist/good, and there is no such list and arm",
+        "many takes an effect of first/good, which has 6 runs, not one",
+        "measure has margins, which is no key of a claim",
+        f"measure names 'taste', {measures}",
+        "arm names first/nobody, and there is no such list and arm",
+        "choice names the target nl, which first/good has not",
+        "choice names the seed 4, which first/good has not",
+        "choice names the target nl, which first/base has not",
+        "one has targets that are no list",
+        "one has the margin 5 %, which is no number",
+        "other compares first/good and later/good, which have other targets",
+        "name those that both have",
+        "a has no paper",
+        "a has no source",
+        "a has no ours",
+        "a has no measure, effect or reason why it is untestable",
+    ]
+
+
+def test_what_is_no_file_of_claims(folder):
+    assert "claims.yaml is no file of claims: " in faults(folder, "claims: [a\n")
+    assert "claims.yaml is no file of claims: " in faults(folder, "- a\n")
+    assert faults(folder, "claim: []\n") == "claim is no key of it; columns is missing; claims is missing"
+    assert faults(folder, "columns: gain\nclaims: {}\nfigure: x\n") == (
+        "columns is no list; claims is no list; figure is no mapping"
+    )
+
+
+def test_an_effect_that_the_record_has_not(folder):
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"targets": {"ca": {}}}))
+    path = folder / "q" / "results" / "first--base--ca--seed-0.json"
+    path.write_text(json.dumps(record("base", "ca", 0) | {"effects": {"x": {"difference": 1, "p_value": 0.01}}}))
+    with pytest.raises(DataError, match=r"asks for difference, p_value, better of the effect y, .*its effects are x"):
+        claim(folder, {"a": "first/base", "effect": "y"})
+    with pytest.raises(DataError, match="asks for better of the effect x"):
+        claim(folder, {"a": "first/base", "effect": "x"})
+    (found,) = claim(folder, {"a": "first/base", "effect": "x", "better": "lower"})
+    assert found["verdict"] == "contradicts"
 
 
 def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
@@ -211,6 +280,7 @@ def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
     report.run(config)
     assert (page.read_bytes(), figure.read_bytes()) == before
     assert "**holds**" in page.read_text() and "| first | tr | good | " in page.read_text()
+    assert "![What arms gain and lose](q/frontier.svg)" in page.read_text()
     assert "- final: 14 of 14 runs" in page.read_text() and "- test split: sealed" in page.read_text()
     checked = report.Config(folder, check=True)
     report.run(checked)

@@ -22,15 +22,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
-from dragoman.commands.experiments import Question, Run, Study, final_runs
+from dragoman.commands.experiments import Question, Run, Study, final_runs, read_yaml
 from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation import significance
 
 LEVEL = 0.05
 RESAMPLES = 2000
+ABOUT = ("id", "paper", "source", "ours")
+KEYS = (*ABOUT, "family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "untestable")
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
 Join = Callable[..., np.ndarray]
@@ -117,14 +118,9 @@ def panel(
 ) -> Panel | list[str]:
     """The runs of `list/arm` on the targets, or the names of those without a result.
 
-    Raises ConfigError for an arm, a measure or a base that is not there, DataError where runs were scored on other
-    documents.
+    Raises ConfigError for a base that is not there, DataError where runs were scored on other documents.
     """
     listed, _, arm_name = arm.partition("/")
-    if name not in MEASURES:
-        raise ConfigError(f"there is no measure {name!r}; measures are {', '.join(MEASURES)}")
-    if listed not in question.studies or arm_name not in question.studies[listed].arms:
-        raise ConfigError(f"claims of {question.folder} name {arm}, and there is no such list and arm")
     study = question.studies[listed]
     chosen = list(targets or study.targets)
     kept = _seeds(listed, study, arm_name, seeds)
@@ -199,6 +195,89 @@ def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -
     return list(next(iter(found)))
 
 
+# Reading
+
+
+def read_claims(question: Question) -> dict[str, Any]:
+    """What claims.yaml says, every claim with its family. ConfigError for all that is wrong in it."""
+    path = question.folder / "claims.yaml"
+    if not path.is_file():
+        return {"columns": [], "claims": []}
+    given = read_yaml(path, "file of claims")
+    shapes = {"columns": (list, "list"), "claims": (list, "list"), "figure": (dict, "mapping")}
+    faults = [f"{name} is no key of it" for name in given if name not in shapes]
+    faults += [f"{name} is missing" for name in ("columns", "claims") if name not in given]
+    faults += [f"{k} is no {s}" for k, (kind, s) in shapes.items() if k in given and not isinstance(given[k], kind)]
+    if not faults:
+        faults += [f"columns {_no_measure(name)}" for name in given["columns"] if str(name) not in MEASURES]
+        faults += _figure_faults(question, given["figure"]) if "figure" in given else []
+        faults += [f"a claim is not a mapping: {c}" for c in given["claims"] if not isinstance(c, dict)]
+        claims = [c for c in given["claims"] if isinstance(c, dict)]
+        faults += [f"{c.get('id', '?')} {fault}" for c in claims for fault in _claim_faults(question, c)]
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what claims are")
+    return given | {"claims": [{"family": "primary"} | c for c in given["claims"]]}
+
+
+def _no_measure(name: object) -> str:
+    return f"names {name!r}, and measures are {', '.join(MEASURES)}"
+
+
+def _figure_faults(question: Question, axes: Mapping[str, Any]) -> list[str]:
+    of = {axis: axes.get(axis) for axis in ("x", "y")}
+    faults = [f"figure {_no_measure(name)} (axis {axis})" for axis, name in of.items() if str(name) not in MEASURES]
+    study = question.studies.get(str(axes.get("list")))
+    if study is None or "base" not in study.arms:
+        faults.append(f"figure names the list {axes.get('list')}, and there is no such list with an arm base")
+    return faults
+
+
+def _claim_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a claim; what its arms have is looked at where they are there."""
+    faults = [f"has no {key}" for key in ABOUT if key not in claim]
+    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS]
+    if "untestable" in claim:
+        return faults
+    if "measure" not in claim and "effect" not in claim:
+        return [*faults, "has no measure, effect or reason why it is untestable"]
+    sides = ("a",) if "effect" in claim else ("a", "b")
+    faults += [f"has no {side}" for side in sides if side not in claim]
+    arms = {str(claim[side]): _arm(question, claim[side]) for side in sides if side in claim}
+    faults += [f"names {name}, and there is no such list and arm" for name, arm in arms.items() if not arm]
+    if "measure" in claim and str(claim["measure"]) not in MEASURES:
+        faults.append(_no_measure(claim["measure"]))
+    known = {name: arm for name, arm in arms.items() if arm}
+    return faults + (_effect_faults(known) if "effect" in claim else _choice_faults(claim, known))
+
+
+def _arm(question: Question, name: object) -> list[Run]:
+    """The final runs of `list/arm`; none where it is not there."""
+    listed, _, arm = str(name).partition("/")
+    study = question.studies.get(listed)
+    return [r for r in final_runs(listed, study) if r.arm == arm] if study else []
+
+
+def _effect_faults(arms: Mapping[str, Sequence[Run]]) -> list[str]:
+    return [f"takes an effect of {name}, which has {len(r)} runs, not one" for name, r in arms.items() if len(r) > 1]
+
+
+def _choice_faults(claim: Mapping[str, Any], arms: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Targets and seeds that an arm has not, and targets that are not the same."""
+    faults = [f"has {key} that are no list" for key in ("targets", "seeds") if not isinstance(claim.get(key, []), list)]
+    if not isinstance(claim.get("margin", 0.0), (int, float)):
+        faults.append(f"has the margin {claim['margin']}, which is no number")
+    if faults:
+        return faults
+    for name, runs in arms.items():
+        targets, seeds = {r.target for r in runs}, {r.seed for r in runs}
+        faults += [f"names the target {g}, which {name} has not" for g in claim.get("targets", ()) if g not in targets]
+        asked = () if seeds == {0} else claim.get("seeds", ())
+        faults += [f"names the seed {s}, which {name} has not" for s in asked if s not in seeds]
+    if not claim.get("targets") and len({frozenset(r.target for r in runs) for runs in arms.values()}) > 1:
+        faults.append(f"compares {' and '.join(arms)}, which have other targets; name those that both have")
+    return faults
+
+
 # Comparisons
 
 
@@ -227,25 +306,12 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
 def judged(question: Question) -> list[dict[str, Any]]:
     """Every claim of a question with its effect and verdict; without a result those whose runs are missing."""
     found = [claim | _effect(question, claim) for claim in read_claims(question)["claims"]]
-    for family in {c.get("family", "primary") for c in found}:
-        tested = [c for c in found if "p_value" in c and c.get("family", "primary") == family]
+    for family in {c["family"] for c in found}:
+        tested = [c for c in found if "p_value" in c and c["family"] == family]
         for c, p in zip(tested, significance.holm([c["p_value"] for c in tested]), strict=True):
             c["p_holm"] = float(p)
-    waiting = {c.get("family", "primary") for c in found if "missing" in c}
-    return [c | {"verdict": verdict(c, c.get("family", "primary") in waiting)} for c in found]
-
-
-def read_claims(question: Question) -> dict[str, Any]:
-    """What claims.yaml says. ConfigError where it is none."""
-    path = question.folder / "claims.yaml"
-    if not path.is_file():
-        return {"columns": [], "claims": []}
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wanted = ("id", "paper", "source", "ours")
-    lacking = [f"{c.get('id', '?')} has no {key}" for c in given["claims"] for key in wanted if key not in c]
-    if lacking:
-        raise ConfigError(f"{path}: {'; '.join(lacking)}")
-    return given
+    waiting = {c["family"] for c in found if "missing" in c}
+    return [c | {"verdict": verdict(c, c["family"] in waiting)} for c in found]
 
 
 def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,10 +329,17 @@ def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
     """An effect that a script of the run has put into its record: difference, low, high, p_value, units."""
-    listed, _, arm = claim["a"].partition("/")
-    (run,) = (r for r in final_runs(listed, question.studies[listed]) if r.arm == arm)
-    record = question.ended(run)
-    return dict(record["effects"][claim["effect"]]) if record else {"missing": [run.name]}
+    (run,) = _arm(question, claim["a"])
+    if not (record := question.ended(run)):
+        return {"missing": [run.name]}
+    effects = record.get("effects", {})
+    found = {k: claim[k] for k in ("better",) if k in claim} | effects.get(claim["effect"], {})
+    if lacking := [k for k in ("difference", "p_value", "better") if k not in found]:
+        raise DataError(
+            f"{claim['id']} asks for {', '.join(lacking)} of the effect {claim['effect']}, which the record of "
+            f"{run.name} has not; its effects are {', '.join(effects) or 'none'}"
+        )
+    return found
 
 
 def verdict(claim: Mapping[str, Any], waiting: bool) -> str:
