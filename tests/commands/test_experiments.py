@@ -308,6 +308,16 @@ def test_the_lists_ask_for_what_their_claims_do():
     assert questions(LISTS)[0].name == "ssft", "whole before the others"
 
 
+def test_more_workers_than_cores_share_them_evenly():
+    from benchmarks.experiments.run import freest
+
+    taken = []
+    for _ in range(7):
+        taken.append(freest([4, 6, 7], taken))
+    assert taken == [4, 6, 7, 4, 6, 7, 4]
+    assert freest([4, 6, 7], [6, 6, 4, 7, 7]) == 4, "whatever ended first"
+
+
 @pytest.mark.slow
 def test_a_queue_that_is_killed_goes_on(home, tmp_path):
     """Killed in the middle of a run: no record of it, no second queue beside what is left, and then all of them."""
