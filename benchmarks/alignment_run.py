@@ -1,7 +1,7 @@
 """The whole way of docs/alignment.md as one run that can be taken up again: can alignment help, does it, does steering?
 
     python benchmarks/alignment_run.py --work FOLDER --records benchmarks/alignment
-    python benchmarks/alignment_run.py --work FOLDER --items 64 --epochs 1 --rates 0.001      # does it run?
+    python benchmarks/alignment_run.py --work ANOTHER --items 64 --epochs 1 --rates 0.001     # does it run?
 
 Every step is a command of dragoman, printed before it runs and left out where its record is there already:
 
@@ -11,19 +11,24 @@ Every step is a command of dragoman, printed before it runs and left out where i
 3. each method at its rate on all items, scored on devtest beside the base;
 4. the base steered by the plan, and by both controls, on devtest.
 
-`--records` gets the records (one JSON a step), rates.json, and the tables of steps 3 and 4 as Markdown.
+What `--work` holds is of one model and one set of settings (settings.json); with others it is refused. `--records`
+gets the records (one JSON a step), rates.json, and the tables of steps 3 and 4 as Markdown.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cyclopts import run
+from going_on import require_settings
 
 from dragoman import cli
+from dragoman.errors import UserError
+from dragoman.modeling import model_checksum
 from dragoman.record import read_json, write_json
 
 METHODS = ("ra_moe", "sft", "sara")
@@ -96,6 +101,8 @@ def alignment_run(
     rates: tuple[float, ...] = (0.0003, 0.001, 0.003),
 ) -> None:
     """Run all steps; items: at most so many to train on, default all."""
+    given = {"model": model, "model_sha256": model_checksum(model), "task": task, "target": target, "items": items}
+    require_settings(work, given | {"tune": tune, "epochs": epochs, "rates": rates})
     what: list[object] = ["--task", task]
     limited = [*what, *(["--items", items] if items else [])]
     plan = planned(model, limited, target, work)
@@ -124,4 +131,7 @@ def kept(work: Path, records: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(alignment_run)
+    try:
+        run(alignment_run)
+    except UserError as e:
+        sys.exit(f"alignment_run.py: {e}")

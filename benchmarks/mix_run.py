@@ -10,31 +10,34 @@ stage; as the base knows all seven languages, all are old to it. The learning ra
 `--rates` which scores best on dev after `short` steps: bits per byte of text, of translations given their source, or
 the mean of both for the review. devtest is scored once.
 
-A stage whose record is there is not trained again, so a run that was stopped goes on, and a seed can be added. What is
-written to `--out`: run.json (rates, scores, intervals, router shares), run.md (the table) and shares.svg.
-
+A stage whose record is there is not trained again, so a run that was stopped goes on, and a seed can be added; with
+other settings than those that `--work` keeps (settings.json) it is refused. What is written to `--out`: run.json
+(rates, scores, intervals, router shares), run.md (the table) and shares.svg.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from base_sweep import translation_bits
 from cyclopts import run
+from going_on import require_settings
 
 from dragoman import cli
 from dragoman.commands import Numbers, Parts
 from dragoman.commands.mix import run_stage
 from dragoman.commands.mixing_text import Train
 from dragoman.corpora.pack import open_corpus
+from dragoman.errors import UserError
 from dragoman.evaluation.likelihood import text_bits
 from dragoman.methods import training
-from dragoman.modeling import open_both
+from dragoman.modeling import model_checksum, open_both
 from dragoman.record import atomic_write, environment, read_json, write_json
 
 LANGUAGES = ("en", "de", "fr", "es", "cs", "ru", "zh")
@@ -108,7 +111,7 @@ def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps
 
 
 def best_rate(stage: Stage, model: Path, folder: Path, seed: int, plan: Plan) -> dict[str, float]:
-    """Rate -> bits per byte on dev after a short training; kept in the folder, the models are not."""
+    """Rate of the plan -> bits per byte on dev after a short training; kept in the folder, the models are not."""
     done = folder / "rates.json"
     found: dict[str, float] = read_json(done) if done.exists() else {}
     for rate in plan.rates:
@@ -122,7 +125,7 @@ def best_rate(stage: Stage, model: Path, folder: Path, seed: int, plan: Plan) ->
         shutil.rmtree(out)
         write_json(done, found)
         print(f"{stage.label}, rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte on dev", flush=True)
-    return found
+    return {f"{rate:g}": found[f"{rate:g}"] for rate in plan.rates}
 
 
 def dev_bits(folder: Path, what: str) -> float:
@@ -192,6 +195,8 @@ def run_all(
 ) -> None:
     """Train every arm for every seed, and write what is there after each arm."""
     plan = Plan(text, pairs, review, short, rates)
+    given = {"base": base, "base_sha256": model_checksum(base), **asdict(plan), "segments": segments}
+    require_settings(work, given)
     done: dict[int, dict[str, Any]] = {}
     for seed in seeds:
         folder = work / f"seed-{seed}"
@@ -284,4 +289,7 @@ def _cells(found: dict[str, Any], name: str, columns: Sequence[str], digits: int
 
 
 if __name__ == "__main__":
-    run(run_all)
+    try:
+        run(run_all)
+    except UserError as e:
+        sys.exit(f"mix_run.py: {e}")

@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +88,8 @@ class Pool:
     running: dict[subprocess.Popen, tuple[Run, int]] = field(default_factory=dict)
 
     def start(self, question: Question, run: Run) -> None:
-        """Start a run on the first core that no run has."""
-        cores = sorted(os.sched_getaffinity(0))
-        taken = {core for _, core in self.running.values()}
-        core = next((c for c in cores if c not in taken), cores[len(taken) % len(cores)])
+        """Start a run on the core that the fewest runs have."""
+        core = freest(sorted(os.sched_getaffinity(0)), [core for _, core in self.running.values()])
         words = [sys.executable, __file__, "one", str(question.folder), run.name, "--work", str(self.work)]
         env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         log = open(self.work / f"{question.name}--{run.name}.log", "w")  # noqa: SIM115
@@ -115,6 +113,11 @@ class Pool:
             process.terminate()
         for process in self.running:
             process.wait()
+
+
+def freest(cores: Sequence[int], taken: Sequence[int]) -> int:
+    """The first of the cores that the fewest runs have; taken: the core of each run."""
+    return min(cores, key=taken.count)
 
 
 def _run_all(question: Question, kind: str, pool: Pool, again: bool) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cyclopts
@@ -14,7 +15,7 @@ import pytest
 
 from dragoman import cli
 from dragoman.commands import experimenting, experiments
-from dragoman.commands.experiments import Question, Run, command_lines, questions, read_study
+from dragoman.commands.experiments import Question, Run, Study, command_lines, questions, read_study
 from dragoman.corpora.ntext import NText, load
 from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.modeling import TextCodec, save_model
@@ -94,26 +95,98 @@ def test_a_line_with_a_null_name_is_left_out_and_names_may_stand_for_names(quest
         command_lines(study, ["show {nobody}"], run, {})
 
 
+def test_names_may_stand_for_names_at_any_depth():
+    """The rate, a null and an unknown name, each where the second name of a line stands for the third."""
+    lines = ("adapt {one}", "show {two} {out}")
+    arms = {"a": {"one": "{x} --on", "x": "{y}", "y": "--lr {rate}", "two": "{v}", "v": "{w}", "w": None}}
+    study = Study(arms=arms, corpus="c", known=("en",), train=lines)
+    run = Run(list="l", kind="final", arm="a", rate=0.01)
+    assert command_lines(study, lines, run, {"out": "o"}) == [["adapt", "--lr", "0.01", "--on"]]
+    assert experiments.uses_rate(study, "a")
+    without = replace(study, arms={"a": arms["a"] | {"y": "--lr 1"}})
+    assert not experiments.uses_rate(without, "a") and command_lines(without, lines, run, {"out": "o"})[0][2] == "1"
+    unknown = replace(study, arms={"a": arms["a"] | {"y": "--lr {speed}"}})
+    with pytest.raises(ConfigError, match="nothing says what speed is; give it to the arm or list"):
+        command_lines(unknown, lines, run, {"out": "o"})
+    circle = replace(study, arms={"a": arms["a"] | {"y": "{x}"}})
+    with pytest.raises(ConfigError, match=r"what x stands for has \{x\} in it"):
+        command_lines(circle, lines, run, {"out": "o"})
+    by_target = replace(without, targets={"ca": {"y": "{lr}", "lr": "--lr {rate}"}}, arms={"a": {"one": "{y}"}})
+    assert experiments.uses_rate(by_target, "a"), "what a target says may have the rate"
+    assert experiments.filled("{scored}/x", {"scored": "{out}/y", "out": Path("z")}) == "z/y/x"
+    with pytest.raises(ConfigError, match=r"nothing says what out is in: \{scored\}"):
+        experiments.filled("{scored}", {"scored": "{out}"})
+
+
 def test_faults_of_a_list_come_together(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("arms: {a: {rate_of: b}}\nsteps: []\nknown: [en]\n")
     with pytest.raises(ConfigError, match="steps is no key of a list; corpus is missing; a takes the rates of b"):
         read_study(path)
-    path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="is no list of runs"):
-        read_study(path)
+    for text in ("- a\n", "arms: {a: [\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is no list of runs"):
+            read_study(path)
     with pytest.raises(DataError, match="has no question"):
         questions(tmp_path)
 
 
+def test_values_of_another_shape_come_together(tmp_path):
+    """Strings in place of lists, lists in place of names, a rate without values, with a key that it has not."""
+    path = tmp_path / "list.yaml"
+    given = {"corpus": "c", "known": [], "train": "adapt {base}", "variables": ["a"], "rows": None}
+    given |= {"arms": {"a": "--method full", "b": {"seeds": []}, "c": {"seeds": 3}, "d": None}, "targets": {"ca": [1]}}
+    given["rate"] = {"file": "f", "at": "a.b", "speed": 1, "better": "lowest"}
+    path.write_text(json.dumps(given))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    assert str(error.value).split(": ", 1)[1].split("; ")[:-1] == [
+        "train is no list",
+        "known is empty",
+        "rows has no names",
+        "variables has no names",
+        "arms.a has no names",
+        "targets.ca has no names",
+        "arms.b.seeds is no list of one or more",
+        "arms.c.seeds is no list of one or more",
+        "rate.speed is no key of a list",
+        "rate.values is missing",
+        "rate.better is neither lower nor higher",
+    ]
+    good = {"corpus": "c", "known": ["en"], "arms": {"a": None}, "targets": {"ca": None}}
+    path.write_text(json.dumps(good | {"rate": {"values": 0.1, "file": "f", "at": "a"}}))
+    with pytest.raises(ConfigError, match=r"rate.values is no list of one or more; docs"):
+        read_study(path)
+    path.write_text(json.dumps(good | {"rate": None}))
+    study = read_study(path)
+    assert study.arms == {"a": {}} and study.targets == {"ca": {}} and study.rate is None
+
+
 def test_no_table_has_sealed_rows_before_the_split_is_opened(question, tmp_path):
     study = question.studies["first"]
-    sealed = load(experimenting.table(study, tmp_path / "a.tsv.gz", sealed=True), open_test=True)
-    opened = load(experimenting.table(study, tmp_path / "b.tsv.gz", sealed=False), open_test=True)
+    sealed = load(experimenting.table(study, tmp_path / "a", sealed=True), open_test=True)
+    opened = load(experimenting.table(study, tmp_path / "b", sealed=False), open_test=True)
     assert sorted(set(sealed.splits)) == ["dev", "train"] and sealed.splits.count("dev") == 3
     assert set(opened.splits) == {"devtest"} and opened.keys == ("10", "11", "12", "13")
     assert opened.about["test_opened"] and opened.about["devtest_is"] == "the sealed split"
     assert not set(sealed.keys) & set(opened.keys)
+
+
+def test_a_table_is_made_anew_for_other_rows_languages_or_text(question, home, tmp_path):
+    corpus = tmp_path / "text.tsv"
+    corpus.write_bytes((home / "text.tsv").read_bytes())
+    study = replace(question.studies["first"], corpus=str(corpus))
+
+    def made(study):
+        return load(experimenting.table(study, tmp_path / "a", sealed=True), open_test=True)
+
+    first = made(study)
+    assert made(replace(study, rows={"dev": 2, "test": None})).splits.count("dev") == 2
+    assert made(replace(study, complete=("en",), targets={"all": {}})).languages == ("en", "es")
+    assert experimenting.table(study, tmp_path / "a", sealed=True) == experimenting.table(study, tmp_path / "a", True)
+    assert made(study).columns == first.columns, "those of before are still there"
+    corpus.write_text(corpus.read_text().replace("file 0", "folder 0"))
+    assert made(study).columns["en"][0].startswith("folder") and first.columns["en"][0].startswith("file")
 
 
 def test_sums_by_document_by_hand():
@@ -168,12 +241,26 @@ def test_what_was_opened_stands(tmp_path):
         _ = Question(tmp_path).opened
 
 
-def test_an_attempt_that_ended_counts(tmp_path):
+def test_the_first_attempt_that_ended_counts_else_the_last(tmp_path):
     results = tmp_path / "results"
     results.mkdir()
-    for name, status in (("r", "failed"), ("r--again-1", "ended"), ("r--again-2", "failed")):
-        (results / f"{name}.json").write_text(json.dumps({"status": status, "name": name}))
-    assert Question(tmp_path).records["r"]["name"] == "r--again-1"
+    run = Run(list="r", kind="final", arm="a", target="g", seed=1)
+    for name, said in {
+        "r": ["failed", "ended", "failed"],
+        "two": ["ended", "ended"],
+        "three": ["failed"] * 3,
+        "twelve": ["failed"] * 12,
+        run.name: ["ended", "ended", "failed"],
+    }.items():
+        for k, status in enumerate(said):
+            path = results / (f"{name}--again-{k}.json" if k else f"{name}.json")
+            path.write_text(json.dumps({"status": status, "k": k}))
+    question = Question(tmp_path)
+    counted = {"r": 1, "two": 0, "three": 2, "twelve": 11, run.name: 0}
+    assert {name: r["k"] for name, r in question.records.items()} == counted
+    assert question.status(run) == "failed", "what the last one says"
+    assert experimenting.attempt_path(question, run).name == f"{run.name}--again-3.json"
+    assert question.status(replace(run, seed=2)) == "no record"
 
 
 def one_of_each():
@@ -219,6 +306,16 @@ def test_the_lists_ask_for_what_their_claims_do():
     }  # fmt: skip
     assert set(ssft.studies["secondary"].languages) == set(ssft.studies["primary"].languages), "the same rows"
     assert questions(LISTS)[0].name == "ssft", "whole before the others"
+
+
+def test_more_workers_than_cores_share_them_evenly():
+    from benchmarks.experiments.run import freest
+
+    taken = []
+    for _ in range(7):
+        taken.append(freest([4, 6, 7], taken))
+    assert taken == [4, 6, 7, 4, 6, 7, 4]
+    assert freest([4, 6, 7], [6, 6, 4, 7, 7]) == 4, "whatever ended first"
 
 
 @pytest.mark.slow

@@ -80,6 +80,45 @@ def test_measures_by_hand(folder):
         assert many.shape == (3,) and many[1] == pytest.approx(panel(panel.sums_KUS[1].sum(axis=0)))
 
 
+def second(folder, name, **more):
+    """Another list, whose only arm has what `good` of the first has; its base, where it has one, twice its bits."""
+    given = LIST | {"targets": {"ca": {}}, "arms": {"good": None}} | more
+    (folder / "q" / f"{name}.yaml").write_text(yaml.safe_dump(given))
+    for arm in given["arms"]:
+        made = record("good", "ca", 1)
+        made["sums"]["bits_per_byte"] = {
+            g: [[(2 if arm == "base" else 1) * bits, size] for bits, size in rows]
+            for g, rows in made["sums"]["bits_per_byte"].items()
+        }
+        for seed in (0,) if arm == "base" else (1, 2, 3):
+            (folder / "q" / "results" / f"{name}--{arm}--ca--seed-{seed}.json").write_text(json.dumps(made))
+    return Question(folder / "q")
+
+
+def value(question, arm, measure):
+    panel = claims.panel(question, arm, measure, ["ca"])
+    return float(panel(panel.sums_KUS[0].sum(axis=0)))
+
+
+def test_a_list_is_measured_from_its_own_base(folder):
+    """A base of its own before one whose list comes first by name; without one, that of a list on the same base."""
+    own = {"base": {"seeds": [0]}, "good": None}
+    assert value(second(folder, "later", arms=own), "later/good", "gain") == pytest.approx(50)
+    assert value(second(folder, "later", arms=own), "later/good", "worst_loss") == pytest.approx(-50)
+    borrowed = second(folder, "later")
+    assert claims.base_run(borrowed, "later", "ca").list == "first"
+    assert value(borrowed, "later/good", "gain") == pytest.approx(value(borrowed, "first/good", "gain"), abs=1)
+    second(folder, "earlier", arms=own, base="another")
+    assert claims.base_run(second(folder, "later"), "later", "ca").list == "first", "not a base of another model"
+
+
+def test_nothing_is_gained_or_lost_against_no_base(folder):
+    question = second(folder, "later", corpus="another")
+    with pytest.raises(ConfigError, match=r"no list of .* on mini-moe and another has an arm base for ca"):
+        claims.panel(question, "later/good", "worst_loss")
+    assert value(question, "later/good", "target_bits") == pytest.approx(2, abs=0.05), "which reads no base"
+
+
 def test_verdicts(folder):
     """2 bits against 3: better, within no margin the wrong way round, and two equal arms show nothing."""
     better, worse, same, competes, not_within, untestable = claim(
@@ -98,6 +137,31 @@ def test_verdicts(folder):
     assert untestable["verdict"] == "cannot be tested here"
     tested = [better, worse, same, competes, not_within]
     np.testing.assert_allclose([c["p_holm"] for c in tested], holm([c["p_value"] for c in tested]))
+
+
+def test_runs_are_paired_by_seed_alone(folder):
+    """Arms whose documents do not vary and whose seeds do, equally: in pairs the difference is sure, else it is not."""
+    for seed in (1, 2, 3, 4):
+        for arm, bits in (("good", 2 + seed / 10), ("bad", 2.1 + seed / 10)):
+            path = folder / "q" / "results" / f"first--{arm}--ca--seed-{seed}.json"
+            sums = {g: [[bits * 100, 100]] * len(DOCUMENTS) for g in ("ca", "en", "es")}
+            path.write_text(json.dumps(record("good", "ca", 1) | {"sums": {"bits_per_byte": sums}}))
+    arms = LIST["arms"] | {"bad": {"seeds": [2, 3, 4]}}
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"targets": {"ca": {}}, "arms": arms}))
+    other, same = claim(folder, {"measure": "target_bits"}, {"measure": "target_bits", "seeds": [2, 3]})
+    assert other["runs"] == [3, 3] and other["high"] - other["low"] > 0.1, "seeds 1, 2, 3 and 2, 3, 4 are no pairs"
+    assert same["runs"] == [2, 2] and same["low"] == pytest.approx(same["high"])
+
+
+def test_seed_0_is_that_of_an_arm_that_has_no_other(folder):
+    arms = {"base": {"seeds": [0]}, "good": {"seeds": [0, 1, 2]}}
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"arms": arms}))
+    for g in TARGETS:
+        (folder / "q" / "results" / f"first--good--{g}--seed-0.json").write_text(json.dumps(record("good", g, 0)))
+    question = Question(folder / "q")
+    seeds = {arm: claims.panel(question, f"first/{arm}", "gain", seeds=[1, 2]).seeds for arm in arms}
+    assert seeds == {"base": (0,), "good": (1, 2)}
+    assert claims.panel(question, "first/good", "gain").seeds == (0, 1, 2)
 
 
 def test_families_have_a_holm_each_and_wait_for_all_of_theirs(folder):
@@ -123,9 +187,9 @@ def test_effects_that_a_script_measured(folder):
 
 
 def test_what_cannot_be_compared(folder):
-    with pytest.raises(ConfigError, match="there is no measure 'taste'; measures are target_bits"):
+    with pytest.raises(ConfigError, match="0 names 'taste', and measures are target_bits"):
         claim(folder, {"measure": "taste"})
-    with pytest.raises(ConfigError, match="name first/nobody, and there is no such list and arm"):
+    with pytest.raises(ConfigError, match="0 names first/nobody, and there is no such list and arm"):
         claim(folder, {"measure": "target_bits", "a": "first/nobody"})
     with pytest.raises(DataError, match="has no chrf of en-ca"):
         claim(folder, {"measure": "target_chrf"})
@@ -133,9 +197,78 @@ def test_what_cannot_be_compared(folder):
     path.write_text(json.dumps(record("good", "ca", 1) | {"documents": DOCUMENTS[::-1]}))
     with pytest.raises(DataError, match="were scored on other documents"):
         claim(folder, {"measure": "target_bits"})
-    (folder / "q" / "claims.yaml").write_text("claims: [{id: a, paper: p}]\n")
-    with pytest.raises(ConfigError, match="a has no source; a has no ours"):
-        claims.read_claims(Question(folder / "q"))
+
+
+def faults(folder, text):
+    path = folder / "q" / "claims.yaml"
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    with pytest.raises(ConfigError) as error:
+        claims.judged(Question(folder / "q"))
+    assert str(error.value).startswith(str(path))
+    return str(error.value).removeprefix(f"{path}: ").removesuffix("; docs/experiments.md says what claims are")
+
+
+def test_mistakes_in_claims_come_together(folder):
+    second(folder, "later")
+    given = {
+        "nothing": {},
+        "both": {"effect": "x", "a": "frist/good"},
+        "many": {"effect": "x"},
+        "measure": {"measure": "taste", "margins": 0.1},
+        "arm": {"measure": "gain", "b": "first/nobody"},
+        "choice": {"measure": "gain", "targets": ["ca", "nl"], "seeds": [3, 4], "b": "first/base"},
+        "one": {"measure": "gain", "targets": "ca", "margin": "5 %"},
+        "other": {"measure": "gain", "b": "later/good"},
+        "fine": {"untestable": "by chance"},
+    }
+    listed = [CLAIM | {"id": name} | more for name, more in given.items()]
+    figure = {"list": "later", "x": "worst_loss", "y": "taste"}
+    measures = f"and measures are {', '.join(claims.MEASURES)}"
+    found = faults(folder, {"columns": ["gain", "looks"], "figure": figure, "claims": [*listed, {"id": "a"}, "b"]})
+    assert found.split("; ") == [
+        f"columns names 'looks', {measures}",
+        f"figure names 'taste', {measures} (axis y)",
+        "figure names the list later, and there is no such list with an arm base",
+        "a claim is not a mapping: b",
+        "nothing has no measure, effect or reason why it is untestable",
+        "both names frist/good, and there is no such list and arm",
+        "many takes an effect of first/good, which has 6 runs, not one",
+        "measure has margins, which is no key of a claim",
+        f"measure names 'taste', {measures}",
+        "arm names first/nobody, and there is no such list and arm",
+        "choice names the target nl, which first/good has not",
+        "choice names the seed 4, which first/good has not",
+        "choice names the target nl, which first/base has not",
+        "one has targets that are no list",
+        "one has the margin 5 %, which is no number",
+        "other compares first/good and later/good, which have other targets",
+        "name those that both have",
+        "a has no paper",
+        "a has no source",
+        "a has no ours",
+        "a has no measure, effect or reason why it is untestable",
+    ]
+
+
+def test_what_is_no_file_of_claims(folder):
+    assert "claims.yaml is no file of claims: " in faults(folder, "claims: [a\n")
+    assert "claims.yaml is no file of claims: " in faults(folder, "- a\n")
+    assert faults(folder, "claim: []\n") == "claim is no key of it; columns is missing; claims is missing"
+    assert faults(folder, "columns: gain\nclaims: {}\nfigure: x\n") == (
+        "columns is no list; claims is no list; figure is no mapping"
+    )
+
+
+def test_an_effect_that_the_record_has_not(folder):
+    (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"targets": {"ca": {}}}))
+    path = folder / "q" / "results" / "first--base--ca--seed-0.json"
+    path.write_text(json.dumps(record("base", "ca", 0) | {"effects": {"x": {"difference": 1, "p_value": 0.01}}}))
+    with pytest.raises(DataError, match=r"asks for difference, p_value, better of the effect y, .*its effects are x"):
+        claim(folder, {"a": "first/base", "effect": "y"})
+    with pytest.raises(DataError, match="asks for better of the effect x"):
+        claim(folder, {"a": "first/base", "effect": "x"})
+    (found,) = claim(folder, {"a": "first/base", "effect": "x", "better": "lower"})
+    assert found["verdict"] == "contradicts"
 
 
 def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
@@ -147,6 +280,7 @@ def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
     report.run(config)
     assert (page.read_bytes(), figure.read_bytes()) == before
     assert "**holds**" in page.read_text() and "| first | tr | good | " in page.read_text()
+    assert "![What arms gain and lose](q/frontier.svg)" in page.read_text()
     assert "- final: 14 of 14 runs" in page.read_text() and "- test split: sealed" in page.read_text()
     checked = report.Config(folder, check=True)
     report.run(checked)

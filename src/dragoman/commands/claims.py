@@ -22,19 +22,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
-from dragoman.commands.experiments import Question, Run, Study, final_runs
+from dragoman.commands.experiments import Question, Run, Study, final_runs, read_yaml
 from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation import significance
 
 LEVEL = 0.05
 RESAMPLES = 2000
+ABOUT = ("id", "paper", "source", "ours")
+KEYS = (*ABOUT, "family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "untestable")
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
-Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Values [R, G] of an arm and of the base -> [R]."""
+Join = Callable[..., np.ndarray]
+"""Values [R, G] of an arm, and of the base where the measure reads it -> [R]."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,32 @@ class Measure:
     """target, into (from English into the target), known, english or every."""
     join: Join
     digits: int = 2
+    over_base: bool = False
+    """Does it read the values of the base too?"""
 
 
-def _mean(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+def _mean(values_RG: np.ndarray) -> np.ndarray:
     return values_RG.mean(axis=1)
+
+
+def _gain(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (1 - values_RG / base_RG).mean(axis=1)
+
+
+def _worst_loss(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (values_RG / base_RG - 1).max(axis=1)
+
+
+def _mean_loss(values_RG: np.ndarray, base_RG: np.ndarray) -> np.ndarray:
+    return 100 * (values_RG / base_RG - 1).mean(axis=1)
 
 
 MEASURES = {
     "target_bits": Measure("target, bits per byte", "lower", "bits_per_byte", "target", _mean, 3),
-    "gain": Measure(
-        "gain of the target, %", "higher", "bits_per_byte", "target", lambda v, b: 100 * (1 - v / b).mean(axis=1)
-    ),
+    "gain": Measure("gain of the target, %", "higher", "bits_per_byte", "target", _gain, over_base=True),
     "target_chrf": Measure("chrF into the target", "higher", "chrf", "into", _mean, 1),
-    "worst_loss": Measure(
-        "worst known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).max(axis=1)
-    ),
-    "mean_loss": Measure(
-        "mean known loss, %", "lower", "bits_per_byte", "known", lambda v, b: 100 * (v / b - 1).mean(axis=1)
-    ),
+    "worst_loss": Measure("worst known loss, %", "lower", "bits_per_byte", "known", _worst_loss, over_base=True),
+    "mean_loss": Measure("mean known loss, %", "lower", "bits_per_byte", "known", _mean_loss, over_base=True),
     "known_bits": Measure("known, bits per byte", "lower", "bits_per_byte", "known", _mean, 3),
     "english_bits": Measure("English, bits per byte", "lower", "bits_per_byte", "english", _mean, 3),
     "chrf": Measure("chrF, all directions", "higher", "chrf", "every", _mean, 1),
@@ -86,17 +95,20 @@ class Panel:
     measure: Measure
     labels: tuple[int, ...]
     """How many labels each target has."""
+    seeds: tuple[int, ...]
+    """Of each run."""
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
         """Summed sums [R, B * S] -> scores [R]: the measure of each target, and their mean."""
-        blocks = 2 * sum(self.labels)
+        sides = 1 + self.measure.over_base
+        blocks = sides * sum(self.labels)
         sums_RBS = np.atleast_2d(sums).reshape(-1, blocks, sums.shape[-1] // blocks)
         values_RB = formula(self.measure.metric)(sums_RBS.reshape(-1, sums_RBS.shape[-1])).reshape(-1, blocks)
         scores, start = [], 0
         for n in self.labels:
-            arm_RG, base_RG = values_RB[:, start : start + n], values_RB[:, start + n : start + 2 * n]
-            scores.append(self.measure.join(arm_RG, base_RG))
-            start += 2 * n
+            of_target_RB = values_RB[:, start : start + sides * n]
+            scores.append(self.measure.join(*np.split(of_target_RB, sides, axis=1)))
+            start += sides * n
         mean_R = np.mean(scores, axis=0)
         return mean_R if sums.ndim > 1 else mean_R[0]
 
@@ -106,36 +118,47 @@ def panel(
 ) -> Panel | list[str]:
     """The runs of `list/arm` on the targets, or the names of those without a result.
 
-    Raises ConfigError for an arm or a measure that is not there, DataError where runs were scored on other documents.
+    Raises ConfigError for a base that is not there, DataError where runs were scored on other documents.
     """
     listed, _, arm_name = arm.partition("/")
-    if name not in MEASURES:
-        raise ConfigError(f"there is no measure {name!r}; measures are {', '.join(MEASURES)}")
-    if listed not in question.studies or arm_name not in question.studies[listed].arms:
-        raise ConfigError(f"claims of {question.folder} name {arm}, and there is no such list and arm")
     study = question.studies[listed]
-    runs = [r for r in final_runs(listed, study) if r.arm == arm_name and (not seeds or r.seed in (*seeds, 0))]
     chosen = list(targets or study.targets)
-    runs = [r for r in runs if r.target in chosen]
-    bases = {g: base_run(question, g) for g in chosen}
-    if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if r and not question.ended(r)]:
-        return missing
+    kept = _seeds(listed, study, arm_name, seeds)
+    runs = [r for r in final_runs(listed, study) if r.arm == arm_name and r.target in chosen and r.seed in kept]
     measure = MEASURES[name]
-    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in _seeds(runs)}
+    bases = {g: base_run(question, listed, g) for g in chosen} if measure.over_base else {}
+    if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if not question.ended(r)]:
+        return missing
+    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept}
     labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
-    rows = [[_blocks(question, r, bases[r.target], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
-    documents = _same_documents(question, [*runs, *(b for b in bases.values() if b)], measure)
-    return Panel([np.concatenate(row, axis=1) for row in rows], documents, measure, tuple(map(len, labels.values())))
+    sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
+    rows = [[_blocks(question, sides[r], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
+    documents = _same_documents(question, [*runs, *bases.values()], measure)
+    sums_KUS = [np.concatenate(row, axis=1) for row in rows]
+    return Panel(sums_KUS, documents, measure, tuple(map(len, labels.values())), tuple(kept))
 
 
-def base_run(question: Question, target: str) -> Run | None:
-    """The run of the arm `base` on a target, in whichever list has it."""
-    every = (r for name, study in question.studies.items() for r in final_runs(name, study))
-    return next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+def base_run(question: Question, listed: str, target: str) -> Run:
+    """The run of the arm `base` on a target: of the list itself, or else of one with the same base and corpus.
+
+    Raises ConfigError where there is none.
+    """
+    ours = question.studies[listed]
+    like = [name for name, s in question.studies.items() if (s.base, s.corpus) == (ours.base, ours.corpus)]
+    every = (r for name in (listed, *like) for r in final_runs(name, question.studies[name]))
+    found = next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+    if found is None:
+        raise ConfigError(
+            f"no list of {question.folder} on {ours.base} and {ours.corpus} has an arm base for {target}, which gains "
+            f"and losses of {listed} are measured from; give {listed} one, or take another measure"
+        )
+    return found
 
 
-def _seeds(runs: Sequence[Run]) -> list[int]:
-    return list(dict.fromkeys(r.seed for r in runs))
+def _seeds(listed: str, study: Study, arm: str, asked: Sequence[int]) -> list[int]:
+    """Those of an arm's seeds that are asked for, in order; an arm of seed 0 alone, trained by nobody, has that."""
+    its = sorted({r.seed for r in final_runs(listed, study) if r.arm == arm})
+    return its if not asked or its == [0] else [s for s in its if s in asked]
 
 
 def _labels(question: Question, study: Study, measure: Measure, run: Run) -> list[str]:
@@ -146,10 +169,10 @@ def _labels(question: Question, study: Study, measure: Measure, run: Run) -> lis
     return of_run[measure.labels]
 
 
-def _blocks(question: Question, run: Run, base: Run | None, measure: Measure, labels: Sequence[str]) -> np.ndarray:
-    """Sums [U, 2 * G * S] of a run and, behind them, of the base; without a base, of the run again."""
+def _blocks(question: Question, runs: Sequence[Run], measure: Measure, labels: Sequence[str]) -> np.ndarray:
+    """Sums [U, G * S] of each of the runs, side by side."""
     sums = []
-    for r in (run, base or run):
+    for r in runs:
         record = question.ended(r)
         assert record
         there = record.get("sums", {}).get(measure.metric, {})
@@ -172,11 +195,97 @@ def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -
     return list(next(iter(found)))
 
 
+# Reading
+
+
+def read_claims(question: Question) -> dict[str, Any]:
+    """What claims.yaml says, every claim with its family. ConfigError for all that is wrong in it."""
+    path = question.folder / "claims.yaml"
+    if not path.is_file():
+        return {"columns": [], "claims": []}
+    given = read_yaml(path, "file of claims")
+    shapes = {"columns": (list, "list"), "claims": (list, "list"), "figure": (dict, "mapping")}
+    faults = [f"{name} is no key of it" for name in given if name not in shapes]
+    faults += [f"{name} is missing" for name in ("columns", "claims") if name not in given]
+    faults += [f"{k} is no {s}" for k, (kind, s) in shapes.items() if k in given and not isinstance(given[k], kind)]
+    if not faults:
+        faults += [f"columns {_no_measure(name)}" for name in given["columns"] if str(name) not in MEASURES]
+        faults += _figure_faults(question, given["figure"]) if "figure" in given else []
+        faults += [f"a claim is not a mapping: {c}" for c in given["claims"] if not isinstance(c, dict)]
+        claims = [c for c in given["claims"] if isinstance(c, dict)]
+        faults += [f"{c.get('id', '?')} {fault}" for c in claims for fault in _claim_faults(question, c)]
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what claims are")
+    return given | {"claims": [{"family": "primary"} | c for c in given["claims"]]}
+
+
+def _no_measure(name: object) -> str:
+    return f"names {name!r}, and measures are {', '.join(MEASURES)}"
+
+
+def _figure_faults(question: Question, axes: Mapping[str, Any]) -> list[str]:
+    of = {axis: axes.get(axis) for axis in ("x", "y")}
+    faults = [f"figure {_no_measure(name)} (axis {axis})" for axis, name in of.items() if str(name) not in MEASURES]
+    study = question.studies.get(str(axes.get("list")))
+    if study is None or "base" not in study.arms:
+        faults.append(f"figure names the list {axes.get('list')}, and there is no such list with an arm base")
+    return faults
+
+
+def _claim_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a claim; what its arms have is looked at where they are there."""
+    faults = [f"has no {key}" for key in ABOUT if key not in claim]
+    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS]
+    if "untestable" in claim:
+        return faults
+    if "measure" not in claim and "effect" not in claim:
+        return [*faults, "has no measure, effect or reason why it is untestable"]
+    sides = ("a",) if "effect" in claim else ("a", "b")
+    faults += [f"has no {side}" for side in sides if side not in claim]
+    arms = {str(claim[side]): _arm(question, claim[side]) for side in sides if side in claim}
+    faults += [f"names {name}, and there is no such list and arm" for name, arm in arms.items() if not arm]
+    if "measure" in claim and str(claim["measure"]) not in MEASURES:
+        faults.append(_no_measure(claim["measure"]))
+    known = {name: arm for name, arm in arms.items() if arm}
+    return faults + (_effect_faults(known) if "effect" in claim else _choice_faults(claim, known))
+
+
+def _arm(question: Question, name: object) -> list[Run]:
+    """The final runs of `list/arm`; none where it is not there."""
+    listed, _, arm = str(name).partition("/")
+    study = question.studies.get(listed)
+    return [r for r in final_runs(listed, study) if r.arm == arm] if study else []
+
+
+def _effect_faults(arms: Mapping[str, Sequence[Run]]) -> list[str]:
+    return [f"takes an effect of {name}, which has {len(r)} runs, not one" for name, r in arms.items() if len(r) > 1]
+
+
+def _choice_faults(claim: Mapping[str, Any], arms: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Targets and seeds that an arm has not, and targets that are not the same."""
+    faults = [f"has {key} that are no list" for key in ("targets", "seeds") if not isinstance(claim.get(key, []), list)]
+    if not isinstance(claim.get("margin", 0.0), (int, float)):
+        faults.append(f"has the margin {claim['margin']}, which is no number")
+    if faults:
+        return faults
+    for name, runs in arms.items():
+        targets, seeds = {r.target for r in runs}, {r.seed for r in runs}
+        faults += [f"names the target {g}, which {name} has not" for g in claim.get("targets", ()) if g not in targets]
+        asked = () if seeds == {0} else claim.get("seeds", ())
+        faults += [f"names the seed {s}, which {name} has not" for s in asked if s not in seeds]
+    if not claim.get("targets") and len({frozenset(r.target for r in runs) for runs in arms.values()}) > 1:
+        faults.append(f"compares {' and '.join(arms)}, which have other targets; name those that both have")
+    return faults
+
+
 # Comparisons
 
 
 def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
-    """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs."""
+    """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs.
+
+    Runs are drawn in pairs where both arms have the same seeds.
+    """
     given: dict[str, Any] = {"documents": a.documents, "resamples": RESAMPLES}
     if a.labels != b.labels or a.documents != b.documents:
         raise DataError("arms that were scored in other languages or on other documents are not compared")
@@ -187,7 +296,7 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
             raise ConfigError("a margin needs two runs or more of an arm")
         found = significance.paired_bootstrap(a.sums_KUS[0], b.sums_KUS[0], a, **given)
     else:
-        same = runs[0] == runs[1]
+        same = a.seeds == b.seeds
         found = significance.hierarchical_bootstrap(a.sums_KUS, b.sums_KUS, a, same_seeds=same, margin=margin, **given)
     values = [[float(p(sums_US.sum(axis=0))) for sums_US in p.sums_KUS] for p in (a, b)]
     kept = {k: getattr(found, k) for k in ("difference", "low", "high", "p_value", "units")}
@@ -197,25 +306,12 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
 def judged(question: Question) -> list[dict[str, Any]]:
     """Every claim of a question with its effect and verdict; without a result those whose runs are missing."""
     found = [claim | _effect(question, claim) for claim in read_claims(question)["claims"]]
-    for family in {c.get("family", "primary") for c in found}:
-        tested = [c for c in found if "p_value" in c and c.get("family", "primary") == family]
+    for family in {c["family"] for c in found}:
+        tested = [c for c in found if "p_value" in c and c["family"] == family]
         for c, p in zip(tested, significance.holm([c["p_value"] for c in tested]), strict=True):
             c["p_holm"] = float(p)
-    waiting = {c.get("family", "primary") for c in found if "missing" in c}
-    return [c | {"verdict": verdict(c, c.get("family", "primary") in waiting)} for c in found]
-
-
-def read_claims(question: Question) -> dict[str, Any]:
-    """What claims.yaml says. ConfigError where it is none."""
-    path = question.folder / "claims.yaml"
-    if not path.is_file():
-        return {"columns": [], "claims": []}
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wanted = ("id", "paper", "source", "ours")
-    lacking = [f"{c.get('id', '?')} has no {key}" for c in given["claims"] for key in wanted if key not in c]
-    if lacking:
-        raise ConfigError(f"{path}: {'; '.join(lacking)}")
-    return given
+    waiting = {c["family"] for c in found if "missing" in c}
+    return [c | {"verdict": verdict(c, c["family"] in waiting)} for c in found]
 
 
 def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,10 +329,17 @@ def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
     """An effect that a script of the run has put into its record: difference, low, high, p_value, units."""
-    listed, _, arm = claim["a"].partition("/")
-    (run,) = (r for r in final_runs(listed, question.studies[listed]) if r.arm == arm)
-    record = question.ended(run)
-    return dict(record["effects"][claim["effect"]]) if record else {"missing": [run.name]}
+    (run,) = _arm(question, claim["a"])
+    if not (record := question.ended(run)):
+        return {"missing": [run.name]}
+    effects = record.get("effects", {})
+    found = {k: claim[k] for k in ("better",) if k in claim} | effects.get(claim["effect"], {})
+    if lacking := [k for k in ("difference", "p_value", "better") if k not in found]:
+        raise DataError(
+            f"{claim['id']} asks for {', '.join(lacking)} of the effect {claim['effect']}, which the record of "
+            f"{run.name} has not; its effects are {', '.join(effects) or 'none'}"
+        )
+    return found
 
 
 def verdict(claim: Mapping[str, Any], waiting: bool) -> str:

@@ -107,10 +107,10 @@ def _folders(
     common = home / Run(list=run.list, kind="common").name
     prepared = home / Run(list=run.list, kind="prepared", target=run.target).name
     folders: dict[str, Path | str] = {"out": out, "common": common, "prepared": prepared}
-    folders |= {"corpus": table(study, home / f"{run.list}.tsv.gz", sealed=True)}
+    folders |= {"corpus": table(study, home / run.list, sealed=True)}
     if run.kind == "final":
         assert opened
-        folders["test"] = table(study, home / f"{run.list}-opened.tsv.gz", sealed=False)
+        folders["test"] = table(study, home / f"{run.list}-opened", sealed=False)
     return folders
 
 
@@ -204,7 +204,7 @@ def by_document(documents: list[str], sums_NS: np.ndarray) -> tuple[list[str], n
 
 def attempt_path(question: Question, run: Run) -> Path:
     """Where the next record of a run goes: no name is used twice."""
-    tries = len([p for p in question.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name])
+    tries = len(question.attempts().get(run.name, ()))
     return question.results / (f"{run.name}--again-{tries}.json" if tries else f"{run.name}.json")
 
 
@@ -238,7 +238,7 @@ def open_question(question: Question, work: Path) -> None:
     if question.opened:
         return
     tables = {
-        name: _checksum(table(study, work / question.name / f"{name}-opened.tsv.gz", sealed=False))
+        name: _checksum(table(study, work / question.name / f"{name}-opened", sealed=False))
         for name, study in question.studies.items()
     }
     opened = {k: v for k, v in environment().items() if k in ("format", "created", "commit", "versions")}
@@ -246,18 +246,20 @@ def open_question(question: Question, work: Path) -> None:
     write_json(question.results / OPENED, opened | chosen_rates(question))
 
 
-def table(study: Study, path: Path, sealed: bool) -> Path:
+def table(study: Study, stem: Path, sealed: bool) -> Path:
     """Train and dev of a list's corpus or, where it is opened, the sealed rows under the name of devtest, in a file.
 
     Rows of dev and test are complete in the list's languages, not too long or short, and spread over documents.
+    The file's name is the stem and a checksum of what is asked: other text, languages or rows are another file.
     """
-    if path.is_file():
-        return path
-    source = Path(study.corpus)
+    source, split = Path(study.corpus), "dev" if sealed else "test"
     if not source.is_file():
         raise ConfigError(f"{source} is not there; make it: dragoman data fetch {source.name.split('.')[0]} --out data")
+    asked = sha256(source, json.dumps([study.languages, split, study.rows.get(split)]))
+    path = stem.with_name(f"{stem.name}-{asked[:12]}.tsv.gz")
+    if path.is_file():
+        return path
     text = open_corpus(study.corpus, open_test=not sealed).select(study.languages)
-    split = "dev" if sealed else "test"
     rows = _held(text, split, study.rows.get(split))
     rows += [i for i, s in enumerate(text.splits) if s == "train"] if sealed else []
     chosen = text.take(sorted(rows))

@@ -12,8 +12,9 @@ A list has command lines with `{names}` in braces; names are the list's `variabl
     target seed rate      of the run; rate: what is chosen on dev, be it a learning rate or another strength
     out common prepared   folder of the run, of the list's preparation, of its preparation for this target
 
-A line is left out where one of its names is null. `prepare` runs once, `prepare_target` for every target, `try` for
-every arm, target and value of `rate`, `train` and `test` for every arm, target and seed. A list may extend another one.
+A line is left out where one of its names, or of those that they stand for, is null. `prepare` runs once,
+`prepare_target` for every target, `try` for every arm, target and value of `rate`, `train` and `test` for every arm,
+target and seed. A list may extend another one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import shlex
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from dragoman.record import read_json, sha256
 
 RESERVED = ("claims.yaml",)
 OPENED = "opened.json"
-DEPTH = 4
-"""How often names may stand for names."""
 ALL = "all"
 """Target of a list that has none."""
+BETTER = ("lower", "higher")
+LISTS = ("known", "complete", "seeds", "prepare", "prepare_target", "tried", "train", "test")
+NAMED = ("arms", "targets", "rows", "variables", "rate")
 Arm = dict[str, Any]
 
 
@@ -133,9 +135,18 @@ class Question:
     def records(self) -> dict[str, dict[str, Any]]:
         """Name of a run -> its record; of several attempts the first that ended, else the last."""
         found: dict[str, dict[str, Any]] = {}
-        for path in sorted(self.results.glob("*.json")):
-            if path.name != OPENED and found.get(name := path.stem.split("--again-")[0], {}).get("status") != "ended":
-                found[name] = read_json(path)
+        for name, paths in self.attempts().items():
+            for path in paths:
+                if found.get(name, {}).get("status") != "ended":
+                    found[name] = read_json(path)
+        return found
+
+    def attempts(self) -> dict[str, list[Path]]:
+        """Name of a run -> its records in the order in which they were written, read anew."""
+        found: dict[str, list[Path]] = {}
+        paths = [p for p in self.results.glob("*.json") if p.name != OPENED]
+        for path in sorted(paths, key=lambda p: (len(p.name), p.name)):
+            found.setdefault(path.stem.split("--again-")[0], []).append(path)
         return found
 
     @property
@@ -163,8 +174,8 @@ class Question:
 
     def status(self, run: Run) -> str:
         """What the last record of a run says, read anew."""
-        tries = [p for p in self.results.glob(f"{run.name}*.json") if p.stem.split("--again-")[0] == run.name]
-        return str(read_json(max(tries, key=lambda p: (len(p.name), p.name)))["status"]) if tries else "no record"
+        tries = self.attempts().get(run.name)
+        return str(read_json(tries[-1])["status"]) if tries else "no record"
 
     def ended(self, run: Run) -> dict[str, Any] | None:
         """The record of a run that ended well."""
@@ -181,33 +192,66 @@ def questions(folder: Path) -> list[Question]:
 
 
 def read_study(path: Path) -> Study:
-    """A list. ConfigError for keys that it does not know or lacks, and for arms that refer to none."""
-    given = _read_yaml(path)
+    """A list. ConfigError for keys that it does not know or lacks, values of another shape, arms that refer to none."""
+    given = read_yaml(path, "list of runs")
     if parent := given.pop("extends", None):
-        given = _read_yaml(path.parent / parent) | given
+        given = read_yaml(path.parent / parent, "list of runs") | given
     if "try" in given:
         given["tried"] = given.pop("try")
-    known = Study.__dataclass_fields__
-    faults = [f"{name} is no key of a list" for name in given if name not in known]
-    faults += [f"{name} is missing" for name in ("arms", "corpus", "known") if name not in given]
-    arms = given.get("arms") or {}
-    lenders = {a: _rate_of(a, arm) for a, arm in arms.items()}
-    faults += [f"{arm} takes the rates of {a}, which is no arm" for arm, a in lenders.items() if a not in arms]
-    if faults:
+    if given.get("rate", 0) is None:  # as if it were not there: a list has no rate though the one that it extends has
+        del given["rate"]
+    if faults := [*_key_faults(given, Study), *_shape_faults(given), *_rate_faults(given)]:
         raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what a list holds")
-    lists = ("known", "complete", "seeds", "prepare", "prepare_target", "tried", "train", "test")
-    given |= {name: tuple(given[name]) for name in lists if name in given}
+    given |= {name: tuple(given[name]) for name in LISTS if name in given}
+    given |= {by: {name: own or {} for name, own in _within(given, by)} for by in ("arms", "targets") if given.get(by)}
     if rate := given.get("rate"):
         given["rate"] = Rate(**rate | {"values": tuple(rate["values"])})
-    study = Study(**given)
-    return replace(study, arms={name: arm or {} for name, arm in study.arms.items()})
+    return Study(**given)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """What a file says. ConfigError where it cannot be read or has no keys, and so is no `what`."""
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
-        raise ConfigError(f"{path} is no list of runs: {' '.join(str(e).split())}") from None
+        raise ConfigError(f"{path} is no {what}: {' '.join(str(e).split())}") from None
+
+
+def _key_faults(given: Mapping[str, Any], kind: type, at: str = "") -> list[str]:
+    """Keys that a Study or Rate does not have, and those that it cannot do without."""
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    faults = [f"{at}{name} is no key of a list" for name in given if name not in {f.name for f in fields(kind)}]
+    return faults + [f"{at}{name} is missing" for name in needed if name not in given]
+
+
+def _shape_faults(given: Mapping[str, Any]) -> list[str]:
+    """What should be a list, or names with values, and is not."""
+    faults = [f"{name} is no list" for name in LISTS if not isinstance(given.get(name, []), list)]
+    faults += [f"{name} is empty" for name in ("known", "seeds") if given.get(name) == []]
+    faults += [f"{name} has no names" for name in NAMED if not isinstance(given.get(name, {}), dict)]
+    every = {f"{by}.{name}": own or {} for by in ("arms", "targets") for name, own in _within(given, by)}
+    faults += [f"{name} has no names" for name, own in every.items() if not isinstance(own, dict)]
+    seeds = {name: own["seeds"] for name, own in every.items() if isinstance(own, dict) and "seeds" in own}
+    return faults + [f"{name}.seeds is no list of one or more" for name, by in seeds.items() if not _some(by)]
+
+
+def _rate_faults(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the rate, and arms that take the rates of no arm."""
+    lenders = {a: _rate_of(a, arm) for a, arm in _within(given, "arms") if isinstance(arm or {}, dict)}
+    faults = [f"{arm} takes the rates of {a}, which is no arm" for arm, a in lenders.items() if a not in lenders]
+    if not isinstance(rate := given.get("rate"), dict):
+        return faults
+    faults += _key_faults(rate, Rate, "rate.")
+    faults += ["rate.values is no list of one or more"] if not _some(rate.get("values", [1])) else []
+    return faults + (["rate.better is neither lower nor higher"] if rate.get("better", "lower") not in BETTER else [])
+
+
+def _within(given: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    return list(given[name].items()) if isinstance(given.get(name), dict) else []
+
+
+def _some(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _rate_of(name: str, arm: Arm | None) -> str:
@@ -259,10 +303,10 @@ PREPARING = ("common", "prepared")
 
 
 def uses_rate(study: Study, arm: str) -> bool:
-    """Does a line of this arm name the rate?"""
-    names = study.variables | study.arms[arm]
-    lines = [line for line in study.train + study.test if not _null(line, names)]
-    return any("rate" in _names(text) for line in lines for text in (line, *_inner(line, names)))
+    """Does a line of this arm name the rate, on any target?"""
+    every = [study.variables | of_target | study.arms[arm] for of_target in study.targets.values()]
+    met = [(names, expanded(line, names)[1]) for names in every for line in study.train + study.test]
+    return any("rate" in found and not _null(found, names) for names, found in met)
 
 
 def command_lines(study: Study, lines: Sequence[str], run: Run, folders: Mapping[str, Path | str]) -> list[list[str]]:
@@ -271,32 +315,41 @@ def command_lines(study: Study, lines: Sequence[str], run: Run, folders: Mapping
     names: dict[str, Any] = {"base": study.base, "known": " ".join(study.known), "target": run.target}
     names |= {"seed": run.seed, "rate": None if run.rate is None else f"{run.rate:g}", **folders}
     names |= study.variables | study.targets.get(run.target, {}) | arm
-    unknown = {n for line in lines for n in _names(line)} - set(names)
-    if unknown:
+    found = [expanded(line, names) for line in lines]
+    if unknown := {n for _, met in found for n in met} - set(names):
         raise ConfigError(f"{run.name}: nothing says what {', '.join(sorted(unknown))} is; give it to the arm or list")
-    return [shlex.split(filled(line, names)) for line in lines if not _null(line, names)]
+    return [shlex.split(line) for line, met in found if not _null(met, names)]
 
 
 def filled(line: str, names: Mapping[str, Any]) -> str:
-    """A line with its names replaced, and those in what replaced them."""
-    try:
-        for _ in range(DEPTH):
-            line = line.format_map(names)
-    except KeyError as e:
-        raise ConfigError(f"nothing says what {e} is in: {line}") from None
-    return line
+    """A line with its names replaced; ConfigError for those that nothing defines."""
+    text, met = expanded(line, names)
+    if unknown := met - set(names):
+        raise ConfigError(f"nothing says what {', '.join(sorted(unknown))} is in: {line}")
+    return text
 
 
-def _names(line: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(line) if name]
+def expanded(line: str, names: Mapping[str, Any], within: tuple[str, ...] = ()) -> tuple[str, set[str]]:
+    """A line with its names replaced, and those in what replaced them; and all names that were met on the way.
+
+    Nothing stands in place of a name that is null or that nothing defines. within: names that the line is part of;
+    ConfigError where one of them is in it again.
+    """
+    own = {name for _, name, _, _ in string.Formatter().parse(line) if name}
+    if again := sorted(own & set(within)):
+        raise ConfigError(f"what {again[0]} stands for has {{{again[0]}}} in it; write it out")
+    values, met = {}, set(own)
+    for name in own:
+        value = names.get(name)
+        values[name] = "" if value is None else value
+        if isinstance(value, str):
+            values[name], inner = expanded(value, names, (*within, name))
+            met |= inner
+    return line.format_map(values), met
 
 
-def _inner(line: str, names: Mapping[str, Any]) -> list[str]:
-    return [str(names[name]) for name in _names(line) if name in names]
-
-
-def _null(line: str, names: Mapping[str, Any]) -> bool:
-    return any(name in names and names[name] is None for name in _names(line))
+def _null(met: set[str], names: Mapping[str, Any]) -> bool:
+    return any(name in names and names[name] is None for name in met)
 
 
 # Choosing on dev

@@ -45,8 +45,8 @@ def run(config: Config) -> dict[str, Any]:
     """Rebuild tables and figures of experiments from their records, or check those that are there."""
     found = questions(config.folder)
     claims = {q.name: judged(q) for q in found}
-    files = {PAGE: page(found, claims)}
-    files |= {f"{q.name}/{FIGURE}": svg for q in found if (svg := figure(q))}
+    figures = {f"{q.name}/{FIGURE}": svg for q in found if (svg := figure(q))}
+    files = {PAGE: page(found, claims, figures)} | figures
     paths = {config.folder / name: content for name, content in files.items()}
     if config.check:
         _check(config.folder, paths)
@@ -75,14 +75,16 @@ def _check(folder: Path, paths: Mapping[Path, str]) -> None:
 # The page
 
 
-def page(found: Sequence[Question], claims: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The whole report."""
+def page(
+    found: Sequence[Question], claims: Mapping[str, Sequence[Mapping[str, Any]]], figures: Mapping[str, str]
+) -> str:
+    """The whole report; figures: file -> SVG, of the questions that have one."""
     head = ["question", "the paper's claim", "ours, small", "effect", "p", "verdict", "records"]
     rows = [_claim_row(q, c) for q in found for c in claims[q.name]]
     parts = [HEAD, "## Claims\n", _table(head, rows)]
     for q in found:
         parts += [f"## {q.name}\n", _state(q), *_values(q), *_rates(q)]
-        if figure(q):
+        if f"{q.name}/{FIGURE}" in figures:
             parts.append(f"![What arms gain and lose]({q.name}/{FIGURE})\n")
     return "\n".join(parts)
 

@@ -1,0 +1,63 @@
+"""Benchmarks that go on where they were stopped: only with the settings that the results there were made with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dragoman.errors import ConfigError
+from dragoman.record import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Scripts import each other by the name of their file."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(scripts, tmp_path):
+    from going_on import require_settings
+
+    settings = {"rates": (0.001, 0.003), "items": None}
+    require_settings(tmp_path, settings)
+    write_json(tmp_path / "a" / "record.json", {})
+    require_settings(tmp_path, settings)
+    with pytest.raises(ConfigError, match=r"has results of rates \[0.001, 0.003\], not \[0.001\]; items None, not 64"):
+        require_settings(tmp_path, {"rates": (0.001,), "items": 64})
+    require_settings(tmp_path, settings)  # a refusal leaves what was there
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ConfigError, match=r"has results, and no settings.json says of what"):
+        require_settings(tmp_path, settings)
+
+
+def test_alignment_after_a_trial_is_no_trial(scripts, tmp_path):
+    """What a trial on 64 items left is not published as the result of all items."""
+    import alignment_run
+
+    trial = {"items": 64, "epochs": 1, "rates": (0.001,)}
+    for name in ("tune/categories", "categories", "diagnosis", *alignment_run.METHODS, "quality", "steering"):
+        write_json(tmp_path / "work" / name / "record.json", {"of": "a trial"})
+    with pytest.raises(ConfigError, match=r"no settings.json says of what"):
+        alignment_run.alignment_run(work=tmp_path / "work", records=tmp_path / "records")
+    given = {"model": "mini-moe", "model_sha256": alignment_run.model_checksum("mini-moe"), "task": "next"}
+    given |= {"target": "ca", "tune": 400}
+    (tmp_path / "work" / "settings.json").write_text(json.dumps(given | trial))
+    with pytest.raises(ConfigError, match=r"items 64, not None; epochs 1, not 3; rates \[0.001\], not \[0.0003"):
+        alignment_run.alignment_run(work=tmp_path / "work", records=tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+
+
+def test_mix_run_keeps_to_its_plan_and_to_the_rates_of_it(scripts, tmp_path):
+    import mix_run
+
+    work, plan = tmp_path / "work", mix_run.Plan(text=8, pairs=8, review=2, short=2, rates=(0.001,))
+    write_json(work / "settings.json", {"base": "mini-dense", "text": 8})
+    write_json(work / "seed-0" / "mix" / "record.json", {})
+    with pytest.raises(ConfigError, match=r"text 8, not 200; "):
+        mix_run.run_all("mini-dense", work=work, out=tmp_path / "out")
+    write_json(tmp_path / "rates" / "rates.json", {"0.001": 2.0, "0.01": 1.0})
+    (stage, _) = mix_run.arms(plan, 10)["full"]
+    assert mix_run.best_rate(stage, Path("none"), tmp_path / "rates", 0, plan) == {"0.001": 2.0}
+    assert set(read_json(tmp_path / "rates" / "rates.json")) == {"0.001", "0.01"}, "what was measured stays"
