@@ -43,16 +43,30 @@ app = App()
 
 @app.default
 def queue(
-    folder: Path = HERE, work: Path = WORK, workers: int = 2, again: bool = False, dry_run: bool = False
+    folder: Path = HERE,
+    work: Path = WORK,
+    workers: int = 2,
+    again: bool = False,
+    dry_run: bool = False,
+    only: Sequence[str] = (),
 ) -> None:
-    """Run whatever has no record yet, question by question."""
+    """Run whatever has no record yet, question by question; only: some of them, out of turn."""
+    questions = picked(experiments.questions(folder), only)
     if dry_run:
-        for question in experiments.questions(folder):
+        for question in questions:
             print(f"{question.name}: {_left(question)}")
         return
     with _only_queue(work) as lock:
-        for question in experiments.questions(folder):
+        for question in questions:
             _run_question(question, Pool(work, workers, lock), again)
+
+
+def picked(questions: list[Question], only: Sequence[str]) -> list[Question]:
+    """All of them, or those named, in their order. ConfigError for names of none."""
+    names = [q.name for q in questions]
+    if unknown := [name for name in only if name not in names]:
+        raise ConfigError(f"there is no question {', '.join(unknown)}; there are {', '.join(names)}")
+    return [q for q in questions if not only or q.name in only]
 
 
 def _left(question: Question) -> str:

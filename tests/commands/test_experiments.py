@@ -308,6 +308,16 @@ def test_the_lists_ask_for_what_their_claims_do():
     assert questions(LISTS)[0].name == "ssft", "whole before the others"
 
 
+def test_questions_out_of_turn():
+    from benchmarks.experiments.run import picked
+
+    every = questions(LISTS)
+    assert picked(every, ()) == every
+    assert [q.name for q in picked(every, ("ra-moe", "routing"))] == ["routing", "ra-moe"]
+    with pytest.raises(ConfigError, match="no question rooting, x; there are ssft, routing"):
+        picked(every, ("rooting", "ssft", "x"))
+
+
 def test_more_workers_than_cores_share_them_evenly():
     from benchmarks.experiments.run import freest
 
