@@ -9,6 +9,7 @@ import pytest
 import dragoman
 from dragoman.commands.pretrain import Vocabulary
 from dragoman.corpora.mix import Mix
+from dragoman.corpora.ntext import load
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
 from dragoman.methods.checkpoints import seal
@@ -85,6 +86,26 @@ def test_a_planted_leak_is_refused_before_anything_is_written(table, tmp_path):
     with pytest.raises(DataError, match="held-out languages in the mix: es"):
         dragoman.pretrain(**settings(table, tmp_path / "run", held_out_languages=("es", "ca")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_short_run_encodes_what_it_reads_and_sees_the_same_text(table, tmp_path, base, monkeypatch):
+    from dragoman.commands import pretrain
+    from dragoman.modeling import TextCodec, open_tokenizer
+
+    encoded = []
+    plain = TextCodec.encode
+    monkeypatch.setattr(TextCodec, "encode", lambda self, texts: encoded.extend(texts) or plain(self, texts))
+    tables, codec = [load(table)], open_tokenizer(str(base[0] / "model"))
+    few, all_of_them = ([], [])
+    two = training.Config(steps=2, batch=1, micro_batch=1, warmup=1, decay=1)
+    for limit, kept in ((4, few), (1e9, all_of_them)):
+        monkeypatch.setattr(pretrain, "TOKEN", limit)
+        encoded.clear()
+        config = pretrain.Config(**settings(table, tmp_path / "run", training=two))
+        kept += [len(set(encoded)), pretrain._rows(config, tables, codec).tolist(), len(set(encoded))]
+    assert few[1] == all_of_them[1], "the same blocks"
+    train = {t for g in ("en", "es") for t in tables[0].texts(g, "train")}
+    assert few[2] < all_of_them[2] == len(train)
 
 
 def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):

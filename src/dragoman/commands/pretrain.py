@@ -22,6 +22,8 @@ from dragoman.methods import sharding, training
 from dragoman.methods.checkpoints import incomplete
 from dragoman.record import environment, read_json, write_json
 
+TOKEN = 4
+"""Characters of one, roughly: by this a run is long or short for its text."""
 LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes", "checkpoint_steps"))
 """What may change when a run is resumed: the text up to there and the rate stay the same."""
 SPECIAL = ("<s>", "</s>", "<pad>")
@@ -224,9 +226,10 @@ def _remembering(codec: Any) -> Any:
 def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
     names = {tag: row[0] for tag, row in TABLE.items()}
     codec = _remembering(codec)
-    for language in config.mix.languages:
-        for table in tables:
-            codec.encode(table.texts(language, "train") if language in table.languages else ())
+    read = [(table, g) for g in config.mix.languages for table in tables if g in table.languages]
+    texts = [t for table, g in read for t in table.texts(g, "train")]
+    if config.training.steps * config.training.batch * config.block > sum(map(len, texts)) / TOKEN:
+        codec.encode(texts)  # at once, on all cores; a short run reads few of them
 
     def encode(texts: Any) -> list[list[int]]:
         return [[codec.start_id, *ids, codec.end_id] for ids in codec.encode(texts)]
