@@ -66,7 +66,8 @@ def _leaks_of(table: NText, documents: set[str], english: set[str]) -> list[str]
     train = [i for i, split in enumerate(table.splits) if split == "train"]
     name = table.about.get("name", "a table")
     shared = sorted({table.documents[i] for i in train} & documents)
-    repeated = sorted({t for i in train if (t := table.columns.get("en", [None] * len(table))[i])} & english)
+    english_here = table.columns.get("en") or [None] * len(table)
+    repeated = sorted({t for i in train if (t := english_here[i])} & english)
     leaks = [f"{len(shared)} held-out documents in {name}: {', '.join(shared[:3])}"] if shared else []
     return leaks + ([f"{len(repeated)} held-out segments in {name}: {repeated[0]!r} ..."] if repeated else [])
 
@@ -122,12 +123,7 @@ def _documents(table: NText, language: str) -> list[list[str]]:
 
 def _parallel(tables: Sequence[NText], mix: Mix, pair: EncodePairs, rng: np.random.Generator) -> Iterator[Sample]:
     languages = [g for g, share in mix.languages.items() if share]
-    rows = [
-        (table, i)
-        for table in tables
-        for i, split in enumerate(table.splits)
-        if split == "train" and sum(bool(table.columns.get(g, [None] * len(table))[i]) for g in languages) > 1
-    ]
+    rows = [(table, i) for table in tables for i in _in_two(table, languages)]
     if not rows:
         raise DataError(f"no table has train rows in two of {', '.join(languages)}; fetch some or set parallel to 0")
     while True:
@@ -136,6 +132,13 @@ def _parallel(tables: Sequence[NText], mix: Mix, pair: EncodePairs, rng: np.rand
             there = [g for g in languages if table.columns.get(g) and table.columns[g][row]]
             a, b = _direction(there, mix.pivot, rng)
             yield from pair([table.columns[a][row]], [table.columns[b][row]], a, b)
+
+
+def _in_two(table: NText, languages: Sequence[str]) -> list[int]:
+    """Train rows with text in two languages or more."""
+    columns = [table.columns[g] for g in languages if g in table.languages]
+    train = (i for i, split in enumerate(table.splits) if split == "train")
+    return [i for i in train if sum(bool(column[i]) for column in columns) > 1]
 
 
 def _direction(there: list[str], pivot: float, rng: np.random.Generator) -> tuple[str, str]:
