@@ -37,7 +37,7 @@ CONTROLS = ("random", "elsewhere")
 
 def step(out: Path, *words: object) -> None:
     """Run a command of dragoman that writes `out`, unless it did before; what an interrupted one left is removed."""
-    done = out / "record.json" if out.suffix == "" else out
+    done = out if out.suffix == ".json" else out / "record.json"  # a rate in the name of a folder is no suffix
     if done.exists():
         return
     shutil.rmtree(out, ignore_errors=True)
