@@ -22,8 +22,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import run
+from cyclopts import Parameter, run
 from going_on import require_settings
 
 from dragoman import cli
@@ -103,7 +104,7 @@ def alignment_run(
     items: int | None = None,
     tune: int = 400,
     epochs: int = 3,
-    rates: tuple[float, ...] = (0.00003, 0.0001, 0.0003, 0.001),
+    rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.00003, 0.0001, 0.0003, 0.001),
 ) -> None:
     """Run all steps; items: at most so many to train on, default all."""
     given = {"model": model, "model_sha256": model_checksum(model), "task": task, "target": target, "items": items}
