@@ -25,7 +25,7 @@ def tuned(family="olmoe", **changes):
     plan = ExpertPlan(
         planner="test",
         layers={x.layer_id: (PlannedExpert(1, "language"), PlannedExpert(3, "shared")) for x in last},
-        num_experts={x.layer_id: x.num_experts for x in last},
+        num_experts={x.layer_id: x.num_experts for x in moe_layers(model)},
         train_routers=True,
         trace_sha256="0" * 64,
     )
