@@ -194,10 +194,21 @@ class Loop(Trainer):
             first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * size
             rows = f"rows {first} to {first + size - 1} of the stream"
             self._diverged(f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, {rows}")
+        self._require_all_ran()
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)
         loss = loss + self._router_losses(real_T)
         return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
+
+    def _require_all_ran(self) -> None:
+        """ModelError where a layer that is measured, or that a loss needs, was left out of the pass."""
+        if len(self.routed) < len(self.balance.layers):
+            ran = {r.row for r in self.routed}
+            idle = [layer.layer_id for row, layer in enumerate(self.balance.layers) if row not in ran]
+            raise ModelError(
+                f"layers {idle} are to be measured or aligned, and did not run: a trunk cache has what leaves them; "
+                "take those above its cut alone, or train without a cache"
+            )
 
     def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, float]:
         """What to differentiate, and what to report, whose mean over an update's passes is the mean over its labels.
