@@ -65,7 +65,7 @@ def plan_of(model: Any) -> ExpertPlan:
     experts = {
         x.layer_id: tuple(PlannedExpert(e, "language") for e in range(0, x.num_experts, PLANNED_SHARE)) for x in last
     }
-    return ExpertPlan("benchmark", layers=experts, num_experts={x.layer_id: x.num_experts for x in last})
+    return ExpertPlan("benchmark", layers=experts, num_experts={x.layer_id: x.num_experts for x in moe_layers(model)})
 
 
 def trained_size(model: Any) -> int:

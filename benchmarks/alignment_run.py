@@ -6,8 +6,8 @@
 Every step is a command of dragoman, printed before it runs and left out where its record is there already:
 
 1. categorize the items of split train, and profile the English ones: plan of the task's experts;
-2. each method at each rate on the first `--tune` items, scored on dev; the rate with most right answers, ties to the
-   smaller one. The same grid for all, so that no method has the better tuning;
+2. each method at each rate on the first `--tune` items, scored on dev beside the base; the rate with most right
+   answers, ties to the smaller one. The same grid for all, so that no method has the better tuning;
 3. each method at its rate on all items, scored on devtest beside the base;
 4. the base steered by the plan, and by both controls, on devtest.
 
@@ -22,8 +22,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import run
+from cyclopts import Parameter, run
 from going_on import require_settings
 
 from dragoman import cli
@@ -37,7 +38,7 @@ CONTROLS = ("random", "elsewhere")
 
 def step(out: Path, *words: object) -> None:
     """Run a command of dragoman that writes `out`, unless it did before; what an interrupted one left is removed."""
-    done = out / "record.json" if out.suffix == "" else out
+    done = out if out.suffix == ".json" else out / "record.json"  # a rate in the name of a folder is no suffix
     if done.exists():
         return
     shutil.rmtree(out, ignore_errors=True)
@@ -66,8 +67,9 @@ def tuned(
     model: str, task: Sequence[object], items: int, target: str, rates: Sequence[float], work: Path
 ) -> dict[str, float]:
     """The rate of each method that has most right answers in the target on dev."""
-    few = [*task, "--items", items]
+    few, on_dev = [*task, "--items", items], ["--split", "dev", *task, "--languages", "en", target]
     step(work / "tune" / "categories", "categorize", model, *few, "--targets", target)
+    base = right(work / "tune" / "base-dev", model, target, *on_dev)
     found: dict[str, dict[str, float]] = {}
     for method in METHODS:
         found[method] = {}
@@ -75,12 +77,16 @@ def tuned(
             out = work / "tune" / f"{method}-{rate:g}"
             labels = ["--categories", work / "tune" / "categories"]
             aligned(model, method, [*few, *labels], target, rate, work, out)
-            on_dev = out.with_name(f"{method}-{rate:g}-dev")
-            scored(on_dev, out / "model", "--split", "dev", *task, "--languages", "en", target)
-            found[method][f"{rate:g}"] = read_json(on_dev / "record.json")["task_accuracy"][str(out / "model")][target]
+            found[method][f"{rate:g}"] = right(out.with_name(f"{out.name}-dev"), out / "model", target, *on_dev)
     best = {m: float(max(by, key=lambda r: (by[r], -float(r)))) for m, by in found.items()}
-    write_json(work / "rates.json", {"right_on_dev": found, "chosen": best, "items": items})
+    write_json(work / "rates.json", {"base_on_dev": base, "right_on_dev": found, "chosen": best, "items": items})
     return best
+
+
+def right(out: Path, model: str | Path, target: str, *words: object) -> float:
+    """Right answers in the target, in percent."""
+    scored(out, model, *words)
+    return float(read_json(out / "record.json")["task_accuracy"][str(model)][target])
 
 
 def scored(out: Path, *words: object) -> None:
@@ -98,7 +104,7 @@ def alignment_run(
     items: int | None = None,
     tune: int = 400,
     epochs: int = 3,
-    rates: tuple[float, ...] = (0.0003, 0.001, 0.003),
+    rates: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.00003, 0.0001, 0.0003, 0.001),
 ) -> None:
     """Run all steps; items: at most so many to train on, default all."""
     given = {"model": model, "model_sha256": model_checksum(model), "task": task, "target": target, "items": items}

@@ -44,9 +44,24 @@ def test_alignment_after_a_trial_is_no_trial(scripts, tmp_path):
     given = {"model": "mini-moe", "model_sha256": alignment_run.model_checksum("mini-moe"), "task": "next"}
     given |= {"target": "ca", "tune": 400}
     (tmp_path / "work" / "settings.json").write_text(json.dumps(given | trial))
-    with pytest.raises(ConfigError, match=r"items 64, not None; epochs 1, not 3; rates \[0.001\], not \[0.0003"):
+    with pytest.raises(ConfigError, match=r"items 64, not None; epochs 1, not 3; rates \[0.001\], not \[3e-05"):
         alignment_run.alignment_run(work=tmp_path / "work", records=tmp_path / "records")
     assert not (tmp_path / "records").exists()
+
+
+def test_alignment_does_a_step_again_that_was_interrupted(scripts, tmp_path, monkeypatch):
+    """By hand: the folder of a rate, 0.001, has a dot in its name, and no record yet."""
+    import alignment_run
+
+    ran: list[list[str]] = []
+    monkeypatch.setattr(alignment_run.cli, "run", ran.append)
+    for out in (tmp_path / "ra_moe-0.001", tmp_path / "plain"):
+        (out / "model").mkdir(parents=True)
+        alignment_run.step(out, "align", "mini-moe")
+        assert not out.exists(), "what was left is removed"
+        write_json(out / "record.json", {})
+        alignment_run.step(out, "align", "mini-moe")
+    assert len(ran) == 2
 
 
 def test_mix_run_keeps_to_its_plan_and_to_the_rates_of_it(scripts, tmp_path):

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except cyclopts.CycloptsError as e:
         _stop(_sentence(e))
     except KeyboardInterrupt:
-        _stop("interrupted; a tour, a translation or a pretraining with checkpoints goes on where it was", code=130)
+        _stop("interrupted; a tour, a translation or a training with checkpoints goes on where it was", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

@@ -15,7 +15,7 @@ from dragoman.commands import adapt, scoring
 from dragoman.commands.forgetting import Evaluation, share_of
 from dragoman.commands.pretrain import Vocabulary, train_tokenizer
 from dragoman.commands.training_text import Text
-from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.errors import ConfigError, DataError, ModelError, UserError
 from dragoman.modeling import TextCodec, open_both, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
@@ -229,6 +229,14 @@ def test_divergence_says_at_which_step_and_leaves_the_last_good_state(toy, tmp_p
 def test_settings_without_effect_are_refused(toy, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         dragoman.adapt(**settings(toy, tmp_path / "a", **changes))
+
+
+def test_what_is_refused_while_training_leaves_no_folder(toy, tmp_path):
+    for changes in ({"method": "full"}, {"method": "full", "plan": None, "learning_rate": 1e38}):
+        with pytest.raises(UserError):
+            dragoman.adapt(**settings(toy, tmp_path / "a", **changes))
+    assert not (tmp_path / "a").exists()
+    assert dragoman.adapt(**settings(toy, tmp_path / "a"))["log"]["steps"]
 
 
 def test_evaluation_that_cannot_be_is_refused_where_it_was_asked_for(toy, tmp_path):

@@ -33,7 +33,7 @@ def test_adapting_on_a_cache(tmp_path):
         planner="test",
         target="ca",
         layers={last.layer_id: (PlannedExpert(0, "language"), PlannedExpert(1, "language"))},
-        num_experts={last.layer_id: last.num_experts},
+        num_experts={x.layer_id: x.num_experts for x in moe_layers(model)},
         train_routers=True,
         trace_sha256="0" * 64,
     )

@@ -56,7 +56,7 @@ def toy_plan(model: Any) -> ExpertPlan:
     return ExpertPlan(
         planner="test",
         layers={x.layer_id: (PlannedExpert(1, "language"), PlannedExpert(3, "shared")) for x in last},
-        num_experts={x.layer_id: x.num_experts for x in last},
+        num_experts={x.layer_id: x.num_experts for x in moe_layers(model)},
         train_routers=True,
         trace_sha256="0" * 64,
     )

@@ -145,8 +145,15 @@ def test_plan_of_another_model_is_refused():
         num_experts={7: 32, 2: 32},
         trace_sha256="0" * 64,
     )
-    with pytest.raises(ModelError, match=r"layers \[7\].*layer 2 has 8 experts, it names \[30\]"):
+    told = "which has no MoE layer 0, no MoE layer 1, 32 experts in layer 2, 32 experts in layer 7; this one has 8"
+    with pytest.raises(ModelError, match=told):
         METHODS["expert_tuning"].apply(model, METHODS["expert_tuning"].Config(), plan)
+    here = {2: (PlannedExpert(1, "language"),)}
+    wider, deeper = (ExpertPlan("test", here, dict.fromkeys(range(n), e)) for n, e in ((3, 16), (4, 8)))
+    for name in ("expert_tuning", "lora", "ra_moe"):
+        for other, what in ((wider, "16 experts in layer 0"), (deeper, "8 experts in layer 3; this one has no MoE")):
+            with pytest.raises(ModelError, match=f"the plan is of another model, which has {what}"):
+                METHODS[name].apply(tiny("olmoe"), METHODS[name].Config(), other)
     with pytest.raises(ConfigError, match="dragoman plan"):
         METHODS["expert_tuning"].apply(model, METHODS["expert_tuning"].Config(), None)
     with pytest.raises(ConfigError, match="no effect"):

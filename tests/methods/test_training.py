@@ -248,11 +248,25 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
         train(model, rows, config(), folder=tmp_path)
 
 
-def test_losses_that_climb_far_stop_the_training(tmp_path):
-    settings = config(steps=60, learning_rate=30.0, checkpoint_steps=5, warmup=15)
-    with pytest.raises(ModelError, match=r"training diverged: at step \d+ .*the last good state is .*checkpoint-"):
+@pytest.mark.parametrize("every", [1, 5])
+def test_losses_that_climb_far_stop_the_training(tmp_path, every):
+    """What is called good is kept, and is good, however many checkpoints were written since."""
+    settings = config(steps=60, learning_rate=4.0, checkpoint_steps=every, warmup=40)
+    with pytest.raises(ModelError, match=r"training diverged: at step \d+ .*the last good state is .*") as error:
         train(tiny("olmoe"), ROWS[:4], settings, folder=tmp_path)
-    assert training.checkpoints(tmp_path), "what the sentence names is there"
+    *_, last = training.checkpoints(tmp_path)
+    assert f"the last good state is {last}:" in str(error.value)
+    model, ids = type(tiny("olmoe")).from_pretrained(last), torch.from_numpy(ROWS[:4]).long()
+    before = tiny("olmoe")(ids, labels=ids).loss
+    assert model(ids, labels=ids).loss < before + settings.diverged
+
+
+def test_a_checkpoint_that_gives_no_finite_loss_is_not_the_last_good_state(tmp_path):
+    """At this rate the second update makes weights that are no numbers, after a loss that is one."""
+    with pytest.raises(ModelError, match=r"became nan at step 3, .*the last good state is .*checkpoint-1:"):
+        train(tiny("olmoe"), ROWS, config(learning_rate=1e6, checkpoint_steps=1, warmup=3, diverged=0), folder=tmp_path)
+    assert [path.name for path in training.checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert all(p.isfinite().all() for p in type(tiny("olmoe")).from_pretrained(tmp_path / "checkpoint-1").parameters())
 
 
 def test_gradient_checkpointing_changes_no_loss(tmp_path):

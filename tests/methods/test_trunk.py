@@ -1,5 +1,6 @@
 """The trunk cache: training on it is training without it, kills and damage are noticed, what cannot be is refused."""
 
+import contextlib
 import json
 import shutil
 from collections import namedtuple
@@ -25,7 +26,7 @@ def tuned(family="olmoe", **changes):
     plan = ExpertPlan(
         planner="test",
         layers={x.layer_id: (PlannedExpert(1, "language"), PlannedExpert(3, "shared")) for x in last},
-        num_experts={x.layer_id: x.num_experts for x in last},
+        num_experts={x.layer_id: x.num_experts for x in moe_layers(model)},
         train_routers=True,
         trace_sha256="0" * 64,
     )
@@ -71,6 +72,39 @@ def test_gradient_checkpointing_on_the_cache_changes_no_loss(tmp_path):
     with cached(model, tmp_path):
         again = losses(model, tmp_path / "b", gradient_checkpointing=True)
     torch.testing.assert_close(torch.tensor(again), torch.tensor(alone), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.1])
+def test_an_extra_loss_and_a_penalty_are_those_of_the_whole_model(tmp_path, balance):
+    """The term sees the routers above the cut, its rows and its tokens, as it does without a cache."""
+    weights, said = [], []
+    for name, kept in (("a", contextlib.nullcontext), ("b", None)):
+        model = tuned()
+
+        def extra(inputs, row_B, routed):
+            said.append((row_B.tolist(), inputs["input_ids"].tolist(), [r.row for r in routed]))
+            return 10 * sum(r.logits_TE.square().mean() for r in routed)
+
+        config = training.Config(steps=6, batch=2, micro_batch=2, warmup=1, decay=2, precision="fp32", balance=balance)
+        with kept() if kept else cached(model, tmp_path):
+            given = {"layers": moe_layers(model)[-2:], "extra_loss": extra, "folder": tmp_path / name}
+            training.train(model, TEXT_NS, config, **given)
+        weights.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
+    assert said[:6] == said[6:]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_layers_of_the_trunk_are_not_measured_and_nothing_is_compiled(tmp_path):
+    model = tuned()
+    config = {"steps": 2, "batch": 2, "micro_batch": 2, "warmup": 0, "decay": 0, "precision": "fp32"}
+    with cached(model, tmp_path):
+        with pytest.raises(ModelError, match=r"layers \[0, 1\] are to be measured or aligned, and did not run"):
+            training.train(
+                model, TEXT_NS, training.Config(**config), layers=moe_layers(model), folder=tmp_path / "a"
+            )
+        with pytest.raises(ConfigError, match=r"torch\.compile and a trunk cache do not go together"):
+            training.train(model, TEXT_NS, training.Config(**config, compile=True), folder=tmp_path / "b")
 
 
 def test_file_holds_each_row_once_and_what_left_the_trunk(tmp_path):

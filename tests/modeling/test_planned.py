@@ -41,7 +41,7 @@ def tuned(family, planned=(5, 1), **changes):
     plan = ExpertPlan(
         planner="test",
         layers={x.layer_id: tuple(PlannedExpert(e, "language") for e in planned) for x in last},
-        num_experts={x.layer_id: x.num_experts for x in last},
+        num_experts={x.layer_id: x.num_experts for x in moe_layers(model)},
         train_routers=True,
         trace_sha256="0" * 64,
     )

@@ -18,7 +18,7 @@ from dragoman.commands.resuming import completed
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, UserError
 from dragoman.record import claim_folder, environment, read_json, write_json
 from dragoman.routing.plan import ExpertPlan
 
@@ -33,6 +33,8 @@ OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
 """Fields that are settings of a method."""
 SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
+CONFIG_FILE = "config.json"
+"""What a run was started with."""
 CHANGEABLE = ("resume", "dry_run", "quiet", "out", "checkpoint_minutes", "checkpoint_steps", "report_to")
 """What may change when a run goes on: no loss depends on it."""
 
@@ -176,7 +178,11 @@ def _adapted(config: Config) -> dict[str, Any]:
             delta.save(config.out / "delta")
 
     given = {"codec": codec, "base_codec": base_codec, "texts": texts, "chosen": chosen, "keep": keep}
-    trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
+    try:
+        trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
+    except UserError:
+        sharding.on_first(lambda: _unclaim(config.out))
+        raise
     about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
     record = environment() | about | trained
     if sharding.first():
@@ -260,7 +266,7 @@ def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
 
 def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
     """Make the output folder, or find there what --resume goes on with; the record of a run that is done already."""
-    path = config.out / "config.json"
+    path = config.out / CONFIG_FILE
     if not config.resume or not config.out.exists():
         claim_folder(config.out)
         write_json(path, stamp)
@@ -270,3 +276,10 @@ def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
     done = config.out / "record.json"
     return read_json(done) if done.is_file() else None
+
+
+def _unclaim(out: Path) -> None:
+    """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
+    if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
+        (out / CONFIG_FILE).unlink()
+        out.rmdir()

@@ -120,17 +120,6 @@ def band_of(layers: Sequence[MoELayer], band: tuple[int, int] | None) -> Band:
     return given_band(ids[min(last, round(EARLIEST * len(ids)))], ids[min(last, round(LATEST * len(ids)))], ids)
 
 
-def require_fit(layers: Sequence[MoELayer], num_experts: Mapping[int, int]) -> None:
-    """ModelError for a plan of another model: layers or numbers of experts that differ."""
-    here = {layer.layer_id: layer.num_experts for layer in layers}
-    if wrong := {i: n for i, n in num_experts.items() if here.get(i) != n}:
-        theirs, ours = ([f"{n} experts in layer {i}" for i, n in x.items()] for x in (wrong, here))
-        raise ModelError(
-            f"the plan is of another model, which has {', '.join(theirs)}; this one has {', '.join(ours)}: make a plan "
-            "from a trace of this model"
-        )
-
-
 # The loss
 
 

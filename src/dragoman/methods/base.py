@@ -9,7 +9,7 @@ over all methods (`tests/methods/test_contract.py`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling import MoELayer
 from dragoman.routing.plan import ExpertPlan
 
 Rows = dict[str, tuple[int, ...] | None]
@@ -86,6 +87,21 @@ def settings(name: str, method: Method, given: Mapping[str, Any]) -> Any:
         hint = f"did you mean {near[0]}?" if near else f"its settings are {', '.join(known) or 'none'}"
         raise ConfigError(f"{', '.join(unknown)} would have no effect on the method {name}; {hint}")
     return method.Config(**stated)
+
+
+def require_fit(layers: Sequence[MoELayer], num_experts: Mapping[int, int]) -> None:
+    """ModelError for a plan of another model: MoE layers or numbers of experts that are not those of `layers`."""
+    here = {layer.layer_id: layer.num_experts for layer in layers}
+    odd = [i for i in sorted({*here, *num_experts}) if here.get(i) != num_experts.get(i)]
+    if odd:
+        theirs, ours = (
+            ", ".join(f"{x[i]} experts in layer {i}" if i in x else f"no MoE layer {i}" for i in odd)
+            for x in (num_experts, here)
+        )
+        raise ModelError(
+            f"the plan is of another model, which has {theirs}; this one has {ours}: make a plan from a trace of this "
+            "model"
+        )
 
 
 def named(module: ModuleType) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,11 @@ def _whole(checkpoint: Path) -> bool:
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first; what a kill or a copy left unfinished is passed over."""
     found = [path for path in folder.glob("checkpoint-*") if _whole(path)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def incomplete(folder: Path) -> list[Path]:
@@ -71,10 +76,27 @@ def incomplete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*") if not _whole(path))
 
 
-def superfluous(checkpoints: list[Path]) -> list[Path]:
-    """All but the last ones and the last stable one."""
+def good(checkpoints: list[Path], losses: list[float], highest: float) -> list[Path]:
+    """Those whose weights are known to give a loss of at most `highest`: that of the update after.
+
+    losses: of every update so far that had a finite one.
+    """
+    after = dict(enumerate(losses))
+    return [path for path in checkpoints if after.get(_step(path), math.nan) <= highest]
+
+
+def superfluous(checkpoints: list[Path], losses: list[float], highest: float) -> list[Path]:
+    """All but the last ones, the last stable one, and the last good one, which divergence leaves behind."""
     stable = [path for path in checkpoints if log_of(path).stable][-1:]
-    return [path for path in checkpoints[:-KEPT_CHECKPOINTS] if path not in stable]
+    sound = good(checkpoints, losses, highest)[-1:]
+    return [path for path in checkpoints[:-KEPT_CHECKPOINTS] if path not in stable + sound]
+
+
+def last_good(folder: Path, losses: list[float], highest: float) -> Path | None:
+    """The last good checkpoint; what was written after it goes, so that nothing resumes from there."""
+    found = good(checkpoints(folder), losses, highest)
+    discard_after(folder, _step(found[-1]) if found else 0)
+    return found[-1] if found else None
 
 
 def discard(checkpoint: Path) -> None:

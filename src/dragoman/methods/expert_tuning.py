@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import tag_rows
-from dragoman.methods.base import Rows
+from dragoman.methods.base import Rows, require_fit
 from dragoman.modeling import (
     MoELayer,
     TunedRows,
@@ -140,16 +140,12 @@ def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoEL
     layers = moe_layers(model)
     if reason := why_not_tunable(layers):
         raise ModelError(f"single experts of {type(model).__name__} cannot be trained: {reason}; use the method full")
+    require_fit(layers, plan.num_experts)
     found = {layer.layer_id: layer for layer in layers}
     sizes = {i: layer.num_experts - layer.num_skips for i, layer in found.items()}
-    faults = []
-    if foreign := sorted(set(plan.experts()) - set(found)):
-        faults.append(f"it names layers {foreign}, but the model's MoE layers are {sorted(found)}")
-    for layer_id, planned in plan.experts().items():
-        if layer_id in found and (beyond := [e for e in planned if e >= sizes[layer_id]]):
-            faults.append(f"layer {layer_id} has {sizes[layer_id]} experts, it names {beyond}")
-    if faults:
-        raise ModelError(f"the plan does not fit this model: {'; '.join(faults)}; make one from a trace of this model")
+    beyond = {i: [e for e in planned if e >= sizes[i]] for i, planned in plan.experts().items()}
+    if faults := [f"layer {i} has {sizes[i]} that can be trained, it names {odd}" for i, odd in beyond.items() if odd]:
+        raise ModelError(f"the plan names what is no expert: {'; '.join(faults)}; take these out of it")
     return [(found[i], planned) for i, planned in sorted(plan.experts().items()) if planned]
 
 

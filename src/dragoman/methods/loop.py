@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import sharding
 from dragoman.methods.balance import Balance
-from dragoman.methods.checkpoints import LOG_FILE, Log, checkpoints, discard, seal, superfluous
+from dragoman.methods.checkpoints import LOG_FILE, Log, checkpoints, discard, last_good, seal, superfluous
 from dragoman.methods.guard import Guarding
 from dragoman.methods.losses import ExtraLoss, balance_loss, cross_entropy, z_loss
 from dragoman.methods.settings import Config, WarmupStableDecay
@@ -121,7 +121,7 @@ class Loop(Trainer):
         seal(staged)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, and not whole
         os.replace(staged, folder)
-        for old in superfluous(checkpoints(folder.parent)):
+        for old in superfluous(checkpoints(folder.parent), self.log_.losses, self._highest(0.5)):
             discard(old)
 
     def _updating(self) -> tuple[Any, Any]:
@@ -194,10 +194,21 @@ class Loop(Trainer):
             first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * size
             rows = f"rows {first} to {first + size - 1} of the stream"
             self._diverged(f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, {rows}")
+        self._require_all_ran()
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)
         loss = loss + self._router_losses(real_T)
         return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
+
+    def _require_all_ran(self) -> None:
+        """ModelError where a layer that is measured, or that a loss needs, was left out of the pass."""
+        if len(self.routed) < len(self.balance.layers):
+            ran = {r.row for r in self.routed}
+            idle = [layer.layer_id for row, layer in enumerate(self.balance.layers) if row not in ran]
+            raise ModelError(
+                f"layers {idle} are to be measured or aligned, and did not run: a trunk cache has what leaves them; "
+                "take those above its cut alone, or train without a cache"
+            )
 
     def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, float]:
         """What to differentiate, and what to report, whose mean over an update's passes is the mean over its labels.
@@ -213,9 +224,14 @@ class Loop(Trainer):
         return loss * self.args.world_size, float(sharding.summed(loss.detach().clone()))
 
     def _diverged(self, what: str) -> NoReturn:
-        whole = checkpoints(Path(str(self.args.output_dir)))
-        good = f"the last good state is {whole[-1]}" if whole else "no checkpoint was written, the base is as it was"
-        raise ModelError(f"{what}; {good}: lower the learning rate or clip, and train again or resume from there")
+        losses, folder = self.log_.losses, Path(str(self.args.output_dir))
+        good = sharding.on_first(lambda: last_good(folder, losses, self._highest(1.0)))
+        kept = f"the last good state is {good}" if good else "there is no checkpoint from before, the base is as it was"
+        raise ModelError(f"{what}; {kept}: lower the learning rate or clip, and train again or resume from there")
+
+    def _highest(self, part: float) -> float:
+        """The largest loss of a good state; part: of the margin that divergence is told by."""
+        return min([self.lowest, *self.log_.losses[:1]]) + (part * self.ours.diverged or math.inf)
 
     def refuse_divergence(self) -> None:
         """ModelError where the losses of the last updates are far above the lowest before."""

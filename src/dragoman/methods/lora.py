@@ -24,8 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.methods.base import Rows
-from dragoman.modeling import dense_maps, expert_stacks, layer_numbers, linear_maps
+from dragoman.methods.base import Rows, require_fit
+from dragoman.modeling import dense_maps, expert_stacks, layer_numbers, linear_maps, moe_layers
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -134,6 +134,8 @@ def _targets(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) ->
     """Paths of linear maps, and of weights. Raises for a layer, and for a part, with nothing to train."""
     if config.layers and plan is not None:
         raise ConfigError("lora takes its layers from the setting layers or from a plan; leave one out")
+    if plan is not None:
+        require_fit(moe_layers(model), plan.num_experts)
     known = layer_numbers(model)
     wanted = set(config.layers or (plan.experts() if plan else known))
     if foreign := sorted(wanted - set(known)):

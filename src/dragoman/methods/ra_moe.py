@@ -38,10 +38,10 @@ from dragoman.methods.alignment import (
     coarse,
     kl,
     mass_term,
-    require_fit,
     require_weight,
     single_layers,
 )
+from dragoman.methods.base import require_fit
 from dragoman.methods.reference import against_base
 from dragoman.modeling import MoELayer
 from dragoman.routing.plan import ExpertPlan

@@ -30,7 +30,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, DataError, ModelError
-from dragoman.methods.alignment import require_fit, single_layers
+from dragoman.methods.alignment import single_layers
+from dragoman.methods.base import require_fit
 from dragoman.record import read_json, write_json
 from dragoman.routing.plan import ExpertPlan
 

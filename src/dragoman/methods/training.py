@@ -27,7 +27,16 @@ from dragoman.methods.loop import Loop, Watch
 from dragoman.methods.losses import ExtraLoss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import Config
-from dragoman.modeling import MoELayer, isolates, moe_layers, quantisation, score_names, sorted_experts, tap_routers
+from dragoman.modeling import (
+    MoELayer,
+    has_cached_trunk,
+    isolates,
+    moe_layers,
+    quantisation,
+    score_names,
+    sorted_experts,
+    tap_routers,
+)
 
 __all__ = ["Config", "ExtraLoss", "Log", "checkpoints", "log_of", "train"]
 
@@ -113,6 +122,8 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
             f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
             "pack them without isolation"
         )
+    if config.compile and has_cached_trunk(model):
+        raise ConfigError("torch.compile and a trunk cache do not go together; leave out one of them")
     there = get_available_reporting_integrations()
     if absent := [name for name in config.report_to if name not in there]:
         raise ConfigError(

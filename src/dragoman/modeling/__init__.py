@@ -1,7 +1,14 @@
 """Models: opening them, finding their Mixture-of-Experts parts; the only place that names Hugging Face attributes."""
 
 from dragoman.modeling.codec import PLAIN_PROMPT, TextCodec
-from dragoman.modeling.depth import decoder_layers, lowest_trained, trunk_output, why_no_trunk, without_trunk
+from dragoman.modeling.depth import (
+    decoder_layers,
+    has_cached_trunk,
+    lowest_trained,
+    trunk_output,
+    why_no_trunk,
+    without_trunk,
+)
 from dragoman.modeling.experts import sorted_experts
 from dragoman.modeling.feed_forwards import dense_maps
 from dragoman.modeling.kinds import (
@@ -90,6 +97,7 @@ __all__ = [
     "fetched_record",
     "find_routers",
     "grow",
+    "has_cached_trunk",
     "hidden_states",
     "isolates",
     "join_gguf",

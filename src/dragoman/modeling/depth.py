@@ -92,6 +92,11 @@ def without_trunk(model: PreTrainedModel, cut: int, source: Callable[[], torch.T
             del layer.forward
 
 
+def has_cached_trunk(model: PreTrainedModel) -> bool:
+    """Whether the model is within a block of `without_trunk`."""
+    return any("forward" in vars(layer) for layer in decoder_layers(model))
+
+
 def _instead(given: Callable[[torch.Tensor | None], torch.Tensor | None]) -> Callable[..., Any]:
     def forward(layer: nn.Module, hidden_states: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         out = given(hidden_states)
