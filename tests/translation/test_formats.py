@@ -131,6 +131,8 @@ def test_brackets_stand_where_a_hand_put_them(path):
     one_unit = re.sub(r"\{n, plural.*?\}\}", lambda m: bracket(re.sub("[«»]", "", m[0])), marked)
     found = translated(source_of(marked), path.suffix, bracket)
     assert found == expected_of(one_unit)
+    crlf = translated(source_of(marked).replace("\n", "\r\n"), path.suffix, bracket)
+    assert crlf == expected_of(one_unit).replace("\n", "\r\n"), "with other line ends the same"
     if path.suffix in SKELETONS:
         assert SKELETONS[path.suffix](found) == SKELETONS[path.suffix](source_of(marked))
 

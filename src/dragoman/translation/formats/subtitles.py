@@ -18,7 +18,7 @@ from dragoman.translation.formats.base import Edit, Options, Part, Place, encode
 from dragoman.translation.formats.tags import paired
 
 TIMES = re.compile(r"^[ \t]*(?:\d+:)?\d+:\d+[.,]\d+[ \t]*-->[^\r\n]*(?:\r\n|\r|\n|$)", re.MULTILINE)
-CUE_END = re.compile(r"(?:\r\n|\r|\n)[ \t]*(?=\r\n|\r|\n)|\s*\Z")
+CUE_END = re.compile(r"(?:\r\n|\r(?!\n)|\n)[ \t]*(?=\r\n|\r|\n)|\s*\Z")
 LINE_END = re.compile(r"\r\n|\r|\n")
 CODE = re.compile(r"</?[^<>\r\n]*>|\{\\[^{}]*\}")
 """Tags, and the overrides such as {\\an8} that players know from another format."""
