@@ -15,7 +15,7 @@ from lxml import etree
 
 from dragoman.errors import DataError
 from dragoman.translation.documents import read_document
-from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options
+from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options, apply
 from dragoman.translation.formats.base import Part
 from dragoman.translation.protection import bare, mask, unmask
 from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, options_of, source_of, translated
@@ -42,6 +42,11 @@ msgid_plural "%d files"
 msgstr[0] ""
 msgstr[1] ""
 
+msgid "half"
+msgid_plural "halves"
+msgstr[0] "mig"
+msgstr[1] ""
+
 msgid "done"
 msgstr "fet"
 
@@ -57,6 +62,8 @@ PO_MARKED = [
     ('msgstr "old"', r'msgstr "«Say \"%d\"»\n"'),
     ('msgid "one file"', '#, fuzzy\nmsgid "one file"'),
     ('msgstr[0] ""\nmsgstr[1] ""', 'msgstr[0] "«one file»"\nmsgstr[1] "«%d files»"'),
+    ('msgid "half"', '#, fuzzy\nmsgid "half"'),
+    ('"mig"\nmsgstr[1] ""', '"mig"\nmsgstr[1] "«halves»"'),
 ]
 XLIFF = """<?xml version="1.0" encoding="utf-8"?>
 <xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
@@ -69,6 +76,8 @@ XLIFF = """<?xml version="1.0" encoding="utf-8"?>
   <trans-unit id="3" translate="no"><source>Acme</source></trans-unit>
   <trans-unit id="4"><source>Done</source><target state="translated">Fet</target></trans-unit>
   <trans-unit id="5"><source>12</source></trans-unit>
+  <trans-unit id="6"><source><![CDATA[Go <b> & stop]]></source></trans-unit>
+  <trans-unit id="7"><source>By <mrk mtype="protected">Acme</mrk></source><target><x id="1"/></target></trans-unit>
 </body></file></xliff>
 """
 XLIFF_MARKED = [
@@ -78,6 +87,36 @@ XLIFF_MARKED = [
         ' now</source>\n    <target state="translated">«Open <g id="1">it</g> &amp; <x id="2"/> now»</target>\n',
     ),
     ('<target state="new"/>', '<target state="translated">«No <ph id="1">&lt;br/></ph>more»</target>'),
+    ("& stop]]></source>", '& stop]]></source><target state="translated">«Go &lt;b&gt; &amp; stop»</target>'),
+    ('<target><x id="1"/></target>', '<target state="translated">«By <mrk mtype="protected">Acme</mrk>»</target>'),
+]
+SEGMENTED = """<xliff version="1.2"><file original="a" source-language="en" target-language="ca"><body>
+  <trans-unit id="1" resname="menu"><source>One. Two.</source>
+    <seg-source><g id="1">[1:One <x id="2"/>.] [2:Two.]</g></seg-source>
+    <note>a title</note>
+  </trans-unit>
+  <trans-unit id="2"><source>Three. Four. Five.</source>
+    <seg-source>[1:Three.] [2:Four.] [3:Five.]</seg-source>
+    <target state="x-mine">[1:Tres.] <mrk mtype="seg" mid="2"/></target>
+  </trans-unit>
+  <trans-unit id="3"><source>Six.</source><seg-source>[1:Six.]</seg-source><target/></trans-unit>
+  <trans-unit id="4"><source>7.</source><seg-source>[1:7.]</seg-source></trans-unit>
+  <trans-unit id="5"><source>Eight.</source><seg-source>[1:Eight.]</seg-source><target>Vuit.</target></trans-unit>
+</body></file></xliff>
+"""
+SEGMENTED = re.sub(r"\[(\d):(.*?)\]", r'<mrk mtype="seg" mid="\1">\2</mrk>', SEGMENTED)
+SEGMENTED_MARKED = [
+    (
+        "Two.</mrk></g></seg-source>",
+        'Two.</mrk></g></seg-source><target state="translated"><g id="1"><mrk mtype="seg" mid="1">«One <x id="2"/>.»'
+        '</mrk> <mrk mtype="seg" mid="2">«Two.»</mrk></g></target>',
+    ),
+    ('<target state="x-mine">', '<target state="translated">'),
+    (
+        '<mrk mtype="seg" mid="2"/></target>',
+        '<mrk mtype="seg" mid="2">«Four.»</mrk><mrk mtype="seg" mid="3">«Five.»</mrk></target>',
+    ),
+    ("<target/>", '<target state="translated"><mrk mtype="seg" mid="1">«Six.»</mrk></target>'),
 ]
 XLIFF2 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="ca"><file id="f">
 <unit id="1"><segment state="initial"><source>Open <pc id="1">it</pc><ph id="2"/></source></segment>
@@ -114,6 +153,7 @@ BILINGUAL = [
     (".po", PO, PO_MARKED),
     (".xlf", XLIFF, XLIFF_MARKED),
     (".xlf", XLIFF2, XLIFF2_MARKED),
+    (".xlf", SEGMENTED, SEGMENTED_MARKED),
     (".tmx", TMX, TMX_MARKED),
 ]
 
@@ -144,7 +184,7 @@ def test_identity_changes_no_byte(path):
         assert translated(text, path.suffix, str) == text
 
 
-@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2", "tmx"])
+@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2", "segmented", "tmx"])
 def test_targets_stand_where_a_hand_put_them(suffix, text, changes):
     assert translated(text, suffix, bracket) == edited(text, changes)
 
@@ -170,8 +210,28 @@ def test_a_memory_speaks_its_languages():
     new = translated(TMX, ".tmx", bracket, Options("ja", "he"), doubtful=True)
     prop = '<prop type="x-dragoman">doubtful</prop>'
     assert f'<seg>船</seg></tuv><tuv xml:lang="he">{prop}<seg>«船»</seg></tuv>' in new
-    contexts = [place.context for place in FORMATS[".tmx"].places(TMX, OPTIONS)]
-    assert contexts == ["a button", "", "", ""]
+
+
+def test_what_a_file_tells_translators():
+    """Keys and contexts, and the notes of developers and translators."""
+
+    def told(text, suffix):
+        return [(place.context, place.notes, place.sense) for place in FORMATS[suffix].places(text, OPTIONS)]
+
+    assert told(TMX, ".tmx") == [("", ("a button",), "")] + [("", (), "")] * 3
+    assert told(PO, ".po")[0] == ("menu", ("Button of the menu",), "menu")
+    assert told("# by Ann\n#. a key\n" + 'msgid "a"\nmsgstr ""\n', ".po") == [("", ("by Ann", "a key"), "")]
+    assert told(SEGMENTED, ".xlf")[:2] == [("menu", ("a title",), "")] * 2
+    assert told(XLIFF2.replace('<unit id="1">', '<unit id="1" name="b"><notes><note>n</note></notes>'), ".xlf") == [
+        ("b", ("n",), "")
+    ] * 2
+
+
+def test_one_doubtful_segment_makes_its_target_doubtful():
+    first, second, *_ = FORMATS[".xlf"].places(SEGMENTED, OPTIONS)
+    edits = first.write(first.parts, True) + second.write(second.parts, False)
+    assert apply(SEGMENTED, edits).count('state="needs-review-translation"') == 1
+    assert 'state="translated"' not in apply(SEGMENTED, edits)
 
 
 @pytest.mark.parametrize(
