@@ -148,7 +148,7 @@ def _made(text: str, start: int, end: int, edits: Sequence[Edit]) -> str:
     while n < len(edits):
         edit, n = edits[n], n + 1
         assert edit.start >= at, "edits of different places overlap"
-        inner = []
+        inner: list[Edit] = []
         while n + len(inner) < len(edits) and edits[n + len(inner)].start < edit.end:
             inner.append(edits[n + len(inner)])
         done += [text[at : edit.start], _with_copies(text, edit, inner)]
