@@ -374,9 +374,14 @@ def test_the_tables_of_faults_are_those_of_the_tests():
         assert table in page, f"docs/translating-faults.md should have\n{table}"
 
 
-def test_an_encoding_that_lacks_a_letter_is_told(tmp_path):
+def test_letters_that_an_encoding_lacks(tmp_path):
+    """Entities where there are some, else a sentence."""
     (tmp_path / "a.html").write_bytes('<meta charset="iso-8859-1"><p>é</p>'.encode("latin-1"))
     document = read_document(tmp_path / "a.html", OPTIONS)
+    assert document.filled(document.places[0].write([Part("шü")], False)).endswith(b"<p>&#1096;\xfc</p>")
+    head = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=iso-8859-1"\n\n'
+    (tmp_path / "a.po").write_bytes((head + 'msgid "a"\nmsgstr ""\n').encode("latin-1"))
+    document = read_document(tmp_path / "a.po", OPTIONS)
     with pytest.raises(DataError, match="iso-8859-1, which has no 'ш'"):
         document.filled(document.places[0].write([Part("ш")], False))
 

@@ -45,6 +45,7 @@ def test_what_is_wrong_is_said(answer, fault):
             "See {1}{2} file{3}{4} files{5} now",
             ["{n, plural, one {", "#", "} other {", "{x}", "}}"],
         ),
+        ("%{n} of #{all}, $t(a.b) {% t %}", "{1} of {2}, {3} {4}", ["%{n}", "#{all}", "$t(a.b)", "{% t %}"]),
         ("One\n  two", "One{1}two", ["\n  "]),
         ("  in { 7 } rows ", "in {1} rows", ["{ 7 }"]),
         ("50 % of {", "50 % of {", []),

@@ -171,6 +171,17 @@ def test_the_gate(final, verdict, accepting, not_accepting):
         assert +asked.tallies["scale"] == {verdict: 1}
 
 
+def test_a_draft_bears_its_quality():
+    def say(request, template):
+        return "Datei" if template == "zero_shot" else "final"
+
+    used = load(["zero_shot"]) | {"mine": Strategy("scale", drafts=("plain",), quality=True)}
+    for quality, shown in ((lambda s, t: [0.25 for _ in t], True), (None, False)):
+        engine = Scribe(say)
+        ask("mine", engine, strategies=used, quality=quality)
+        assert ("Estimated quality of the draft: 0.25" in engine.prompts[-1]) is shown
+
+
 def test_an_improvement_that_loses_marks_is_never_taken():
     engine = Scribe(lambda r, t: "Datei {1}auf{2}" if t == "zero_shot" else "Datei wirklich auf")
     request = replace(TEXT, source="{1}Open{2} the file")
@@ -211,6 +222,8 @@ def test_every_built_in_strategy_loads_and_a_file_too(tmp_path):
         ("template: scale\nneighbours: 1\npick: drawn\nthreshold: 0.3\n", "threshold would have no effect on pairs"),
         ("template: scale\ndrafts: [plain]\nneighbour_drafts: true\n", "neighbour_drafts would have no .* neighbours"),
         ("template: scale\ndrafts: [plain]\nonly_missing_terms: true\n", "only_missing_terms would have no .* terms"),
+        ("template: scale\nquality: true\n", "quality would have no effect without drafts"),
+        ("template: adaptive\nquality: true\ndrafts: [plain]\n", "quality would have no effect but with the .* scale"),
         ("template: scale\nconfidence: true\n", "confidence would have no effect without drafts"),
         ("template: [\n", "cannot be read as YAML"),
         ("template: scale\ndrafts: [nothing]\n", "there is no strategy nothing"),

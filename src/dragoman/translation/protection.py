@@ -21,7 +21,7 @@ VALUE = re.compile(
     r"\b(?:https?|ftp|file|mailto):(?://)?[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"  # addresses
     r"|\bwww\.[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"
-    r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}"
+    r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}|[%#]\{\w[\w.]*\}|\$t\([^()]*\)|\{%.*?%\}"
     r"|\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\b[^{}]*\}"  # ICU, without text inside
     rf"|{PLACEHOLDER.pattern}"
 )

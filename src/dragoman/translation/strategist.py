@@ -202,6 +202,7 @@ class Strategist:
         strategy = self._strategies[name]
         unsaid = self._with_missing_terms(drafted, strategy) if strategy.only_missing_terms else dict(drafted)
         yield from ((i, Answer(request.drafts[0].text)) for i, request in drafted.items() if i not in unsaid)
+        unsaid = self._with_quality(unsaid) if strategy.quality else unsaid
         order = list(unsaid)
         answers = {order[n]: a for n, a in engine.answers(list(unsaid.values()), strategy.template)} if order else {}
         if not strategy.improves:
@@ -218,6 +219,13 @@ class Strategist:
         lacking = {i: self._lacking(request, request.drafts[0].text) for i, request in drafted.items()}
         pairs = {i: tuple(term.pair for term in terms[: strategy.terms]) for i, terms in lacking.items() if terms}
         return {i: replace(drafted[i], terms=own) for i, own in pairs.items()}
+
+    def _with_quality(self, requests: Mapping[int, Request]) -> dict[int, Request]:
+        if not self.aids.quality or not requests:
+            return dict(requests)
+        drafts = [bare(r.drafts[0].text) for r in requests.values()]
+        known = self.aids.quality([bare(r.source) for r in requests.values()], drafts)
+        return {i: replace(r, quality=q) for (i, r), q in zip(requests.items(), known, strict=True)}
 
     def _keeps_draft(self, verdict: str, strategy: Strategy, answer: Answer) -> bool:
         if answer.text is None:
