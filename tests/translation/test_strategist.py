@@ -145,6 +145,10 @@ def test_post_edit_touches_only_what_lacks_a_term():
     assert answers == ["Datei öffnen", "Eine Datei", "Die Akte", "Regen"]
     assert len(engine.prompts) == 4 + 2
     assert asked.tallies["post_edit_terms"] == {"won": 1, "unjudged": 1, "unchanged": 2}
+    aids = {"glossary": glossary, "quality": lambda s, texts: [float(t == "Das Ding") for t in texts]}
+    answers, asked = ask("post_edit_terms", engine, [Request("The file", "en", "de")], **aids)
+    assert answers == ["Die Akte"], "whatever the estimate says, it has no more terms"
+    assert +asked.tallies["post_edit_terms"] == {"unchanged": 1}
 
 
 def by_length(sources, texts):
