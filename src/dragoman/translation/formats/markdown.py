@@ -61,6 +61,10 @@ FENCE = re.compile(
     r"|:::+[ \t]*[\w-]*[ \t]*(?:\[(?P<boxed>.*)\]|\{.*\}|(?P<title>.*))"  # a container's start or end
 )
 """Lines that other dialects read as markup and CommonMark as part of a paragraph: they stay lines of their own."""
+NOTE = re.compile(r"^([ \t>]*\[\^[^\]\s]+\]):", re.MULTILINE)
+"""The name of a footnote, which with one word behind it is the definition of a link to CommonMark."""
+COLON = "\ue000"
+"""Its colon to the reader."""
 ATTRIBUTES = re.compile(r"[ \t]+\{[:#.][^{}]*\}\Z")
 TITLE = re.compile(r"""(?<=\s)(?P<quote>["'])(?P<title>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)\s*\)?\Z""")
 """Of a link, an image or a definition, at its end."""
@@ -89,16 +93,17 @@ def places(text: str, options: Options) -> list[Place]:
     environment: dict = {}
     found: list[Place] = []
     cell_at: int | None = None  # within a row of a table, where the next cell may begin
-    for token in _reader().parse(bare, environment):
+    for token in _reader().parse(NOTE.sub(rf"\1{COLON}", bare), environment):
         if token.type == "tr_open" and token.map:
             cell_at = starts[token.map[0]]
         elif token.type == "tr_close":
             cell_at = None
         if token.type == "html_block" and token.map:
             found += found_in(text, starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
-        if token.type != "inline" or not has_letters([Part(token.content)]):
+        content = token.content.replace(COLON, ":")
+        if token.type != "inline" or not has_letters([Part(content)]):
             continue
-        lines = _lines(text, token.content, starts[token.map[0]] if token.map else 0, cell_at)
+        lines = _lines(text, content, starts[token.map[0]] if token.map else 0, cell_at)
         for group in [lines] if cell_at is not None else _groups(text, lines):
             found += _places(text, group, set(environment.get("references", {})), cell_at is not None)
         cell_at = cell_at if cell_at is None else lines[-1].end
@@ -114,7 +119,7 @@ def skeleton(text: str) -> list[tuple]:
         (token.type, token.tag, token.level, token.info, token.content if token.type in ("fence", "code_block") else "")
         if token.type != "inline"
         else ("inline", *sorted(child.type for child in token.children or () if child.type not in WORDS))
-        for token in _reader().parse(text)
+        for token in _reader().parse(NOTE.sub(rf"\1{COLON}", text))
     ]
 
 
