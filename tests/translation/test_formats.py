@@ -394,6 +394,16 @@ def test_chosen_keys_and_wrapped_lines():
     assert translated("One\ntwo\n\nThree\n", ".txt", bracket, wrapped) == "«One two»\n\n«Three»\n"
 
 
+def test_empty_lines_within_a_cue():
+    """They end it in VTT; in SubRip its text goes on up to the next number."""
+    text = "1\n00:00:01.000 --> 00:00:02.000\nOne in\n1984\n\n\nMore\n\n2\n00:00:03.000 --> 00:00:04.000\nin 1985\n"
+    for source in (text, text.replace("\n", "\r\n")):
+        expected = source.replace("One in", "«One in").replace("1984", "1984»").replace("More", "«More»")
+        assert translated(source, ".srt", bracket) == expected.replace("in 1985", "«in 1985»")
+    notes = f"WEBVTT\n\n{text}".replace("More", "NOTE more")
+    assert "NOTE more\n" in translated(notes, ".vtt", bracket)
+
+
 def test_subtitles_keep_their_number_of_lines():
     cue = "1\n00:00:01,000 --> 00:00:02,000\nWe sail\nat dawn.\n\n"
     assert translated(cue, ".srt", lambda t: "Salpem a trenc d'alba.") == cue.replace(
