@@ -1,5 +1,6 @@
 """Formats: identity changes no byte, brackets stand where a hand put them, and other programs read the result."""
 
+import contextlib
 import csv
 import io
 import json
@@ -318,8 +319,9 @@ def test_cells_are_those_of_the_csv_module(rows, delimiter, quoting):
 
 SCRAPS = [
     *"ab *_`[]()<>!#-+1.|\\&;~$:\"'/{}%\n\r\t",
+    *('[a](b "c d")', '![a](b "c")', '[r]: x "a b"\n', "[^a]: ", "::: a b\n", "[!NOTE]\n", '!!! a "b"\n', " {#a}", ": "),
     *("**", "[a](b)", "`x`", "\n\n", "> ", "- ", "| a | b |\n|---|---|\n| c |\n", "  \n", "[r]: x\n", "[r]", "1. "),
-    *("<p>", "</p>", "<b>", "</b>", "<!--", "-->", "<code>", "</code>", "<script>", "<img alt='a b'>", "<i>", "</i>"),
+    *("<p>", "</p>", "<b>", "</b>", "<!--", "-->", "<code>", "</code>", "<script>", "<img alt='a b'>", '<b title="a b">', "<i>", "</i>"),
     *("00:00:01,000 --> 00:00:02,000\n", "{n, plural, one {a} other {b}}"),
 ]
 
@@ -332,12 +334,17 @@ def test_any_scraps_keep_their_bytes(suffix, scraps):
     text = "".join(scraps)
     if suffix == ".srt":
         text = "1\n00:00:00,000 --> 00:00:00,500\n" + text
+    edits, wrapped = [], 0
     for place in FORMATS[suffix].places(text, OPTIONS):
         masked = mask(place.parts)
         if any(map(str.isalpha, bare(masked.text))):
             parts, faults = unmask(masked, masked.text)
             assert faults == []
             assert place.write(parts, False) == []
+            with contextlib.suppress(Broken):
+                edits += place.write(unmask(masked, bracket(masked.text))[0], False)
+                wrapped += 1
+    assert apply(text, edits).count("«") == wrapped, "each once, also those within another's markup"
 
 
 def test_what_scraps_have_found():
