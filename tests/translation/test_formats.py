@@ -16,7 +16,7 @@ from lxml import etree
 
 from dragoman.errors import DataError
 from dragoman.translation.documents import read_document
-from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options, apply
+from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options, apply, line_of
 from dragoman.translation.formats.base import Part
 from dragoman.translation.protection import bare, mask, unmask
 from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, options_of, source_of, translated
@@ -345,6 +345,11 @@ def test_any_scraps_keep_their_bytes(suffix, scraps):
                 edits += place.write(unmask(masked, bracket(masked.text))[0], False)
                 wrapped += 1
     assert apply(text, edits).count("«") == wrapped, "each once, also those within another's markup"
+
+
+def test_lines_are_counted_whatever_ends_them():
+    for end in ("\n", "\r\n", "\r"):
+        assert line_of(f"a{end}b{end}c", len(f"a{end}b{end}")) == 3
 
 
 def test_what_scraps_have_found():

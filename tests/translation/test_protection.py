@@ -25,6 +25,7 @@ def test_by_hand():
         ("Desa {1}tot{2} a {3} {3}", "more than once: '{path}'"),
         ("Desa {1}tot{2} a {3} {4}", "invented: '{4}'"),
         ("Desa {1}tot{2} a {3} %s", "invented: '%s'"),
+        ("Desa {1}tot{2} a {3} o }", "invented: '}'"),
         ("Desa {2}tot{1} a {3}", "out of place: '**'"),
         ("Desa {1}tot{2}\na {3}", "more than one line"),
         ("{1}{2}{3}", "no text"),

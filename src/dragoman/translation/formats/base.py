@@ -169,7 +169,7 @@ def _with_copies(text: str, edit: Edit, inner: Sequence[Edit]) -> str:
 
 def line_of(text: str, at: int) -> int:
     """Number of the line, from 1."""
-    return text.count("\n", 0, at) + 1
+    return (text.count("\n", 0, at) or text.count("\r", 0, at)) + 1
 
 
 def unreadable(kind: str, error: Exception) -> DataError:
