@@ -3,8 +3,8 @@
     Save **all** to {path}   ->   "Save {1}all{2} to {3}"   ->   "Desa-ho {1}tot{2} a {3}"  ->  Desa-ho **tot** a {path}
 
 A translation passes where each mark comes exactly once, what opens and closes is nested as before, fixed pieces are in
-order, and no placeholder or brace appears that the source lacks. Marks at both ends that belong together, and white space
-there, are kept from the engine.
+order, and no placeholder or brace appears that the source lacks. Marks at both ends that belong together, and white
+space there, are kept from the engine.
 """
 
 from __future__ import annotations
