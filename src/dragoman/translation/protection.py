@@ -196,8 +196,9 @@ def _counted(masked: Masked, order: Sequence[int]) -> list[str]:
 
 def _invented(masked: Masked, texts: Sequence[Part]) -> list[str]:
     new = [match[0] for part in texts for match in VALUE.finditer(part.text)]
-    given, found = (MARK.sub("", masked.text), "".join(VALUE.sub("", part.text) for part in texts))
-    new += [brace for brace in "{}" if found.count(brace) > given.count(brace)]
+    if any("{" in part.text or "}" in part.text for part in texts):
+        given, found = MARK.sub("", masked.text), "".join(VALUE.sub("", part.text) for part in texts)
+        new += [brace for brace in "{}" if found.count(brace) > given.count(brace)]
     lines = any("\n" in part.text for part in texts)
     faults = [f"invented: {' '.join(map(repr, new))}"] if new else []
     return faults + (["more than one line"] if lines else [])
