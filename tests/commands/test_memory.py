@@ -150,6 +150,9 @@ def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, eng
     assert record["strategies"]["post_edit_terms"]["won"] == 1
     translate.show(record)
     assert re.search("post_edit_terms against its draft: won 1  lost 0", capsys.readouterr().out)
+    record["strategies"]["post_edit_terms"] |= {"won": 0, "unjudged": 1}
+    translate.show(record)
+    assert "unjudged: there is no quality estimate without the extra embedding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("model", "draft"), [("", "FINAL"), ("drafter", "DRAFT")])

@@ -23,7 +23,7 @@ def source_of(marked):
 
 
 def expected_of(marked):
-    return re.sub("↵(?:> )?", " ", marked)
+    return re.sub("↵(?:> | +)?", " ", marked)
 
 
 def bracket(text):

@@ -1,5 +1,6 @@
 """Formats: identity changes no byte, brackets stand where a hand put them, and other programs read the result."""
 
+import contextlib
 import csv
 import io
 import json
@@ -15,107 +16,12 @@ from lxml import etree
 
 from dragoman.errors import DataError
 from dragoman.translation.documents import read_document
-from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options
+from dragoman.translation.formats import FORMATS, SKELETONS, Broken, Options, apply, line_of
 from dragoman.translation.formats.base import Part
 from dragoman.translation.protection import bare, mask, unmask
+from tests.translation.bilingual import BILINGUAL, PO, SEGMENTED, TMX, XLIFF2
 from tests.translation.documents import MARKED, OPTIONS, bracket, expected_of, options_of, source_of, translated
 from tests.translation.faults import BAD_FILES, file_table, server_table
-
-PO = r"""# translators
-msgid ""
-msgstr ""
-"Content-Type: text/plain; charset=UTF-8\n"
-
-#. Button of the menu
-#, c-format
-msgctxt "menu"
-msgid "Sail to %s"
-msgstr ""
-
-#, fuzzy, c-format
-#| msgid "old"
-msgid "Say \"%d\"\n"
-msgstr "old"
-
-msgid "one file"
-msgid_plural "%d files"
-msgstr[0] ""
-msgstr[1] ""
-
-msgid "done"
-msgstr "fet"
-
-msgid "12"
-msgstr ""
-
-#~ msgid "gone"
-#~ msgstr "perdut"
-"""
-PO_MARKED = [
-    ('msgid "Sail to %s"\nmsgstr ""', 'msgid "Sail to %s"\nmsgstr "«Sail to %s»"'),
-    ("#, fuzzy, c-format", "#, c-format"),
-    ('msgstr "old"', r'msgstr "«Say \"%d\"»\n"'),
-    ('msgid "one file"', '#, fuzzy\nmsgid "one file"'),
-    ('msgstr[0] ""\nmsgstr[1] ""', 'msgstr[0] "«one file»"\nmsgstr[1] "«%d files»"'),
-]
-XLIFF = """<?xml version="1.0" encoding="utf-8"?>
-<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
-<file original="a" source-language="en" datatype="plaintext"><body>
-  <trans-unit id="1">
-    <source>Open <g id="1">it</g> &amp; <x id="2"/> now</source>
-    <note>a button</note>
-  </trans-unit>
-  <trans-unit id="2"><source>No <ph id="1">&lt;br/></ph>more</source><target state="new"/></trans-unit>
-  <trans-unit id="3" translate="no"><source>Acme</source></trans-unit>
-  <trans-unit id="4"><source>Done</source><target state="translated">Fet</target></trans-unit>
-  <trans-unit id="5"><source>12</source></trans-unit>
-</body></file></xliff>
-"""
-XLIFF_MARKED = [
-    ('source-language="en" datatype="plaintext"', 'source-language="en" datatype="plaintext" target-language="ca"'),
-    (
-        " now</source>\n",
-        ' now</source>\n    <target state="translated">«Open <g id="1">it</g> &amp; <x id="2"/> now»</target>\n',
-    ),
-    ('<target state="new"/>', '<target state="translated">«No <ph id="1">&lt;br/></ph>more»</target>'),
-]
-XLIFF2 = """<xliff version="2.0" xmlns="urn:oasis:names:tc:xliff:document:2.0" srcLang="en" trgLang="ca"><file id="f">
-<unit id="1"><segment state="initial"><source>Open <pc id="1">it</pc><ph id="2"/></source></segment>
-<ignorable><source> </source></ignorable><segment id="b"><source>שלום</source><target>Hola</target></segment></unit>
-</file></xliff>
-"""
-XLIFF2_MARKED = [
-    ('state="initial"', 'state="translated"'),
-    ("</source></segment>\n", '</source><target>«Open <pc id="1">it</pc><ph id="2"/>»</target></segment>\n'),
-]
-TMX = """<?xml version="1.0"?>
-<tmx version="1.4"><header srclang="*all*" datatype="plaintext"/><body>
-  <tu tuid="1"><note>a button</note>
-    <tuv xml:lang="EN-us"><seg>Open <hi>it</hi> &amp; <ph x="1">&lt;br/></ph>go</seg></tuv>
-    <tuv xml:lang="de"><seg>Los</seg></tuv>
-  </tu>
-  <tu><tuv xml:lang="he"><seg>שלום</seg></tuv><tuv xml:lang="en"><seg>Hello</seg></tuv></tu>
-  <tu><tuv xml:lang="en"><seg>Empty</seg></tuv><tuv xml:lang="ca"><seg/></tuv></tu>
-  <tu><tuv xml:lang="en"><seg>Done</seg></tuv><tuv xml:lang="ca-ES"><seg>Fet</seg></tuv></tu>
-  <tu><tuv xml:lang="en"><seg>12</seg></tuv></tu>
-  <tu><tuv xml:lang="ja"><seg>船</seg></tuv></tu>
-</body></tmx>
-"""
-TMX_MARKED = [
-    (
-        "<seg>Los</seg></tuv>",
-        "<seg>Los</seg></tuv>\n    "
-        '<tuv xml:lang="ca"><seg>«Open <hi>it</hi> &amp; <ph x="1">&lt;br/></ph>go»</seg></tuv>',
-    ),
-    ("<seg>Hello</seg></tuv>", '<seg>Hello</seg></tuv><tuv xml:lang="ca"><seg>«Hello»</seg></tuv>'),
-    ("<seg/>", "<seg>«Empty»</seg>"),
-]
-BILINGUAL = [
-    (".po", PO, PO_MARKED),
-    (".xlf", XLIFF, XLIFF_MARKED),
-    (".xlf", XLIFF2, XLIFF2_MARKED),
-    (".tmx", TMX, TMX_MARKED),
-]
 
 
 def edited(text, changes):
@@ -131,6 +37,8 @@ def test_brackets_stand_where_a_hand_put_them(path):
     one_unit = re.sub(r"\{n, plural.*?\}\}", lambda m: bracket(re.sub("[«»]", "", m[0])), marked)
     found = translated(source_of(marked), path.suffix, bracket)
     assert found == expected_of(one_unit)
+    crlf = translated(source_of(marked).replace("\n", "\r\n"), path.suffix, bracket)
+    assert crlf == expected_of(one_unit).replace("\n", "\r\n"), "with other line ends the same"
     if path.suffix in SKELETONS:
         assert SKELETONS[path.suffix](found) == SKELETONS[path.suffix](source_of(marked))
 
@@ -142,7 +50,7 @@ def test_identity_changes_no_byte(path):
         assert translated(text, path.suffix, str) == text
 
 
-@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2", "tmx"])
+@pytest.mark.parametrize(("suffix", "text", "changes"), BILINGUAL, ids=["po", "xliff1", "xliff2", "segmented", "tmx"])
 def test_targets_stand_where_a_hand_put_them(suffix, text, changes):
     assert translated(text, suffix, bracket) == edited(text, changes)
 
@@ -168,8 +76,28 @@ def test_a_memory_speaks_its_languages():
     new = translated(TMX, ".tmx", bracket, Options("ja", "he"), doubtful=True)
     prop = '<prop type="x-dragoman">doubtful</prop>'
     assert f'<seg>船</seg></tuv><tuv xml:lang="he">{prop}<seg>«船»</seg></tuv>' in new
-    contexts = [place.context for place in FORMATS[".tmx"].places(TMX, OPTIONS)]
-    assert contexts == ["a button", "", "", ""]
+
+
+def test_what_a_file_tells_translators():
+    """Keys and contexts, and the notes of developers and translators."""
+
+    def told(text, suffix):
+        return [(place.context, place.notes, place.sense) for place in FORMATS[suffix].places(text, OPTIONS)]
+
+    assert told(TMX, ".tmx") == [("", ("a button",), "")] + [("", (), "")] * 3
+    assert told(PO, ".po")[0] == ("menu", ("Button of the menu",), "menu")
+    assert told("# by Ann\n#. a key\n" + 'msgid "a"\nmsgstr ""\n', ".po") == [("", ("by Ann", "a key"), "")]
+    assert told(SEGMENTED, ".xlf")[:2] == [("menu", ("a title",), "")] * 2
+    assert told(XLIFF2.replace('<unit id="1">', '<unit id="1" name="b"><notes><note>n</note></notes>'), ".xlf") == [
+        ("b", ("n",), "")
+    ] * 2
+
+
+def test_one_doubtful_segment_makes_its_target_doubtful():
+    first, second, *_ = FORMATS[".xlf"].places(SEGMENTED, OPTIONS)
+    edits = first.write(first.parts, True) + second.write(second.parts, False)
+    assert apply(SEGMENTED, edits).count('state="needs-review-translation"') == 1
+    assert 'state="translated"' not in apply(SEGMENTED, edits)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +184,8 @@ def test_cells_are_those_of_the_csv_module(rows, delimiter, quoting):
 
 SCRAPS = [
     *"ab *_`[]()<>!#-+1.|\\&;~$:\"'/{}%\n\r\t",
+    *('[a](b "c d")', '![a](b "c")', '[r]: x "a b"\n', "[^a]: ", "::: a b\n"),
+    *("[!NOTE]\n", '!!! a "b"\n', " {#a}", ": ", '<b title="a b">'),
     *("**", "[a](b)", "`x`", "\n\n", "> ", "- ", "| a | b |\n|---|---|\n| c |\n", "  \n", "[r]: x\n", "[r]", "1. "),
     *("<p>", "</p>", "<b>", "</b>", "<!--", "-->", "<code>", "</code>", "<script>", "<img alt='a b'>", "<i>", "</i>"),
     *("00:00:01,000 --> 00:00:02,000\n", "{n, plural, one {a} other {b}}"),
@@ -270,12 +200,22 @@ def test_any_scraps_keep_their_bytes(suffix, scraps):
     text = "".join(scraps)
     if suffix == ".srt":
         text = "1\n00:00:00,000 --> 00:00:00,500\n" + text
+    edits, wrapped = [], 0
     for place in FORMATS[suffix].places(text, OPTIONS):
         masked = mask(place.parts)
         if any(map(str.isalpha, bare(masked.text))):
             parts, faults = unmask(masked, masked.text)
             assert faults == []
             assert place.write(parts, False) == []
+            with contextlib.suppress(Broken):
+                edits += place.write(unmask(masked, bracket(masked.text))[0], False)
+                wrapped += 1
+    assert apply(text, edits).count("«") == wrapped, "each once, also those within another's markup"
+
+
+def test_lines_are_counted_whatever_ends_them():
+    for end in ("\n", "\r\n", "\r"):
+        assert line_of(f"a{end}b{end}c", len(f"a{end}b{end}")) == 3
 
 
 def test_what_scraps_have_found():
@@ -312,9 +252,14 @@ def test_the_tables_of_faults_are_those_of_the_tests():
         assert table in page, f"docs/translating-faults.md should have\n{table}"
 
 
-def test_an_encoding_that_lacks_a_letter_is_told(tmp_path):
+def test_letters_that_an_encoding_lacks(tmp_path):
+    """Entities where there are some, else a sentence."""
     (tmp_path / "a.html").write_bytes('<meta charset="iso-8859-1"><p>é</p>'.encode("latin-1"))
     document = read_document(tmp_path / "a.html", OPTIONS)
+    assert document.filled(document.places[0].write([Part("шü")], False)).endswith(b"<p>&#1096;\xfc</p>")
+    head = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=iso-8859-1"\n\n'
+    (tmp_path / "a.po").write_bytes((head + 'msgid "a"\nmsgstr ""\n').encode("latin-1"))
+    document = read_document(tmp_path / "a.po", OPTIONS)
     with pytest.raises(DataError, match="iso-8859-1, which has no 'ш'"):
         document.filled(document.places[0].write([Part("ш")], False))
 
@@ -325,6 +270,16 @@ def test_chosen_keys_and_wrapped_lines():
     assert new == '{"a": {"title": "«One»", "id": "x"}, "b": [{"title": "«Two»"}]}'
     wrapped = Options("en", "ca", wrapped=True)
     assert translated("One\ntwo\n\nThree\n", ".txt", bracket, wrapped) == "«One two»\n\n«Three»\n"
+
+
+def test_empty_lines_within_a_cue():
+    """They end it in VTT; in SubRip its text goes on up to the next number."""
+    text = "1\n00:00:01.000 --> 00:00:02.000\nOne in\n1984\n\n\nMore\n\n2\n00:00:03.000 --> 00:00:04.000\nin 1985\n"
+    for source in (text, text.replace("\n", "\r\n")):
+        expected = source.replace("One in", "«One in").replace("1984", "1984»").replace("More", "«More»")
+        assert translated(source, ".srt", bracket) == expected.replace("in 1985", "«in 1985»")
+    notes = f"WEBVTT\n\n{text}".replace("More", "NOTE more")
+    assert "NOTE more\n" in translated(notes, ".vtt", bracket)
 
 
 def test_subtitles_keep_their_number_of_lines():

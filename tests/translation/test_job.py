@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -46,6 +47,27 @@ def work(tmp_path, text, say, checks=None, name="a.md"):
     journal.close()
     edits, lines = job.fill(document, name, best, set())
     return apply(document.text, edits), lines, engine
+
+
+def test_contexts_tell_texts_apart_and_notes_are_asked_with(tmp_path):
+    """Open the file, and the shop is open: the same text, two translations; the third is like the first."""
+    entry = '#. {}\nmsgctxt "{}"\nmsgid "Open"\nmsgstr ""\n\n'
+    (tmp_path / "a.po").write_text("".join(entry.format(*told) for told in (("do", "verb"), ("is", "state")) * 2))
+    document, asked = read_document(tmp_path / "a.po", OPTIONS), []
+
+    class Reader(Talker):
+        def answers(self, requests, template):
+            asked.extend((request.context, request.notes) for request in requests)
+            yield from ((i, Answer(f"{r.context}: {r.source}")) for i, r in enumerate(requests))
+
+    journal = Journal(tmp_path / "j.sqlite", {})
+    units = job.units_of([document])
+    best = job.run(units, Reader(None), journal, ("en", "ca"), STEPS, {}, lambda done: None)
+    journal.close()
+    edits, lines = job.fill(document, "a.po", best, set())
+    assert asked == [("verb", ("do",)), ("state", ("is",))]
+    assert re.findall('msgstr "(.*)"', apply(document.text, edits)) == ["verb: Open", "state: Open"] * 2
+    assert [line.state for line in lines] == ["translated", "translated", "reused", "reused"]
 
 
 def loses_marks(text):

@@ -19,6 +19,9 @@ TRIPLETS = (
 SCALE = "You translate from English into German. Draft answers of another model are given"
 WARNING = "; they may help and may be wrong. Answer with the last translation alone, in one line."
 
+TOLD = {"context": "menu.open", "notes": ("be brief",)}
+TOLD_LINES = ("Where it stands: menu.open", "Note: be brief")
+
 GOLDEN = {
     "zero shot": ("zero_shot", PLAIN, ["English: Open the file", "German:"]),
     "zero shot with marks": (
@@ -90,9 +93,10 @@ GOLDEN = {
     ),
     "scale, pivot": (
         "scale",
-        replace(PLAIN, drafts=(Draft("Obre el fitxer", "ca"),), quality=0.5),
+        replace(PLAIN, drafts=(Draft("Obre el fitxer", "ca"),), quality=0.5, **TOLD),
         [
             SCALE + " in Catalan" + WARNING,
+            *TOLD_LINES,
             "Estimated quality of the draft: 0.50",
             "",
             "English: Open the file",
@@ -107,9 +111,10 @@ GOLDEN = {
     ),
     "pmp": (
         "pmp",
-        replace(PLAIN, auxiliary=(Version("Open het bestand", "nl"),)),
+        replace(PLAIN, auxiliary=(Version("Open het bestand", "nl"),), **TOLD),
         [
             "Translate the following text from English into Dutch and German. Answer with the German line alone.",
+            *TOLD_LINES,
             "English: Open the file",
             "Dutch: Open het bestand",
             "German:",
@@ -117,12 +122,13 @@ GOLDEN = {
     ),
     "post-edit of terms": (
         "post_edit_terms",
-        replace(PLAIN, source="Open {1}the file{2}", terms=TERMS[:1], drafts=(DRAFT,)),
+        replace(PLAIN, source="Open {1}the file{2}", terms=TERMS[:1], drafts=(DRAFT,), **TOLD),
         [
             "Edit the German translation of the English text so that it uses the terms below. Change nothing else. "
             "Answer with the translation alone, in one line.",
             "Keep each mark such as {1} exactly once.",
             'Use "Datei" for "file".',
+            *TOLD_LINES,
             "English: Open {1}the file{2}",
             "Translation: Das Datei öffnen",
             "German:",
@@ -142,12 +148,11 @@ GOLDEN = {
     ),
     "instruction": (
         "instruct",
-        replace(PLAIN, terms=TERMS[:1], context="menu.open", notes=("be brief",)),
+        replace(PLAIN, terms=TERMS[:1], **TOLD),
         [
             "Translate the following text from English into German. Answer with the translation alone, in one line.",
             'Translate "file" as "Datei".',
-            "Where it stands: menu.open",
-            "Note: be brief",
+            *TOLD_LINES,
             "English: Open the file",
             "German:",
         ],

@@ -145,6 +145,10 @@ def test_post_edit_touches_only_what_lacks_a_term():
     assert answers == ["Datei öffnen", "Eine Datei", "Die Akte", "Regen"]
     assert len(engine.prompts) == 4 + 2
     assert asked.tallies["post_edit_terms"] == {"won": 1, "unjudged": 1, "unchanged": 2}
+    aids = {"glossary": glossary, "quality": lambda s, texts: [float(t == "Das Ding") for t in texts]}
+    answers, asked = ask("post_edit_terms", engine, [Request("The file", "en", "de")], **aids)
+    assert answers == ["Die Akte"], "whatever the estimate says, it has no more terms"
+    assert +asked.tallies["post_edit_terms"] == {"unchanged": 1}
 
 
 def by_length(sources, texts):
@@ -169,6 +173,17 @@ def test_the_gate(final, verdict, accepting, not_accepting):
         answers, asked = ask("scale", engine, **aids)
         assert answers == [expected]
         assert +asked.tallies["scale"] == {verdict: 1}
+
+
+def test_a_draft_bears_its_quality():
+    def say(request, template):
+        return "Datei" if template == "zero_shot" else "final"
+
+    used = load(["zero_shot"]) | {"mine": Strategy("scale", drafts=("plain",), quality=True)}
+    for quality, shown in ((lambda s, t: [0.25 for _ in t], True), (None, False)):
+        engine = Scribe(say)
+        ask("mine", engine, strategies=used, quality=quality)
+        assert ("Estimated quality of the draft: 0.25" in engine.prompts[-1]) is shown
 
 
 def test_an_improvement_that_loses_marks_is_never_taken():
@@ -211,6 +226,8 @@ def test_every_built_in_strategy_loads_and_a_file_too(tmp_path):
         ("template: scale\nneighbours: 1\npick: drawn\nthreshold: 0.3\n", "threshold would have no effect on pairs"),
         ("template: scale\ndrafts: [plain]\nneighbour_drafts: true\n", "neighbour_drafts would have no .* neighbours"),
         ("template: scale\ndrafts: [plain]\nonly_missing_terms: true\n", "only_missing_terms would have no .* terms"),
+        ("template: scale\nquality: true\n", "quality would have no effect without drafts"),
+        ("template: adaptive\nquality: true\ndrafts: [plain]\n", "quality would have no effect but with the .* scale"),
         ("template: scale\nconfidence: true\n", "confidence would have no effect without drafts"),
         ("template: [\n", "cannot be read as YAML"),
         ("template: scale\ndrafts: [nothing]\n", "there is no strategy nothing"),

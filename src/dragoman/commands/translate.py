@@ -246,6 +246,8 @@ def show(record: dict[str, Any]) -> None:
     print("  ".join(f"{name} {n:,}" for name, n in record["counts"].items()))
     for name, tally in record["strategies"].items():
         print(f"{name} against its draft: " + "  ".join(f"{what} {n:,}" for what, n in tally.items()))
+    if any(tally["unjudged"] for tally in record["strategies"].values()):
+        print("unjudged: there is no quality estimate without the extra embedding (pip install 'dragoman[embedding]')")
     for line in record["segments"]:
         print(f"{line['file']}:{line['line']}: {line['state']} ({', '.join(line['reasons'])}): {line['source'][:60]!r}")
     for file in record["files"]:

@@ -19,6 +19,8 @@ DECLARED = re.compile(
     re.IGNORECASE,
 )
 LARGEST = 64 * 2**20
+ENTITIES = (".html", ".htm", ".xlf", ".xliff", ".tmx")
+"""Formats that can say a character that their encoding lacks."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Document:
     checksum: str
 
     def filled(self, edits: Iterable[Edit]) -> bytes:
-        """The file with the edits made. Raises DataError where its encoding lacks a character."""
+        """The file with the edits made. Raises DataError for a letter that its encoding lacks and no entity says."""
         new = apply(self.text, edits)
+        lacking = "xmlcharrefreplace" if self.path.suffix.lower() in ENTITIES else "strict"
         try:
-            return self.mark + new.encode(self.encoding)
+            return self.mark + new.encode(self.encoding, lacking)
         except UnicodeEncodeError as e:
             raise DataError(
                 f"{self.path} is in {self.encoding}, which has no {e.object[e.start]!r}; convert it to UTF-8 first"

@@ -57,6 +57,7 @@ class Unit:
     key: str
     masked: Masked
     context: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Line:
 
 
 def unit_of(place: Place) -> Unit:
-    """The unit of a place: places with the same text and pieces share it."""
+    """The unit of a place: places with the same text, pieces and sense share it."""
     masked = mask(place.parts)
     pieces = [f"{part.kind}:{part.text}" for part in masked.pieces]
-    return Unit(sha256("\0".join([masked.text, *pieces])), masked, place.context)
+    told = [masked.text, *pieces, *([f"sense:{place.sense}"] if place.sense else [])]
+    return Unit(sha256("\0".join(told)), masked, place.context, place.notes)
 
 
 def units_of(documents: Sequence[Document]) -> dict[str, Unit]:
@@ -158,7 +160,8 @@ def _attempts(
     """Attempts as soon as all chunks of a unit are answered."""
     chunks = [_chunks(unit.masked.text, step, languages[0]) for unit in units]
     wanted = [(n, c) for n, row in enumerate(chunks) for c, text in enumerate(row) if _speaks(text)]
-    requests = [Request(chunks[n][c].strip(), *languages, context=units[n].context) for n, c in wanted]
+    told = [(chunks[n][c].strip(), units[n]) for n, c in wanted]
+    requests = [Request(text, *languages, context=unit.context, notes=unit.notes) for text, unit in told]
     missing = Counter(n for n, _ in wanted)
     answered: list[dict[int, Answer]] = [{} for _ in units]
     for i, answer in engine.answers(requests, first if step in PARTS else step):

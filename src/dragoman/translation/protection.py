@@ -3,8 +3,8 @@
     Save **all** to {path}   ->   "Save {1}all{2} to {3}"   ->   "Desa-ho {1}tot{2} a {3}"  ->  Desa-ho **tot** a {path}
 
 A translation passes where each mark comes exactly once, what opens and closes is nested as before, fixed pieces are in
-order, and no placeholder appears that the source lacks. Marks at both ends that belong together, and white space
-there, are kept from the engine.
+order, and no placeholder or brace appears that the source lacks. Marks at both ends that belong together, and white
+space there, are kept from the engine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VALUE = re.compile(
     r"\b(?:https?|ftp|file|mailto):(?://)?[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"  # addresses
     r"|\bwww\.[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"
-    r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}"
+    r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}|[%#]\{\w[\w.]*\}|\$t\([^()]*\)|\{%.*?%\}"
     r"|\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\b[^{}]*\}"  # ICU, without text inside
     rf"|{PLACEHOLDER.pattern}"
 )
@@ -196,6 +196,9 @@ def _counted(masked: Masked, order: Sequence[int]) -> list[str]:
 
 def _invented(masked: Masked, texts: Sequence[Part]) -> list[str]:
     new = [match[0] for part in texts for match in VALUE.finditer(part.text)]
+    if any("{" in part.text or "}" in part.text for part in texts):
+        given, found = MARK.sub("", masked.text), "".join(VALUE.sub("", part.text) for part in texts)
+        new += [brace for brace in "{}" if found.count(brace) > given.count(brace)]
     lines = any("\n" in part.text for part in texts)
     faults = [f"invented: {' '.join(map(repr, new))}"] if new else []
     return faults + (["more than one line"] if lines else [])

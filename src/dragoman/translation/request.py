@@ -78,16 +78,16 @@ class Request:
     source_lang: str
     target_lang: str
     context: str = ""
-    """Where the text stands: a key, a comment."""
+    """Where the text stands: a key, the name of a unit, the number of a cue."""
     neighbours: tuple[Neighbour, ...] = ()
     """Similar segments that are translated, the most similar last."""
     terms: tuple[Pair, ...] = ()
     drafts: tuple[Draft, ...] = ()
     auxiliary: tuple[Version, ...] = ()
     notes: tuple[str, ...] = ()
-    """What else a translator should know."""
+    """What else a translator should know: comments of PO, notes of XLIFF and TMX."""
     quality: float | None = None
-    """Estimate of the first draft, by whatever scale the caller uses."""
+    """Estimate of the first draft, 0..1, where a strategy shows it."""
 
     @property
     def marks(self) -> bool:

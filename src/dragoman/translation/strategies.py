@@ -37,6 +37,8 @@ VIA = "via"
 """In place of a language: the one that the user names."""
 EDIT = "post_edit_terms"
 """The template that says nothing without a draft."""
+ESTIMATED = "scale"
+"""The template that has room for the quality of a draft."""
 Pick = Literal["similar", "drawn"]
 
 
@@ -63,6 +65,8 @@ class Strategy:
     """Language of the drafts, or `via`; default: the target language."""
     confidence: bool = False
     """Words of drafts bear their probabilities, where the engine has them."""
+    quality: bool = False
+    """The first draft bears its quality estimate, where there is one (extra `embedding`)."""
     auxiliary: str = ""
     """Language of a version of the text that is shown beside it, or `via`."""
     only_missing_terms: bool = False
@@ -136,7 +140,7 @@ def _faults(raw: Mapping[str, Any]) -> Iterable[str]:
             yield f"{key} is a whole number from 0 on, not {raw[key]}"
     if not isinstance(raw.get("threshold", 0.5), int | float) or not 0 <= raw.get("threshold", 0.5) <= 1:
         yield f"threshold lies between 0 and 1, not {raw['threshold']}"
-    for key in ("neighbour_drafts", "confidence", "only_missing_terms"):
+    for key in ("neighbour_drafts", "confidence", "quality", "only_missing_terms"):
         if not isinstance(raw.get(key, False), bool):
             yield f"{key} is true or false, not {raw[key]}"
     if not isinstance(raw.get("drafts", []), list) or not all(isinstance(d, str) for d in raw.get("drafts", [])):
@@ -151,8 +155,10 @@ def _idle(raw: Mapping[str, Any]) -> Iterable[str]:
     """Keys without what they need."""
     if raw["template"] == EDIT and not raw.get("drafts"):
         yield f"the template {EDIT} edits drafts; name strategies under drafts"
+    if raw.get("quality") and (raw["template"] != ESTIMATED or raw.get("drafts_in")):
+        yield f"quality would have no effect but with the template {ESTIMATED} and drafts in the target language"
     needs = {
-        "drafts": ("drafts_in", "confidence", "neighbour_drafts", "only_missing_terms"),
+        "drafts": ("drafts_in", "confidence", "quality", "neighbour_drafts", "only_missing_terms"),
         "neighbours": ("pick", "threshold", "neighbour_drafts"),
         "terms": ("only_missing_terms",),
     }

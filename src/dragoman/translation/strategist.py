@@ -202,12 +202,13 @@ class Strategist:
         strategy = self._strategies[name]
         unsaid = self._with_missing_terms(drafted, strategy) if strategy.only_missing_terms else dict(drafted)
         yield from ((i, Answer(request.drafts[0].text)) for i, request in drafted.items() if i not in unsaid)
+        unsaid = self._with_quality(unsaid) if strategy.quality else unsaid
         order = list(unsaid)
         answers = {order[n]: a for n, a in engine.answers(list(unsaid.values()), strategy.template)} if order else {}
         if not strategy.improves:
             yield from answers.items()
             return
-        verdicts = self._verdicts(unsaid, answers)
+        verdicts = self._verdicts(unsaid, answers, strategy)
         self.tallies[name].update("lost" if v == "broken" else v for v in verdicts.values())
         self.tallies[name]["unchanged"] += len(drafted) - len(unsaid)
         for i, answer in answers.items():
@@ -219,6 +220,13 @@ class Strategist:
         pairs = {i: tuple(term.pair for term in terms[: strategy.terms]) for i, terms in lacking.items() if terms}
         return {i: replace(drafted[i], terms=own) for i, own in pairs.items()}
 
+    def _with_quality(self, requests: Mapping[int, Request]) -> dict[int, Request]:
+        if not self.aids.quality or not requests:
+            return dict(requests)
+        drafts = [bare(r.drafts[0].text) for r in requests.values()]
+        known = self.aids.quality([bare(r.source) for r in requests.values()], drafts)
+        return {i: replace(r, quality=q) for (i, r), q in zip(requests.items(), known, strict=True)}
+
     def _keeps_draft(self, verdict: str, strategy: Strategy, answer: Answer) -> bool:
         if answer.text is None:
             return not answer.passing
@@ -226,7 +234,9 @@ class Strategist:
             return True
         return verdict != "won" and (strategy.only_missing_terms or self.aids.accept_if_better)
 
-    def _verdicts(self, requests: Mapping[int, Request], answers: Mapping[int, Answer]) -> dict[int, str]:
+    def _verdicts(
+        self, requests: Mapping[int, Request], answers: Mapping[int, Answer], strategy: Strategy
+    ) -> dict[int, str]:
         texts = {i: a.text for i, a in answers.items() if a.text is not None}
         drafts = {i: requests[i].drafts[0].text for i in texts}
         changed = [i for i in texts if texts[i] != drafts[i]]
@@ -235,13 +245,15 @@ class Strategist:
             sources = [bare(requests[i].source) for i in changed]
             new, old = (self.aids.quality(sources, [bare(t[i]) for i in changed]) for t in (texts, drafts))
             gains = {i: a - b for i, a, b in zip(changed, new, old, strict=True)}
-        judged = {i: self._verdict(requests[i], drafts[i], texts[i], gain) for i, gain in gains.items()}
+        judged = {i: self._verdict(requests[i], drafts[i], texts[i], gain, strategy) for i, gain in gains.items()}
         return {i: judged.get(i, "unchanged") for i in answers}
 
-    def _verdict(self, request: Request, draft: str, text: str, gain: float) -> str:
+    def _verdict(self, request: Request, draft: str, text: str, gain: float, strategy: Strategy) -> str:
         if marks(text) != marks(request.source) == marks(draft):
             return "broken"
         fewer = len(self._lacking(request, draft)) - len(self._lacking(request, text))
+        if strategy.only_missing_terms and not fewer:
+            gain = min(gain, 0.0)  # asked for terms, it has not won with other words
         if fewer or gain:
             return "won" if (fewer or gain) > 0 else "lost"
         return "unchanged" if self.aids.quality else "unjudged"

@@ -25,6 +25,8 @@ class Part:
     kind: Kind = "text"
     """`value`: a placeholder, may move; `fixed`: keeps its order among its like (line ends, the frame of an ICU
     message); `open` and `close`: markup around text, nested as before; `alone`: other markup, may move."""
+    at: int | None = None
+    """Of markup in which there are places too, such as an image with a description: where it stands."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Edit:
     start: int
     end: int
     text: str
+    order: int = 0
+    """Among edits that begin at the same place."""
+    rank: int = 0
+    """Where segments that share an element want it otherwise, the highest is made."""
+    copies: tuple[tuple[int, int, int], ...] = ()
+    """(where in `text`, start, end) of what is copied from the document: edits of that are made in the copy."""
 
 
 class Broken(Exception):
@@ -50,7 +58,11 @@ class Place:
     write: Callable[[Sequence[Part], bool], list[Edit]]
     """(translated parts, doubtful) -> edits; raises Broken."""
     context: str = ""
-    """What a translator would want to know: a key, a comment, a speaker."""
+    """Where it stands: a key, a column, the number of a cue."""
+    notes: tuple[str, ...] = ()
+    """What the file tells translators about it."""
+    sense: str = ""
+    """Tells texts apart that look the same and may have to be translated differently."""
     done: bool = False
     """The file has a translation here already, and it stays."""
 
@@ -99,9 +111,19 @@ def in_place(
     source = merged(parts)
 
     def write(translated: Sequence[Part], doubtful: bool) -> list[Edit]:
-        return [] if merged(translated) == source else [Edit(start, end, encoded(translated, encode))]
+        return [] if merged(translated) == source else [replacement(start, end, translated, encode)]
 
     return Place(start, source, write, context)
+
+
+def replacement(start: int, end: int, parts: Sequence[Part], encode: Callable[[str], str]) -> Edit:
+    """The edit that puts parts there, as they stand in a file."""
+    text, copies = "", []
+    for part in merged(parts):
+        if part.at is not None:
+            copies.append((len(text), part.at, part.at + len(part.text)))
+        text += encoded([part], encode)
+    return Edit(start, end, text, copies=tuple(copies))
 
 
 def encoded(parts: Sequence[Part], encode: Callable[[str], str]) -> str:
@@ -111,17 +133,43 @@ def encoded(parts: Sequence[Part], encode: Callable[[str], str]) -> str:
 
 def apply(text: str, edits: Iterable[Edit]) -> str:
     """The text with all edits made; one that several places ask for is made once."""
-    done, at = [], 0
-    for edit in sorted(set(edits), key=lambda e: (e.start, e.end)):
+    chosen: dict[tuple[int, int, int], Edit] = {}
+    for edit in edits:
+        other = chosen.setdefault((edit.start, edit.order, edit.end), edit)
+        assert edit == other or edit.rank != other.rank, "two edits of the same place"
+        if edit.rank > other.rank:
+            chosen[edit.start, edit.order, edit.end] = edit
+    return _made(text, 0, len(text), [chosen[place] for place in sorted(chosen)])
+
+
+def _made(text: str, start: int, end: int, edits: Sequence[Edit]) -> str:
+    """`text[start:end]`, in which the edits are, with them made."""
+    done, at, n = [], start, 0
+    while n < len(edits):
+        edit, n = edits[n], n + 1
         assert edit.start >= at, "edits of different places overlap"
-        done += [text[at : edit.start], edit.text]
-        at = edit.end
-    return "".join(done) + text[at:]
+        inner: list[Edit] = []
+        while n + len(inner) < len(edits) and edits[n + len(inner)].start < edit.end:
+            inner.append(edits[n + len(inner)])
+        done += [text[at : edit.start], _with_copies(text, edit, inner)]
+        at, n = edit.end, n + len(inner)
+    return "".join(done) + text[at:end]
+
+
+def _with_copies(text: str, edit: Edit, inner: Sequence[Edit]) -> str:
+    done, at = [], 0
+    for where, start, end in sorted(edit.copies):
+        own = [other for other in inner if start <= other.start and other.end <= end]
+        inner = [other for other in inner if other not in own]
+        done += [edit.text[at:where], _made(text, start, end, own)]
+        at = where + end - start
+    assert not inner, "edits of different places overlap"
+    return "".join(done) + edit.text[at:]
 
 
 def line_of(text: str, at: int) -> int:
     """Number of the line, from 1."""
-    return text.count("\n", 0, at) + 1
+    return (text.count("\n", 0, at) or text.count("\r", 0, at)) + 1
 
 
 def unreadable(kind: str, error: Exception) -> DataError:

@@ -3,7 +3,7 @@
     <p>Press <kbd>F1</kbd> for <a href="h.html" title="All topics">help</a>.</p>
 
 is "Press {1} for {2}help{3}." and, on its own, "All topics". Scripts, styles, code, comments and what has
-`translate="no"` stay.
+`translate="no"` or the class `notranslate` stay.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ INLINE = frozenset(
 )  # fmt: skip
 OPAQUE = frozenset(
     {
-        "script", "style", "code", "kbd", "samp", "var", "tt", "pre", "math", "svg", "template", "textarea",
-        "noscript", "object", "iframe",
+        "script", "style", "code", "kbd", "samp", "var", "tt", "pre", "math", "svg", "textarea",
     }
 )  # fmt: skip
 """Elements that are copied whole."""
@@ -35,6 +34,11 @@ VOID = frozenset(
     }
 )  # fmt: skip
 SHOWN = ("alt", "title", "placeholder", "aria-label", "label", "summary")
+META = {
+    *("description", "keywords", "og:title", "og:description", "og:image:alt"),
+    *("twitter:title", "twitter:description", "twitter:image:alt"),
+}
+"""Names of <meta> whose content is for readers."""
 
 
 def places(text: str, options: Options) -> list[Place]:
@@ -72,7 +76,7 @@ def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int, Tag | N
         if tag.start > at:
             yield at, tag.start, None, "text"
         at = tag.start
-        closed_off = name in OPAQUE or tag.attributes.get("translate", "").lower() == "no"
+        closed_off = name in OPAQUE or _stays(tag)
         if closed_off and not tag.closes and not tag.empty and name not in VOID:
             held.append(tag)
             continue
@@ -102,7 +106,7 @@ def _place(text: str, run: list[tuple[int, int, Tag | None]]) -> Iterator[Place]
         run = run[:-1]
     if all(tag for _, _, tag in run):
         for _, _, tag in run:
-            yield from _attributes(tag) if tag else ()
+            yield from _attributes(tag) if tag and not tag.closes else ()
         return
     (start, _, first), (_, end, last) = run[0], run[-1]
     start += 0 if first else len(text[start:end]) - len(text[start:end].lstrip())
@@ -110,30 +114,41 @@ def _place(text: str, run: list[tuple[int, int, Tag | None]]) -> Iterator[Place]
     parts: list[Part] = []
     for a, b, tag in run:
         raw = text[max(a, start) : min(b, end)]
-        parts += _tag_parts(text, tag, raw) if tag else [Part(re.sub(r"[ \t\r\n\f]+", " ", unescape(raw)))]
+        if tag:
+            parts.append(Part(raw, "alone", a if _shown(tag) else None))
+        else:
+            parts.append(Part(re.sub(r"[ \t\r\n\f]+", " ", unescape(raw))))
     place = in_place(start, end, paired(parts), _encoded)
     if has_letters(place.parts):
         yield place
-
-
-def _tag_parts(text: str, tag: Tag, raw: str) -> list[Part]:
-    """An inline tag as a piece; of an image, what readers see is text between two pieces."""
-    found, at = [], tag.start
-    for _, start, end in _shown(tag) if tag.name.lower() == "img" else ():
-        found += [Part(text[at:start], "open"), Part(unescape(text[start:end])), Part(text[end : end + 1], "close")]
-        at = end + 1
-    return [*found, Part(raw[at - tag.start :], "alone")]
+    for _, _, tag in run:
+        yield from _attributes(tag) if tag and not tag.closes else ()
 
 
 def _attributes(tag: Tag) -> Iterator[Place]:
-    """Attributes of a tag between blocks, each a place of its own."""
+    """What readers see of a tag's attributes, each a place of its own."""
     for value, start, end in _shown(tag):
         yield in_place(start, end, [Part(unescape(value))], _encoded, tag.name)
 
 
 def _shown(tag: Tag) -> list[tuple[str, int, int]]:
-    spans = sorted((s for name, s in tag.spans.items() if name.lower() in SHOWN), key=lambda s: s[1])
+    """Values in quotation marks with letters, and where they stand."""
+    if _stays(tag):
+        return []
+    said = {name.lower(): value for name, value in tag.attributes.items()}
+    names = {*SHOWN}
+    if tag.name.lower() == "meta" and (said.get("name") or said.get("property", "")).lower() in META:
+        names = {"content"}
+    elif tag.name.lower() == "input" and said.get("type", "").lower() in ("submit", "button", "reset"):
+        names |= {"value"}
+    spans = sorted((s for name, s in tag.spans.items() if name.lower() in names), key=lambda s: s[1])
     return [s for s in spans if has_letters([Part(unescape(s[0]))]) and tag.raw[s[2] - tag.start] in "\"'"]
+
+
+def _stays(tag: Tag) -> bool:
+    """Whether an element says that it is not to be translated."""
+    classes = tag.attributes.get("class", "").split()
+    return tag.attributes.get("translate", "").lower() == "no" or "notranslate" in classes
 
 
 def _encoded(text: str) -> str:

@@ -4,8 +4,9 @@
     > [help](h.md "All topics").      -> "Press {1}F1{2}, or see {3}help{4}."
 
 The line ends of a paragraph are spaces to the engine; a translated paragraph is one line. HTML blocks are read as HTML.
-Front matter, fenced and indented code, link targets, titles and reference definitions stay. A translation that would
-be more markup than its source (a list, another emphasis) is refused.
+Titles of links and definitions are segments of their own. Front matter, fenced and indented code and link targets stay,
+and so do lines that other dialects read as markup (footnotes, containers, admonitions, attributes). A translation that
+would be more markup than its source (a list, another emphasis) is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from dragoman.translation.formats.base import (
     Place,
     encoded,
     has_letters,
+    in_place,
     merged,
+    replacement,
 )
 from dragoman.translation.formats.html import found_in
 
@@ -40,6 +43,7 @@ INLINE = re.compile(
     r"|\$\$.+?\$\$|\$(?=[^\s$\d])[^$]*?(?<=[^\s$])\$(?!\d)|\\\(.+?\\\)"  # maths
     r"|<(?:[A-Za-z][A-Za-z0-9+.-]*:[^\s<>]*|[\w.+-]+@[\w.-]+)>"  # addresses
     r"|<!--.*?-->|</?[A-Za-z][^<>]*>"  # HTML
+    r"|\{[:#.][^{}\n]*\}|\{%.*?%\}"  # attributes, templates
     r"|\[\^[^\]\s]+\]:?"  # footnotes
     r"|(?P<open>!?\[)|(?P<close>\]"
     rf"(?:{DESTINATION}|\[[^\]]*\])?)"
@@ -49,8 +53,21 @@ INLINE = re.compile(
 )
 BLOCK = re.compile(r"(?:#{1,6}(?:\s|$)|>|[-+*](?:\s|$)|\d{1,9}[.)](?:\s|$)|(?:[-=]\s*)+$|~~~|\|)")
 """Starts of a line that are markup."""
-LABEL = re.compile(r"(?:\[[ xX]\]|\[\^[^\]\s]+\]:)[ \t]+(?=\S)")
-"""Box of a task, name of a footnote."""
+LABEL = re.compile(r"(?:\[[ xX]\]|\[\^[^\]\s]+\]:|:)[ \t]+(?=\S)")
+"""Box of a task, name of a footnote, sign of a definition."""
+FENCE = re.compile(
+    r"\[![A-Z]+\]|\{[:#.][^{}]*\}"  # a quotation's kind, attributes
+    r'|(?:!!!|\?\?\?\+?)[ \t]+[\w -]*(?:"(?P<quoted>.*)")?'  # an admonition and its title
+    r"|:::+[ \t]*[\w-]*[ \t]*(?:\[(?P<boxed>.*)\]|\{.*\}|(?P<title>.*))"  # a container's start or end
+)
+"""Lines that other dialects read as markup and CommonMark as part of a paragraph: they stay lines of their own."""
+NOTE = re.compile(r"^([ \t>]*\[\^[^\]\s]+\]):", re.MULTILINE)
+"""The name of a footnote, which with one word behind it is the definition of a link to CommonMark."""
+COLON = "\ue000"
+"""Its colon to the reader."""
+ATTRIBUTES = re.compile(r"[ \t]+\{[:#.][^{}]*\}\Z")
+TITLE = re.compile(r"""(?<=\s)(?P<quote>["'])(?P<title>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)\s*\)?\Z""")
+"""Of a link, an image or a definition, at its end."""
 
 
 WORDS = ("text", "text_special", "softbreak")
@@ -76,19 +93,23 @@ def places(text: str, options: Options) -> list[Place]:
     environment: dict = {}
     found: list[Place] = []
     cell_at: int | None = None  # within a row of a table, where the next cell may begin
-    for token in _reader().parse(bare, environment):
+    for token in _reader().parse(NOTE.sub(rf"\1{COLON}", bare), environment):
         if token.type == "tr_open" and token.map:
             cell_at = starts[token.map[0]]
         elif token.type == "tr_close":
             cell_at = None
         if token.type == "html_block" and token.map:
             found += found_in(text, starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
-        if token.type != "inline" or not has_letters([Part(token.content)]):
+        content = token.content.replace(COLON, ":")
+        if token.type != "inline" or not has_letters([Part(content)]):
             continue
-        lines = _lines(text, token.content, starts[token.map[0]] if token.map else 0, cell_at)
-        place = _place(text, lines, set(environment.get("references", {})), cell_at is not None)
+        lines = _lines(text, content, starts[token.map[0]] if token.map else 0, cell_at)
+        for group in [lines] if cell_at is not None else _groups(text, lines):
+            found += _places(text, group, set(environment.get("references", {})), cell_at is not None)
         cell_at = cell_at if cell_at is None else lines[-1].end
-        found += [place] if has_letters(place.parts) else []
+    for reference in environment.get("references", {}).values():
+        first, last = (min(line, len(starts) - 1) for line in reference["map"])
+        found += _title(text, starts[first], starts[first] + len(text[starts[first] : starts[last]].rstrip()))
     return found
 
 
@@ -98,7 +119,7 @@ def skeleton(text: str) -> list[tuple]:
         (token.type, token.tag, token.level, token.info, token.content if token.type in ("fence", "code_block") else "")
         if token.type != "inline"
         else ("inline", *sorted(child.type for child in token.children or () if child.type not in WORDS))
-        for token in _reader().parse(text)
+        for token in _reader().parse(NOTE.sub(rf"\1{COLON}", text))
     ]
 
 
@@ -112,38 +133,86 @@ def _lines(text: str, content: str, start: int, cell_at: int | None) -> list[_Li
             wanted = wanted.replace(r"\|", r"\\?\|")
         match = re.compile(wanted).search(text, at)
         assert match, f"Markdown content {line!r} is not in its file"
-        label = LABEL.match(line) if not lines else None
-        lines.append(_Line(match.start() + (label.end() if label else 0), match.end()))
+        lines.append(_Line(match.start(), match.end()))
         at = match.end()
     return lines
 
 
-def _place(text: str, lines: list[_Line], references: set[str], in_table: bool) -> Place:
+def _groups(text: str, lines: list[_Line]) -> Iterator[list[_Line]]:
+    """Lines of a block that are one text: those of other dialects' markup part it."""
+    group: list[_Line] = []
+    for line in lines:
+        raw = text[line.start : line.end]
+        fence, label = FENCE.fullmatch(raw), LABEL.match(raw)
+        if (fence or label) and group:
+            yield group
+            group = []
+        if fence:
+            title = next((name for name in ("quoted", "boxed", "title") if fence[name]), None)
+            if title:
+                yield [_Line(line.start + fence.start(title), line.start + fence.end(title))]
+        else:
+            group.append(_Line(line.start + (label.end() if label else 0), line.end))
+    if group:
+        tail = ATTRIBUTES.search(text, group[-1].start, group[-1].end)
+        yield [*group[:-1], _Line(group[-1].start, tail.start() if tail else group[-1].end)]
+
+
+def _places(text: str, lines: list[_Line], references: set[str], in_table: bool) -> Iterator[Place]:
+    """The place of some lines, and those of titles and attributes in its markup."""
     pieces: list[Part] = []
     end = lines[0].start
     for line in lines:
         if gap := text[end : line.start]:
             pieces.append(Part(gap, "alone") if gap.startswith(("  ", "\\")) else Part(" "))
         end = line.end - (line != lines[-1] and text[line.end - 1] == "\\")
-        pieces.append(Part(text[line.start : end]))
-    source = _inline(pieces, references)
+        pieces.append(Part(text[line.start : end], at=line.start))
+    as_read = _inline(pieces, references)  # what spans lines, or gets a name written out, stands nowhere
+    source = tuple(p if p.at is None or text.startswith(p.text, p.at) else replace(p, at=None) for p in as_read)
     write = partial(_write, lines[0].start, lines[-1].end, source, references, in_table)
-    return Place(lines[0].start, source, write)
+    if has_letters(source):
+        yield Place(lines[0].start, source, write)
+    for part in source:
+        if part.at is not None:
+            yield from _inner(text, part.at, part.at + len(part.text))
+
+
+def _inner(text: str, start: int, end: int) -> Iterator[Place]:
+    """What readers see of a piece of markup: the title of a link, attributes of a tag."""
+    if text[start] == "<":
+        yield from found_in(text, start, end)
+    else:
+        yield from _title(text, start, end)
+
+
+def _title(text: str, start: int, end: int) -> Iterator[Place]:
+    match = TITLE.search(text, start, end)
+    if match and has_letters([Part(match["title"])]):
+        escaped = partial(re.sub, rf"(?<!\\){match['quote']}", rf"\\{match['quote']}")
+        yield in_place(*match.span("title"), [Part(match["title"])], escaped)
 
 
 def _inline(pieces: Sequence[Part], references: set[str]) -> tuple[Part, ...]:
     """Markup inside of a block as pieces; joined over line ends first, so that code and links may span them."""
     holes = [part for part in pieces if part.kind != "text"]
     joined = "".join(part.text if part.kind == "text" else "\0" for part in pieces)
+    stands = [start + n if start is not None else None for start, size in map(_origin, pieces) for n in range(size)]
     found: list[Part] = []
     at = 0
     for match in INLINE.finditer(joined):
         if match["run"] and not _delimits(joined, match):
             continue
-        found += [Part(joined[at : match.start()]), Part(match[0], "alone")]
+        shown = match["close"] or match[0].startswith("<")
+        found.append(Part(joined[at : match.start()]))
+        found.append(Part(match[0], "alone", stands[match.start()] if shown else None))
         at = match.end()
     paired = _paired([*found, Part(joined[at:])], references)
     return merged(_filled(paired, iter(holes)))
+
+
+def _origin(piece: Part) -> tuple[int | None, int]:
+    """Where a piece stands in the document, if that is known, and its length among the others."""
+    return piece.at, len(piece.text) if piece.kind == "text" else 1
 
 
 def _filled(parts: Sequence[Part], holes: Iterator[Part]) -> Iterator[Part]:
@@ -182,7 +251,7 @@ def _paired(parts: list[Part], references: set[str]) -> list[Part]:
             start = waiting[opener][1]
             closing = _closing(part.text, found[start + 1 : n], references)
             if closing:
-                found[start], found[n] = replace(found[start], kind="open"), Part(closing, "close")
+                found[start], found[n] = replace(found[start], kind="open"), replace(part, text=closing, kind="close")
             else:
                 found[start], found[n] = Part(found[start].text), Part(part.text)
             del waiting[opener:]
@@ -222,14 +291,15 @@ def _write(
 ) -> list[Edit]:
     if merged(translated) == source:
         return []
-    new = encoded(translated, lambda text: re.sub(r"(?<!\\)\|", r"\|", text) if in_table else text)
+    edit = replacement(start, end, translated, lambda t: re.sub(r"(?<!\\)\|", r"\|", t) if in_table else t)
+    new = edit.text
     if BLOCK.match(new) and not BLOCK.match(encoded(source, str)):
         raise Broken(f"it would begin a block of markup: {new[:20]!r}")
     before, after = _markup(source), _markup(_inline([Part(new)], references))
     if before != after:
         odd = [*((before - after) | (after - before))]
         raise Broken(f"other markup than the source's: {' '.join(map(repr, odd))}")
-    return [Edit(start, end, new)]
+    return [edit]
 
 
 def _markup(parts: Sequence[Part]) -> Counter[str]:

@@ -1,7 +1,7 @@
 """Gettext PO: messages without a translation, and fuzzy ones, which their programs do not show either.
 
-    #. Button that starts the game      -> context for the translator
-    msgctxt "menu"
+    #. Button that starts the game      -> a note for the translator, as are comments of other translators
+    msgctxt "menu"                      -> its context; texts with another one are translated apart
     msgid "Sail to %s"
     msgstr ""                           -> filled
 
@@ -53,10 +53,10 @@ def places(text: str, options: Options) -> list[Place]:
             source = entry.texts["msgid_plural" if plural and (n or len(forms) == 1) else "msgid"]
             if not has_letters([Part(source)]):
                 continue
-            write = partial(_write, text, entry, form, plural, flagged=n > 0)
+            write = partial(_write, text, entry, form, plural)
             done = bool(entry.texts[form]) and not entry.fuzzy
-            context = " | ".join([*entry.comments, *([entry.texts["msgctxt"]] if "msgctxt" in entry.texts else [])])
-            found.append(Place(entry.spans[form][0], (Part(source),), write, context, done))
+            sense, notes = entry.texts.get("msgctxt", ""), tuple(filter(None, entry.comments))
+            found.append(Place(entry.spans[form][0], (Part(source),), write, sense, notes, sense, done))
     return found
 
 
@@ -97,7 +97,7 @@ def _name(keyword: re.Match[str]) -> str:
 def _comment(entry: _Entry, body: str, at: int) -> None:
     if body.startswith("#,"):
         entry.flags = (at, at + len(body), body)
-    elif body.startswith("#."):
+    elif body.startswith(("#.", "# ")):
         entry.comments.append(body[2:].strip())
 
 
@@ -118,15 +118,10 @@ def quoted(text: str, line_end: str) -> str:
     return f'"{lines[0]}"' if len(lines) == 1 else line_end.join(f'"{line}"' for line in ["", *lines])
 
 
-def _write(
-    text: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Part], doubtful: bool, *, flagged: bool
-) -> list[Edit]:
+def _write(text: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Part], doubtful: bool) -> list[Edit]:
     start, end = entry.spans[form]
     line_end = "\r\n" if "\r\n" in text else "\n"
-    edits = [Edit(start, end, quoted(encoded(parts, str), line_end))]
-    if flagged:  # the first form has seen to the flags of all
-        return edits
-    return edits + _flags(entry, doubtful or plural, line_end)
+    return [Edit(start, end, quoted(encoded(parts, str), line_end)), *_flags(entry, doubtful or plural, line_end)]
 
 
 def _flags(entry: _Entry, fuzzy: bool, line_end: str) -> list[Edit]:

@@ -18,7 +18,9 @@ from dragoman.translation.formats.base import Edit, Options, Part, Place, encode
 from dragoman.translation.formats.tags import paired
 
 TIMES = re.compile(r"^[ \t]*(?:\d+:)?\d+:\d+[.,]\d+[ \t]*-->[^\r\n]*(?:\r\n|\r|\n|$)", re.MULTILINE)
-CUE_END = re.compile(r"(?:\r\n|\r|\n)[ \t]*(?=\r\n|\r|\n)|\s*\Z")
+CUE_END = re.compile(r"(?:\r\n|\r(?!\n)|\n)[ \t]*(?=\r\n|\r|\n)|\s*\Z")
+NUMBER = re.compile(r"(?:\A|(?<=[\r\n]))[ \t]*\d*[ \t]*(?:\r\n|\r|\n)?\s*\Z")
+"""Of the next cue."""
 LINE_END = re.compile(r"\r\n|\r|\n")
 CODE = re.compile(r"</?[^<>\r\n]*>|\{\\[^{}]*\}")
 """Tags, and the overrides such as {\\an8} that players know from another format."""
@@ -32,15 +34,26 @@ def places(text: str, options: Options) -> list[Place]:
         raise DataError("no line such as 00:00:07,000 --> 00:00:09,500: these are no subtitles; mend the file")
     found = []
     for n, cue in enumerate(cues, 1):
-        end = CUE_END.search(text, cue.end() - 1 if cue[0].endswith(("\r", "\n")) else cue.end())
-        assert end
-        last, following = end.start(), cues[n].start() if n < len(cues) else len(text)
-        if following < last:  # no empty line between
-            last = cue.end() + len(re.sub(r"\d*\s*\Z", "", text[cue.end() : following]))
-        for start, stop in _stretches(text, cue.end(), max(cue.end(), last)):
-            place = _place(text, start, stop, f"cue {n}")
-            found += [place] if has_letters(place.parts) else []
+        following = cues[n].start() if n < len(cues) else len(text)
+        for start, end in _paragraphs(text, cue, following):
+            for a, b in _stretches(text, start, end):
+                place = _place(text, a, b, f"cue {n}")
+                found += [place] if has_letters(place.parts) else []
     return found
+
+
+def _paragraphs(text: str, cue: re.Match[str], following: int) -> list[tuple[int, int]]:
+    """A cue's text; an empty line ends it in VTT, while SubRip has files with such lines in the midst of a cue."""
+    at = cue.end() - 1 if cue[0].endswith(("\r", "\n")) else cue.end()
+    if following < len(text):
+        following = cue.end() + len(NUMBER.sub("", text[cue.end() : following]))
+    found = []
+    while at < following:
+        end = CUE_END.search(text, at)
+        assert end
+        found.append((max(at, cue.end()), max(min(end.start(), following), cue.end())))
+        at = max(end.end(), at + 1)
+    return found[:1] if text.startswith("WEBVTT") else found
 
 
 def _stretches(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from dragoman.corpora.languages import normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
-from dragoman.translation.formats.xml import local_name, marked_up, require_safe
+from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe
 
 PROP = '<prop type="x-dragoman">doubtful</prop>'
 
@@ -64,9 +64,9 @@ def places(text: str, options: Options) -> list[Place]:
         parts = marked_up(text, *source.seg) if source and source.seg[0] is not source.seg[1] else []
         if source is None or not has_letters(parts):
             continue
-        done = target is not None and bool(text[target.seg[0].end : target.seg[1].start].strip())
+        done = target is not None and has_text(text, *target.seg)
         write = partial(_write, text, unit.variants[-1], target, options.target)
-        found.append(Place(source.seg[0].start, tuple(parts), write, " | ".join(unit.notes), done))
+        found.append(Place(source.seg[0].start, tuple(parts), write, notes=tuple(unit.notes), done=done))
     return found
 
 

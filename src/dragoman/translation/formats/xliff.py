@@ -5,7 +5,8 @@
 
 get a <target> behind <source>, state `translated`, and where the translation is doubtful `needs-review-translation`
 (1.2) or subState `dragoman:doubtful` (2). A target with text stays, unless its state says that there is work to do.
-`translate="no"` is heeded at every level. Files with a DTD are refused, so there are no entities to expand.
+`translate="no"` is heeded at every level. Where a unit of 1.2 has <seg-source>, its segments are translated each on its
+own, and those that the target has stay. Files with a DTD are refused, so there are no entities to expand.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dragoman.corpora.languages import normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
-from dragoman.translation.formats.xml import local_name, marked_up, require_safe
+from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe
 
 UNITS = ("trans-unit", "segment")
 OPEN_STATES = ("new", "needs-translation", "needs-l10n", "needs-adaptation", "initial")
@@ -30,10 +31,19 @@ LANGUAGES = {"source-language": "source", "srcLang": "source", "target-language"
 
 @dataclass(frozen=True)
 class _Unit:
-    source: tuple[Tag, Tag]
-    target: tuple[Tag, Tag] | None
+    parts: dict[str, tuple[Tag, Tag]]
+    """Opening and closing tag of source, target and seg-source; both the same where it is empty."""
     notes: tuple[str, ...]
     segment: Tag
+    name: str
+
+    @property
+    def source(self) -> tuple[Tag, Tag]:
+        return self.parts["source"]
+
+    @property
+    def target(self) -> tuple[Tag, Tag] | None:
+        return self.parts.get("target")
 
 
 def places(text: str, options: Options) -> list[Place]:
@@ -42,16 +52,40 @@ def places(text: str, options: Options) -> list[Place]:
         raise DataError(f"the outer element is <{root}>, not <xliff>; give an XLIFF file")
     every = tags(text)
     declared = _languages(every, options)
-    found: list[Place] = []
-    for unit in _units(text, every):
-        parts = marked_up(text, *unit.source)
-        if not has_letters(parts):
+    return [place for unit in _units(text, every) for place in _places(text, unit, declared)]
+
+
+def _places(text: str, unit: _Unit, declared: list[Edit]) -> Iterator[Place]:
+    """The place of a unit, or of each of its segments where it is segmented."""
+    state = (unit.target[0].attributes if unit.target else {}).get("state") or unit.segment.attributes.get("state")
+    sources = _segments(text, unit.parts.get("seg-source"))
+    targets = _segments(text, unit.target)
+    is_filled = unit.target is not None and has_text(text, *unit.target)
+    if not sources or (is_filled and not targets):
+        sources, targets = {"": unit.source}, {"": unit.target} if unit.target else {}
+        write = partial(_write, text, unit)
+    else:
+        write = partial(_write_segment, text, unit, sources, targets)
+    for key, span in sources.items():
+        parts = tuple(marked_up(text, *span))
+        done = key in targets and has_text(text, *targets[key]) and state not in OPEN_STATES
+        if has_letters(parts):
+            own = partial(write, declared) if key == "" else partial(write, key, declared)
+            yield Place(span[0].start, parts, own, unit.name, unit.notes, done=done)
+
+
+def _segments(text: str, element: tuple[Tag, Tag] | None) -> dict[str, tuple[Tag, Tag]]:
+    """The segments `<mrk mtype="seg" mid="1">` of an element of XLIFF 1.2, by their ids."""
+    found: dict[str, tuple[Tag, Tag]] = {}
+    stack: list[Tag] = []
+    for tag in tags(text, element[0].end, element[1].start) if element and element[0] is not element[1] else ():
+        if not tag.name or local_name(tag) != "mrk":
             continue
-        has_text = unit.target is not None and bool(text[unit.target[0].end : unit.target[1].start].strip())
-        state = (unit.target[0].attributes if unit.target else {}).get("state") or unit.segment.attributes.get("state")
-        write = partial(_write, text, unit, declared)
-        done = has_text and state not in OPEN_STATES
-        found.append(Place(unit.source[0].start, tuple(parts), write, " | ".join(unit.notes), done))
+        opened = stack.pop() if tag.closes else tag
+        if not tag.closes and not tag.empty:
+            stack.append(tag)
+        elif opened.attributes.get("mtype") == "seg":
+            found[opened.attributes.get("mid", "")] = (opened, tag)
     return found
 
 
@@ -91,12 +125,13 @@ def _units(text: str, every: list[Tag]) -> Iterator[_Unit]:
             continue
         opened = stack.pop()
         name, above = local_name(tag), local_name(stack[-1]) if stack else ""
-        if name in ("source", "target") and above in UNITS:
+        if name in ("source", "target", "seg-source") and above in UNITS:
             parts[name] = (opened, tag)
         elif name == "note":
-            notes.append(unescape(text[opened.end : tag.start]).strip())
+            notes.append(" ".join(unescape(text[opened.end : tag.start]).split()))
         elif name in UNITS and "source" in parts and _wanted([*stack, opened]):
-            yield _Unit(parts["source"], parts.get("target"), tuple(notes), opened)
+            named = [opened.attributes.get("resname"), *([stack[-1].attributes.get("name")] if stack else [])]
+            yield _Unit(parts, tuple(filter(None, notes)), opened, next(filter(None, named), ""))
 
 
 def _wanted(stack: list[Tag]) -> bool:
@@ -106,19 +141,61 @@ def _wanted(stack: list[Tag]) -> bool:
 
 
 def _write(text: str, unit: _Unit, declared: list[Edit], parts: Sequence[Part], doubtful: bool) -> list[Edit]:
-    prefix = unit.source[0].name.removesuffix("source")
     new = encoded(parts, escape)
     is_new = local_name(unit.segment) == "segment"
     edits = [*declared, *(_state(unit.segment, doubtful) if is_new else [])]
+    if unit.target is None:
+        at = unit.source[1].end
+        return [*edits, Edit(at, at, f"{_head(text, unit, doubtful)}{new}</{_prefix(unit)}target>")]
+    opened, closed = unit.target
+    return [*edits, Edit(opened.start, closed.end, f"{_head(text, unit, doubtful)}{new}</{opened.name}>")]
+
+
+def _write_segment(
+    text: str,
+    unit: _Unit,
+    sources: dict[str, tuple[Tag, Tag]],
+    targets: dict[str, tuple[Tag, Tag]],
+    key: str,
+    declared: list[Edit],
+    parts: Sequence[Part],
+    doubtful: bool,
+) -> list[Edit]:
+    """Edits of one segment of a segmented unit; those that its target gets from any segment are the same for all."""
+    new, head = encoded(parts, escape), _head(text, unit, doubtful)
+    within = unit.parts["seg-source"]
+    if unit.target and targets:
+        state = Edit(unit.target[0].start, unit.target[0].end, head, rank=doubtful)
+        opened, closed = targets.get(key, sources[key])
+        filled = f"{opened.raw.removesuffix('>').removesuffix('/').rstrip()}>{new}</{opened.name}>"
+        if key not in targets:
+            at, order = unit.target[1].start, [*sources].index(key)
+            return [*declared, state, Edit(at, at, filled, order)]
+        return [*declared, state, Edit(opened.start, closed.end, filled)]
+    start, end = (unit.target[0].start, unit.target[1].end) if unit.target else (within[1].end,) * 2
+    edits, at = [Edit(start, end, head, -1, doubtful)], within[0].end
+    for n, (mid, (opened, closed)) in enumerate(sources.items()):
+        edits.append(Edit(end, end, text[at : opened.end], 2 * n))
+        edits += [Edit(end, end, new, 2 * n + 1)] if mid == key else []
+        at = closed.start
+    tail = f"{text[at : within[1].start]}</{_prefix(unit)}target>"
+    return [*declared, *edits, Edit(end, end, tail, 2 * len(sources))]
+
+
+def _prefix(unit: _Unit) -> str:
+    return unit.source[0].name.removesuffix("source")
+
+
+def _head(text: str, unit: _Unit, doubtful: bool) -> str:
+    """The opening tag of a target with its state, in front of it the white space that a new one gets."""
+    is_new = local_name(unit.segment) == "segment"
     state = "" if is_new else f' state="{"needs-review-translation" if doubtful else "translated"}"'
     if unit.target is None:
         before = re.search(r"\s*\Z", text[: unit.source[0].start])
-        at = unit.source[1].end
-        return [*edits, Edit(at, at, f"{before[0] if before else ''}<{prefix}target{state}>{new}</{prefix}target>")]
-    opened, closed = unit.target
-    head = opened.raw.rstrip(">").rstrip("/").rstrip()
+        return f"{before[0] if before else ''}<{_prefix(unit)}target{state}>"
+    head = unit.target[0].raw.rstrip(">").rstrip("/").rstrip()
     head = head if is_new else re.sub(r"\s+state(?:-qualifier)?\s*=\s*(\"[^\"]*\"|'[^']*')", "", head)
-    return [*edits, Edit(opened.start, closed.end, f"{head}{state}>{new}</{opened.name}>")]
+    return f"{head}{state}>"
 
 
 def _state(segment: Tag, doubtful: bool) -> list[Edit]:

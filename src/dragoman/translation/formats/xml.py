@@ -40,11 +40,23 @@ def marked_up(text: str, opened: Tag, closed: Tag) -> list[Part]:
         if depth == 0:
             found.append(Part(unescape(text[at : tag.start])))
             held = tag.start
+        if depth == 0 and tag.raw.startswith("<![CDATA["):
+            found.append(Part(tag.raw[9:-3]))
+            at = tag.end
+            continue
         inner = not tag.name or tag.empty
-        guarded = local_name(tag) in PROTECTED or tag.attributes.get("translate") == "no" or depth
+        stays = tag.attributes.get("translate") == "no" or tag.attributes.get("mtype") == "protected"
+        guarded = local_name(tag) in PROTECTED or stays or depth
         if guarded and not inner:
             depth += -1 if tag.closes else 1
         if depth == 0:
             found.append(Part(text[held : tag.end], "alone"))
             at = tag.end
     return paired([*found, Part(unescape(text[at : closed.start]))])
+
+
+def has_text(text: str, opened: Tag, closed: Tag) -> bool:
+    """Whether there is anything but white space and markup in an element; `closed` is `opened` where it is empty."""
+    if opened is closed:
+        return False
+    return any(part.kind == "text" and part.text.strip() for part in marked_up(text, opened, closed))

@@ -62,7 +62,7 @@ def _write(text: str, start: int, end: int, style: str | None, source, translate
         return []
     new, raw = encoded(translated, str), text[start:end]
     if style in ("|", ">"):
-        return [Edit(start, end, _block(raw, new, style))]
+        return [Edit(start, end, _block(raw, source[0].text, new, style))]
     if style == "'" and "\n" not in new and new.isprintable():
         return [Edit(start, end, "'" + new.replace("'", "''") + "'")]
     plain = style is None and _stays_plain(text, start, end, new)
@@ -77,12 +77,14 @@ def _stays_plain(text: str, start: int, end: int, new: str) -> bool:
         return False
 
 
-def _block(raw: str, new: str, style: str) -> str:
+def _block(raw: str, old: str, new: str, style: str) -> str:
     """A block scalar with its header, indent and last line ends; in a folded one a line end is an empty line more."""
     header, body = re.match(r"([^\r\n]*(?:\r\n|\r|\n))(.*)", raw, re.DOTALL).groups()  # type: ignore[union-attr]
     indent = re.search(r"^[ \t]*(?=[^\s])", body, re.MULTILINE)
+    own = re.search(r"^ *(?=[^\s])", old, re.MULTILINE)  # with a number in the header, spaces may be the text's
     mark = "\r\n" if "\r\n" in header else header[-1]
     tail = re.search(r"\s*\Z", body)
-    assert indent and tail
+    assert indent and own and tail
+    left = indent[0][: len(indent[0]) - len(own[0])]
     lines = new.split("\n") if style == "|" else re.sub(r"\n", "\n\n", new).split("\n")
-    return header + mark.join(indent[0] + line if line else "" for line in lines) + tail[0]
+    return header + mark.join(left + line if line else "" for line in lines) + tail[0]
