@@ -87,7 +87,7 @@ def effects(
     def over(*counts_UGLE: np.ndarray) -> dict:
         return effect(_over_the_rest, np.stack(counts_UGLE, axis=1))
 
-    partial = read_json(diagnosis)["relations"]["partial"]
+    partial = read_json(diagnosis)["routing"]["relations"]["partial"]
     found = {
         "growth_over_control": over(count["multilingual"], count["control"]),
         "growth_over_english": over(count["multilingual"], count["english"]),
