@@ -149,12 +149,12 @@ def test_cosine_transform_is_scipys(size):
 
 def test_spectrum_by_hand():
     """A constant has its first coefficient alone; a wave of two periods its third."""
-    router = MixRouter(8, Settings(layers=(0,), compress=False))
+    router = MixRouter(8, Settings(layers=(0,), compress=False), 2)
     constant, wave = torch.ones(8), torch.cos(2 * torch.pi * 2 * torch.arange(8) / 8)
     (size_TX,) = router.features(torch.stack([constant, wave]))
     wanted = torch.tensor([[8**0.5, 0, 0, 0, 0], [0, 0, 2**0.5, 0, 0]])  # orthonormal: 8 / sqrt 8, 4 / sqrt 8
     torch.testing.assert_close(size_TX, wanted, atol=1e-5, rtol=1e-5)
-    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"))
+    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"), 2)
     phase_TX = both.features(-constant[None])[1]
     assert phase_TX[0, 0].abs() == 1, "minus one is half a turn"
 
@@ -366,3 +366,44 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="'wavelet'; this version of dragoman knows fft, dct, random, none"):
         open_model(str(tmp_path))
+
+
+# Other numbers of translation experts in other layers
+
+
+def uneven(**conversion):
+    """Three layers with 1, 4 and 2 translation experts."""
+    return mixed(translation={0: 1, 1: 4, 2: 2}, **conversion)
+
+
+@pytest.mark.parametrize("selection", ["all", "group"])
+def test_layers_with_other_numbers_of_translation_experts(selection, tmp_path):
+    model = uneven(selection=selection)
+    assert [layer.num_experts for layer in moe_layers(model)] == [3, 6, 4]
+    chosen = [r.indices_TK for r in routed(model)]
+    assert [int(c.max()) for c in chosen] == [2, 5, 3], "every translation expert is reached, and no other"
+    if selection == "group":
+        assert all((c[:, 0] < 2).all() and (c[:, 1] >= 2).all() for c in chosen)
+    model.save_pretrained(tmp_path)
+    again = open_model(str(tmp_path))
+    assert settings_of(again).translation == (1, 4, 2) and torch.equal(logits(again), logits(model))
+    with masking(model, True):
+        assert all(int(r.indices_TK.max()) < 2 and r.logits_TE[:, 2:].isneginf().all() for r in routed(model))
+
+
+def test_uneven_conversion_keeps_the_logits():
+    difference, largest = logit_difference(dense(), to_mix_moe(dense(), Conversion(translation={0: 3, 1: 1, 2: 2})))
+    assert difference <= 1e-4 * largest
+
+
+@pytest.mark.parametrize(
+    ("conversion", "sentence"),
+    [
+        ({"translation": {0: 1, 7: 2}}, r"given for layers \[0, 7\], and layers \[0, 1, 2\] are converted"),
+        ({"translation": {0: 1, 1: 2, 2: 1}, "layers": (0, 1)}, r"and layers \[0, 1\] are converted"),
+        ({"translation": {0: 1, 1: 0, 2: 1}}, r"1 translation expert or more, not \{1: 0\}"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_sentences(conversion, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        to_mix_moe(dense(), Conversion(**conversion))
