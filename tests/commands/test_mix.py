@@ -10,12 +10,13 @@ import torch
 from dragoman import cli
 from dragoman.commands.mix import run_stage
 from dragoman.commands.mixing_text import Train, stage_rows
-from dragoman.errors import ConfigError, ModelError
+from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import training
 from dragoman.modeling import TextCodec, moe_layers, open_model, save_model, tap_routers
 from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 from dragoman.modeling.mix_moe import set_settings, settings_of
 from dragoman.routing.group_shares import group_mass, group_share_figure, halves, share
+from dragoman.routing.layer_moe import experts_per_layer
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
@@ -52,6 +53,31 @@ def test_convert_records_that_the_logits_stay(folder):
     assert record["logit_difference"] <= 1e-4 * record["largest_logit"]
     assert record["classes"] == ["LlamaForCausalLM", "MixMoELlamaForCausalLM"]
     assert record["sample"]["segments"] == 8
+
+
+def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(folder, tmp_path, capsys):
+    numbers, text = tmp_path / "numbers.json", str(folder / "toy.tsv.gz")
+    words = ["mix", "layers", str(folder / "dense"), "--new", "es", "--old", "en", "--budget", "7", "--corpus", text]
+    cli.run([*words, "--segments", "8", "--out", str(numbers)])
+    record = json.loads(numbers.read_text())
+    wanted = experts_per_layer(record["similarity"], 7)
+    assert list(record["translation"].values()) == wanted and len(wanted) == 3
+    assert f"{sum(wanted)} in all" in capsys.readouterr().out
+    record["translation"] = {"0": 1, "1": 3, "2": 2}  # as unlike as a toy's are not
+    numbers.write_text(json.dumps(record))
+    cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(numbers), "--out", str(tmp_path / "mix")])
+    one = settings(folder, model=str(tmp_path / "mix"), stage=1, out=tmp_path / "one", languages=("en", "es"))
+    run_stage(one)
+    given = {"model": str(tmp_path / "one" / "model"), "out": tmp_path / "two", "directions": ("en-es",)}
+    run_stage(replace(one, stage=2, languages=(), **given))
+    before, after = (open_model(str(tmp_path / stage / "model")) for stage in ("one", "two"))
+    for layer, trained, number in zip(moe_layers(before), moe_layers(after), (1, 3, 2), strict=True):
+        assert layer.num_experts == 2 + number
+        moved = [not torch.equal(a, b) for a, b in zip(layer.experts.down_proj, trained.experts.down_proj, strict=True)]
+        assert moved[:2] == [False, False] and any(moved[2:]), "language-model experts stay"
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(DataError, match="has no numbers of translation experts; `dragoman mix layers` writes them"):
+        cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
 
 
 def test_two_stages_and_what_is_recorded(folder, tmp_path):

@@ -94,9 +94,7 @@ def test_balance_counts_eligible_experts():
     with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:
         model(IDS)
     even = balance_loss(seen[0].logits_TE, seen[0].indices_TK, torch.ones(8 * 24, dtype=torch.bool))
-    assert float(even) * mix_moe.balance_weight(model, 0.01) == pytest.approx(0.01)
-    set_settings(model, masked=False)
-    assert mix_moe.balance_weight(model, 0.01) == 0.01
+    assert float(even) == pytest.approx(1)
 
 
 # MoE-LPR

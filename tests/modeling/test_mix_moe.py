@@ -149,12 +149,12 @@ def test_cosine_transform_is_scipys(size):
 
 def test_spectrum_by_hand():
     """A constant has its first coefficient alone; a wave of two periods its third."""
-    router = MixRouter(8, Settings(layers=(0,), compress=False))
+    router = MixRouter(8, Settings(layers=(0,), compress=False), 2)
     constant, wave = torch.ones(8), torch.cos(2 * torch.pi * 2 * torch.arange(8) / 8)
     (size_TX,) = router.features(torch.stack([constant, wave]))
     wanted = torch.tensor([[8**0.5, 0, 0, 0, 0], [0, 0, 2**0.5, 0, 0]])  # orthonormal: 8 / sqrt 8, 4 / sqrt 8
     torch.testing.assert_close(size_TX, wanted, atol=1e-5, rtol=1e-5)
-    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"))
+    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"), 2)
     phase_TX = both.features(-constant[None])[1]
     assert phase_TX[0, 0].abs() == 1, "minus one is half a turn"
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from dragoman.commands import Numbers, scoring
+from dragoman.commands import Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_text import STAGED, Train, sample_of, shares_of, stage_rows
 from dragoman.corpora.pack import open_corpus
-from dragoman.record import claim_folder, environment, write_json
+from dragoman.errors import ConfigError, DataError
+from dragoman.record import claim_folder, environment, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +46,7 @@ def convert(
     scale: str = "preserve",
     slices: str = "contiguous",
     mt_init: str = "random",
+    numbers: Path | None = None,
     corpus: str = "help",
     language: str = "en",
     segments: int = 64,
@@ -78,6 +80,8 @@ def convert(
         contiguous, or balanced: neurons that are active together on sample text.
     mt_init
         Translation experts start random, or zero: with a second map of zeros.
+    numbers
+        What `mix layers` wrote: so many translation experts in each layer, in place of `experts` in all.
     corpus
         N-way text for balanced slices.
     language
@@ -91,7 +95,7 @@ def convert(
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
     chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
-    chosen |= {"mt_init": mt_init, "seed": seed}
+    chosen |= {"mt_init": mt_init, "seed": seed, "translation": _numbers_in(numbers) if numbers else {}}
     conversion = Conversion(**chosen)
 
     def convert(dense: Any, codec: Any) -> tuple[Any, dict[str, Any]]:
@@ -101,6 +105,66 @@ def convert(
 
     about = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
     write_converted(model, out, convert, about)
+
+
+def _numbers_in(path: Path) -> dict[int, int]:
+    """Layer -> translation experts. DataError for another file."""
+    try:
+        return {int(layer): int(number) for layer, number in read_json(path)["translation"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{path} has no numbers of translation experts; `dragoman mix layers` writes them") from None
+
+
+@app.command(name="layers")
+def plan_layers(
+    model: str,
+    /,
+    *,
+    new: Tags,
+    old: Tags,
+    budget: int,
+    out: Path,
+    corpus: str = "help",
+    segments: int = 200,
+) -> None:
+    """Say by LayerMoE how many translation experts each layer needs: more where languages are less alike.
+
+    Parameters
+    ----------
+    model
+        Dense model: folder, Hub id, or the name of a fetched one.
+    new
+        Languages that the experts are for.
+    old
+        Languages that they are compared with.
+    budget
+        Experts of all layers together; each gets one or more, so up to one a layer is added by rounding.
+    out
+        New JSON file, for `mix convert --numbers`.
+    corpus
+        N-way text.
+    segments
+        Train segments of each language.
+    """
+    from dragoman.modeling import model_checksum, open_both
+    from dragoman.modeling.feed_forwards import feed_forwards
+    from dragoman.routing import layer_moe
+
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another name")
+    text = open_corpus(corpus)
+    opened, codec = open_both(model)
+    spoken = dict.fromkeys((*new, *old))
+    units = layer_moe.mean_unit_vectors(opened, {g: sample_of(codec, text, g, segments) for g in spoken})
+    similarity_L = layer_moe.similarity(units, new, old).tolist()
+    ids = [ffn.layer_id for ffn in feed_forwards(opened)]
+    number = dict(zip(ids, layer_moe.experts_per_layer(similarity_L, budget), strict=True))
+    about: dict[str, Any] = {"command": "mix layers", "model": model, "model_sha256": model_checksum(model)}
+    about |= {"corpus": text.about, "new": new, "old": old, "budget": budget, "segments": segments}
+    write_json(out, environment() | about | {"similarity": similarity_L, "translation": number})
+    for layer, likeness in zip(ids, similarity_L, strict=True):
+        print(f"layer {layer:3}  likeness {likeness:.3f}  translation experts {number[layer]}")
+    print(f"{sum(number.values())} in all, by {out}")
 
 
 @app.command
@@ -215,12 +279,10 @@ def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
 def _trained(
     config: Train, model: PreTrainedModel, method: Any, settings: Any, rows: Any, pad_id: int
 ) -> tuple[Log, int, Any]:
-    from dragoman.methods import mix_moe, moe_lpr, training
+    from dragoman.methods import moe_lpr, training
     from dragoman.modeling import moe_layers
 
     ours = config.training
-    if config.method == "mix_moe":
-        ours = replace(ours, balance=mix_moe.balance_weight(model, ours.balance))
     lpr = config.method == "moe_lpr" and config.stage == 2
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,7 +19,8 @@ ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torc
 def balance_loss(
     logits_TE: torch.Tensor, indices_TK: torch.Tensor, real_T: torch.Tensor, score: str = "softmax"
 ) -> torch.Tensor:
-    """E * sum_e f_e P_e of one layer: f the share of slots that went to e, P the mean router probability.
+    """E * sum_e f_e P_e of one layer: f the share of slots that went to e, P the mean router probability, E the number
+    of experts that are not masked (minus infinity for every token).
 
     1 where routing is uniform. score: one of SCORES; scores that are no distribution are divided by their sum.
     Source: Fedus et al. 2022 (arXiv:2101.03961), eq. 4-6, with slots for top-k; for sigmoid scores DeepSeek-V3
@@ -30,7 +31,8 @@ def balance_loss(
     num_experts = logits_TE.shape[-1]
     probability_E = _probabilities(logits_TE, score)[real_T].mean(0)
     slots_E = torch.bincount(indices_TK[real_T].flatten(), minlength=num_experts).float()
-    return num_experts * (slots_E / slots_E.sum() * probability_E).sum()
+    eligible = logits_TE.isneginf().logical_not().any(0).sum()
+    return eligible * (slots_E / slots_E.sum() * probability_E).sum()
 
 
 def _probabilities(logits_TE: torch.Tensor, score: str) -> torch.Tensor:

@@ -70,16 +70,10 @@ def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = No
 
 def group_plan(model: PreTrainedModel, settings: Settings, stage: int) -> ExpertPlan:
     """The experts that a stage trains, in every block."""
-    first = (stage - 1) * settings.experts
-    group = tuple(PlannedExpert(e, "all") for e in range(first, first + settings.experts))
     sizes = {layer.layer_id: layer.num_experts for layer in moe_layers(model)}
-    return ExpertPlan("mix_moe", dict.fromkeys(sizes, group), sizes)
-
-
-def balance_weight(model: PreTrainedModel, weight: float) -> float:
-    """The weight that makes `losses.balance_loss`, which counts all experts, one over those eligible."""
-    settings = settings_of(model)
-    return weight * settings.eligible / (2 * settings.experts)
+    groups = {i: range(settings.experts) if stage == 1 else range(settings.experts, size) for i, size in sizes.items()}
+    planned = {i: tuple(PlannedExpert(e, "all") for e in group) for i, group in groups.items()}
+    return ExpertPlan("mix_moe", planned, sizes)
 
 
 def merge(model: PreTrainedModel) -> None:

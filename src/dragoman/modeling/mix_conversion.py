@@ -14,8 +14,8 @@ Shape letters: T tokens, D model width, F width of the feed-forward, k experts o
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Conversion:
     """Model layers to convert; default all. Differs: the paper says "chosen" and not which."""
     experts: int = 2
     """Experts of each group; the width of the feed-forward must be a multiple."""
+    translation: Mapping[int, int] = field(default_factory=dict)
+    """Translation experts of each converted layer, where they are not `experts` in all: layer -> number."""
     top_k: int = 2
     """Experts of a token."""
     selection: str = "all"
@@ -71,6 +73,8 @@ class Conversion:
         faults = [f"{n} is {', '.join(k)}, not {given[n]!r}" for n, k in known.items() if given[n] not in k]
         if self.experts < 1 or not 1 <= self.top_k <= 2 * self.experts:
             faults.append(f"{self.experts} experts a group and top-k {self.top_k}: 1 or more, and at most all of them")
+        if few := {layer: number for layer, number in self.translation.items() if number < 1}:
+            faults.append(f"layers need 1 translation expert or more, not {few}")
         if self.selection == "group" and self.top_k != 2:
             faults.append("selection group takes one expert of each group, so top_k is 2")
         if self.transform == "none" and (self.parts != "mag" or not self.compress):
@@ -81,7 +85,8 @@ class Conversion:
     def settings(self, layers: Sequence[int]) -> Settings:
         """What of it the model's config keeps."""
         names = ("experts", "top_k", "selection", "transform", "parts", "compress")
-        return Settings(layers=tuple(layers), **{name: getattr(self, name) for name in names})
+        translation = tuple(self.translation[layer] for layer in layers) if self.translation else ()
+        return Settings(layers=tuple(layers), translation=translation, **{n: getattr(self, n) for n in names})
 
 
 def to_mix_moe(
@@ -124,6 +129,12 @@ def _chosen(model: PreTrainedModel, conversion: Conversion) -> list[FeedForward]
             f"layers {foreign} cannot be converted: {name} has feed-forwards in layers {min(found)} to {max(found)}"
         )
     chosen = [found[i] for i in conversion.layers or sorted(found)]
+    numbered, wanted = sorted(conversion.translation), sorted(ffn.layer_id for ffn in chosen)
+    if numbered and numbered != wanted:
+        raise ConfigError(
+            f"numbers of translation experts are given for layers {numbered}, and layers {wanted} are converted; "
+            "give a number to each of these and to no other"
+        )
     if odd := sorted({ffn.width for ffn in chosen if ffn.width % conversion.experts}):
         raise ModelError(
             f"feed-forwards of {name} are {', '.join(map(str, odd))} neurons wide, which {conversion.experts} experts "
@@ -167,7 +178,7 @@ def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: 
             experts.down_proj_bias[e] = factor / len(places_kW) * whole_D
     std = initial_std(block.experts.config)
     generator = torch.Generator().manual_seed(conversion.seed + 1 + ffn.layer_id)
-    for e in range(len(places_kW), 2 * len(places_kW)):
+    for e in range(len(places_kW), experts.num_experts):
         for weight, scale in ((first[e], std), (experts.down_proj[e], std if conversion.mt_init == "random" else 0.0)):
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))
         for bias in [p for n, p in experts.named_parameters() if n.endswith("_bias")]:

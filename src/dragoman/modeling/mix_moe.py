@@ -4,7 +4,7 @@ that also reads the spectrum of each token.
     g = softmax(W [h ; phi(h)]),   y = sum over the chosen e of g_e E_e(h) / sum of the chosen g
 
 phi is a transform over the hidden dimension of one token. (A transform over time would read later tokens, and change
-with every generated one.) Experts 0 .. k-1 are the language-model group, k .. 2k-1 the translation group.
+with every generated one.) Experts 0 .. k-1 are the language-model group, those from k on the translation group.
 
 Every dense class has one class of this kind, made of it by `register`: the same code with other feed-forwards, so
 caches, masks and generation are those of transformers, and Auto classes load it without code from the model's folder.
@@ -12,7 +12,7 @@ caches, masks and generation are those of transformers, and Auto classes load it
 Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681), sec. III-A, as far as known.
 Differs: what the paper leaves open is a field of `Settings`, each with what was chosen.
 
-Shape letters: T tokens, E = 2k experts, K chosen per token, D model width, F width of an expert, X spectral features.
+Shape letters: T tokens, E experts, K chosen per token, D model width, F width of an expert, X spectral features.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Settings:
     layers: tuple[int, ...]
     """Model layers whose feed-forward is a block of experts."""
     experts: int = 2
-    """Experts of each group, k. The paper's value."""
+    """Language-model experts, k. The paper's value."""
+    translation: tuple[int, ...] = ()
+    """Translation experts of each of `layers`; default k, the paper's value. `routing.layer_moe` gives others."""
     top_k: int = 2
     """Experts of a token. Differs: the paper's number is not known; two keep the arithmetic of the dense layer."""
     selection: str = "all"
@@ -75,6 +77,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "translation", tuple(self.translation))
         for name, known in CHOICES.items():
             if (given := getattr(self, name)) not in known:
                 raise ModelError(
@@ -82,10 +85,9 @@ class Settings:
                     f"{', '.join(known)}: take one of them, or a newer version for a model that was saved by one"
                 )
 
-    @property
-    def eligible(self) -> int:
-        """Experts that a token can be sent to now."""
-        return self.experts * (1 if self.masked else 2)
+    def translation_of(self, layer: int) -> int:
+        """Translation experts of a layer."""
+        return self.translation[self.layers.index(layer)] if self.translation else self.experts
 
     @property
     def preserves(self) -> bool:
@@ -98,14 +100,13 @@ class MixRouter(nn.Module):
 
     random_2DX: torch.Tensor
 
-    def __init__(self, width: int, settings: Settings):
+    def __init__(self, width: int, settings: Settings, translation: int):
         super().__init__()
-        self.settings = settings
-        bins = width // 2 + 1
+        self.settings, self.translation, bins = settings, translation, width // 2 + 1
         size = {"fft": bins, "dct": width, "random": bins, "none": 0}[settings.transform]
         real = settings.transform == "dct" and settings.parts == "real+imag"
         size *= 1 if settings.parts == "mag" or real else 2
-        self.weight = nn.Parameter(torch.empty(2 * settings.experts, width + size))
+        self.weight = nn.Parameter(torch.empty(settings.experts + translation, width + size))
         if settings.transform == "random":
             self.register_buffer("random_2DX", torch.empty(2, width, bins))
 
@@ -121,18 +122,20 @@ class MixRouter(nn.Module):
             logits_TE = torch.stack(parts).sum(0)
             if self.settings.masked:
                 kept_TE = logits_TE[:, : self.settings.experts]
-                logits_TE = nn.functional.pad(kept_TE, (0, self.settings.experts), value=float("-inf"))
+                logits_TE = nn.functional.pad(kept_TE, (0, self.translation), value=float("-inf"))
             chosen_TK, indices_TK = self._choose(logits_TE)
             # the softmax over all, divided by the sum of the chosen, is the softmax over the chosen
             return logits_TE, chosen_TK.softmax(-1), indices_TK
 
     def _choose(self, logits_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = self.settings.experts
+        groups = [logits_TE[:, :size]] if self.settings.masked else [logits_TE[:, :size], logits_TE[:, size:]]
         if self.settings.selection == "all":
-            return logits_TE.topk(min(self.settings.top_k, self.settings.eligible), dim=-1)
-        groups = [logits_TE[:, at : at + size].max(-1) for at in range(0, self.settings.eligible, size)]
-        indices = [best.indices + at * size for at, best in enumerate(groups)]
-        return torch.stack([best.values for best in groups], dim=-1), torch.stack(indices, dim=-1)
+            eligible = sum(group.shape[-1] for group in groups)
+            return logits_TE.topk(min(self.settings.top_k, eligible), dim=-1)
+        best = [group.max(-1) for group in groups]
+        indices = [found.indices + at * size for at, found in enumerate(best)]
+        return torch.stack([found.values for found in best], dim=-1), torch.stack(indices, dim=-1)
 
     def features(self, state_TD: torch.Tensor) -> list[torch.Tensor]:
         """phi(h): parts of the transform of each token, each [T, X]; nothing for the transform none."""
@@ -251,9 +254,10 @@ class MixMoE(nn.Module):
 
     def __init__(self, config: Any, ffn: FeedForward, settings: Settings):
         super().__init__()
-        self.router = MixRouter(ffn.size, settings)
+        translation = settings.translation_of(ffn.layer_id)
+        self.router = MixRouter(ffn.size, settings, translation)
         kind = KINDS[len(ffn.ups) == 2, ffn.has_bias]
-        self.experts = kind(config, ffn, 2 * settings.experts, ffn.width // settings.experts)
+        self.experts = kind(config, ffn, settings.experts + translation, ffn.width // settings.experts)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D]."""
