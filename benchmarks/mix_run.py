@@ -6,9 +6,10 @@
 Every arm reads `text` steps of monolingual text in seven languages, then `pairs` steps of parallel text from and into
 English. Mix-MoE trains its two groups so, full fine-tuning everything, LoRA as many parameters as Mix-MoE in a stage.
 MoE-LPR has as many new experts as hold both of Mix-MoE's groups, and gives its last `review` steps to the second
-stage; as the base knows all seven languages, all are old to it. The learning rate of each arm in each stage is that of
-`--rates` which scores best on dev after `short` steps: bits per byte of text, of translations given their source, or
-the mean of both for the review. devtest is scored once.
+stage; as the base knows all seven languages, all are old to it. The learning rate of each arm in each stage is that
+which scores best on dev after `short` steps: bits per byte of text, of translations given their source, or the mean of
+both for the review. Where the best of `--rates` is the lowest or the highest of them, rates beyond it are tried too, up
+to three times, so that the best one has a worse one on either side. devtest is scored once.
 
 A stage whose record is there is not trained again, so a run that was stopped goes on, and a seed can be added; with
 other settings than those that `--work` keeps (settings.json) it is refused. What is written to `--out`: run.json
@@ -110,22 +111,37 @@ def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps
     return Train(str(model), out=out, **(common | stage.given))
 
 
+BEYOND = 3
+"""Rates that are tried beyond an end of the grid, at most."""
+
+
 def best_rate(stage: Stage, model: Path, folder: Path, seed: int, plan: Plan) -> dict[str, float]:
-    """Rate of the plan -> bits per byte on dev after a short training; kept in the folder, the models are not."""
+    """Rate -> bits per byte on dev after a short training; kept in the folder, the models are not."""
     done = folder / "rates.json"
     found: dict[str, float] = read_json(done) if done.exists() else {}
-    for rate in plan.rates:
-        if f"{rate:g}" in found:
-            continue
-        out = folder / f"rate-{rate:g}"
-        shutil.rmtree(out, ignore_errors=True)
-        asked = settings(stage, model, out, seed, rate, min(plan.short, stage.steps))
-        run_stage(replace(asked, split="dev", segments=4, score=("en-de",)))
-        found[f"{rate:g}"] = dev_bits(out / "model", stage.name)
-        shutil.rmtree(out)
-        write_json(done, found)
-        print(f"{stage.label}, rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte on dev", flush=True)
-    return {f"{rate:g}": found[f"{rate:g}"] for rate in plan.rates}
+    for _ in range(BEYOND + 1):
+        for rate in wanted_rates(plan.rates, {float(r): bits for r, bits in found.items()}):
+            out = folder / f"rate-{rate:g}"
+            shutil.rmtree(out, ignore_errors=True)
+            asked = settings(stage, model, out, seed, rate, min(plan.short, stage.steps))
+            run_stage(replace(asked, split="dev", segments=4, score=("en-de",)))
+            found[f"{rate:g}"] = dev_bits(out / "model", stage.name)
+            shutil.rmtree(out)
+            write_json(done, found)
+            print(f"{stage.label}, rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte on dev", flush=True)
+    return dict(sorted(found.items(), key=lambda item: float(item[0])))
+
+
+def wanted_rates(grid: Sequence[float], found: dict[float, float]) -> list[float]:
+    """Rates of the grid without a score; then, where the best is at an end, the next one beyond it by the same step."""
+    if waiting := [rate for rate in grid if rate not in found]:
+        return waiting
+    rates = sorted(found)
+    best = min(rates, key=lambda rate: found[rate])
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return []
+    step = rates[0] / rates[1] if best == rates[0] else rates[-1] / rates[-2]
+    return [float(f"{best * step:.1g}")]
 
 
 def dev_bits(folder: Path, what: str) -> float:

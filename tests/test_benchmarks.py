@@ -72,7 +72,19 @@ def test_mix_run_keeps_to_its_plan_and_to_the_rates_of_it(scripts, tmp_path):
     write_json(work / "seed-0" / "mix" / "record.json", {})
     with pytest.raises(ConfigError, match=r"text 8, not 200; "):
         mix_run.run_all("mini-dense", work=work, out=tmp_path / "out")
-    write_json(tmp_path / "rates" / "rates.json", {"0.001": 2.0, "0.01": 1.0})
+    measured = {"0.003": 1.5, "0.001": 1.0, "0.0003": 2.0}
+    write_json(tmp_path / "rates" / "rates.json", measured)
     (stage, _) = mix_run.arms(plan, 10)["full"]
-    assert mix_run.best_rate(stage, Path("none"), tmp_path / "rates", 0, plan) == {"0.001": 2.0}
-    assert set(read_json(tmp_path / "rates" / "rates.json")) == {"0.001", "0.01"}, "what was measured stays"
+    assert mix_run.best_rate(stage, Path("none"), tmp_path / "rates", 0, plan) == measured, "nothing is trained again"
+
+
+def test_mix_run_goes_beyond_a_grid_whose_best_rate_is_at_its_end(scripts):
+    from mix_run import wanted_rates
+
+    grid = (3e-4, 1e-3, 3e-3)
+    assert wanted_rates(grid, {1e-3: 1.0}) == [3e-4, 3e-3]
+    assert wanted_rates(grid, {3e-4: 2.0, 1e-3: 1.0, 3e-3: 1.5}) == []
+    assert wanted_rates(grid, {3e-4: 2.0, 1e-3: 1.0, 3e-3: 0.5}) == [0.009]
+    assert wanted_rates(grid, {3e-4: 2.0, 1e-3: 1.0, 3e-3: 0.5, 9e-3: 0.4}) == [0.03]
+    assert wanted_rates(grid, {3e-4: 0.5, 1e-3: 1.0, 3e-3: 1.5}) == [9e-5]
+    assert wanted_rates((1e-3,), {1e-3: 1.0}) == [], "one rate has no step"
