@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dragoman.errors import ConfigError
-from dragoman.record import read_json, write_json
+from dragoman.record import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
