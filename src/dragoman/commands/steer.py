@@ -30,7 +30,7 @@ class Config:
     seed: int | None = None
     """Of a control; default 0."""
     out: Path = Path("steer.json")
-    """File to write, for `dragoman evaluate --steer`."""
+    """File to write, for `--steer` of `dragoman evaluate` and `dragoman translate`."""
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.control is None:
