@@ -2,6 +2,7 @@
 
     python benchmarks/adapt.py --quick
     python benchmarks/adapt.py --out benchmarks/adapt/speed.json
+    python benchmarks/adapt.py gpu --out benchmarks/adapt/speed-gpu.json     # OLMoE-1B-7B's shape, bf16, on a GPU
 
 The model is OLMoE's shape (16 layers, 64 experts, top-8) at a part of its width, with random weights; the full mode
 adds the built-in mini-moe. Arms take turns within a round, and times are medians over rounds of one forward and
@@ -12,7 +13,8 @@ alone (with it, full fine-tuning would be slower still):
 
 where attention and head count, and of weight gradients those of planned rows alone. Tokens are drawn at random. Memory
 is the peak resident size of a process of its own after two updates of AdamW, above what it had after its imports;
-weights are in it.
+weights are in it. On a GPU one model is in memory at a time, arms take turns all the same, and the memory is what
+tensors took at most, weights and the update included.
 """
 
 # Shape letters: B rows, S tokens per row, L layers, E experts, K chosen per token, P planned, D width, F expert width.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -219,6 +222,63 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
         "peft_over_ours_memory": mb["peft"] / mb["ssft"],
     }
     return {name: round(value, 3) for name, value in ratios.items()}
+
+
+def gpu_arm(arm: str, rows: int, width: int, passes: int) -> dict[str, Any]:
+    """Seconds of passes, and of passes with the update, and the peak in MB, of one arm alone on the GPU."""
+    with torch.device("cuda"):
+        plain = olmoe(1).to(torch.bfloat16)
+    count, size = allowed(plain, rows, width), sum(p.numel() for p in plain.parameters())
+    ids_BS = tokens_of(plain, rows, width).to("cuda")
+    model = prepare(arm, plain).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    found: dict[str, Any] = {"passes": [], "updates": [], "trained": trained_size(model), "parameters": size}
+    with tempfile.TemporaryDirectory() as folder, running(arm, model, ids_BS, Path(folder)):
+        torch.cuda.reset_peak_memory_stats()
+        for turn in range(passes + 2):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            one_pass(model, ids_BS)
+            torch.cuda.synchronize()
+            passed = time.perf_counter()
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.cuda.synchronize()
+            if turn > 1:  # the first ones choose kernels and make the optimizer's state
+                found["passes"].append(passed - started)
+                found["updates"].append(time.perf_counter() - started)
+    return found | {"mb": torch.cuda.max_memory_allocated() / 2**20, "allowed": count.get(arm)}
+
+
+@app.command
+def gpu(out: Path | None = None, rows: int = 8, width: int = 512, rounds: int = 3, passes: int = 5) -> None:
+    """OLMoE-1B-7B's shape in bf16 on a GPU; prints a line an arm, and last the ratios."""
+    if not torch.cuda.is_available():
+        raise ConfigError("there is no GPU here; without one: python benchmarks/adapt.py")
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
+    arms: dict[str, dict[str, Any]] = {}
+    for _ in range(rounds):
+        for arm in ARMS:
+            new = gpu_arm(arm, rows, width, passes)
+            torch.cuda.empty_cache()
+            old = arms.setdefault(arm, new | {"passes": [], "updates": [], "mb": 0.0})
+            old["passes"], old["updates"] = old["passes"] + new["passes"], old["updates"] + new["updates"]
+            old["mb"] = max(old["mb"], new["mb"])
+    medians = {arm: statistics.median(found["passes"]) for arm, found in arms.items()}
+    for arm, found in arms.items():
+        update = statistics.median(found["updates"])
+        most = f" (allowed {found['allowed']:.2f})" if found["allowed"] else ""
+        print(
+            f"{arm}: {rows * width / update:,.0f} tokens/s with updates, passes {medians['full'] / medians[arm]:.2f} "
+            f"times full{most}, {found['mb']:,.0f} MB, {found['trained']:,.0f} parameters train"
+        )
+    measured = {"rows": rows, "width": width, "median": medians, "peak": arms}
+    measured["allowed"] = {arm: found["allowed"] for arm, found in arms.items() if found["allowed"]}
+    if out is not None:
+        about = {"command": "benchmarks/adapt.py gpu", "gpu": torch.cuda.get_device_name(), "dtype": "bfloat16"}
+        write_json(out, environment() | about | {"models": {"olmoe-1b-7b": measured}})
+    print(json.dumps(figures(measured)))
 
 
 @app.default

@@ -48,12 +48,13 @@ ROWS, WIDTH, SKIPPED = 12, 256, 2
 NEW_TOKENS = 32
 
 
-def opened(shape: str) -> PreTrainedModel:
-    """mini-moe, or random weights of a shape."""
+def opened(shape: str, precision: str) -> PreTrainedModel:
+    """mini-moe, or random weights of a shape, which are kept in bfloat16 where they are computed in it."""
     if shape == "mini-moe":
         return open_model(shape)
     with torch.device(default_device()):
-        return new_model("olmoe", SHAPES[shape], seed=0).eval()
+        model = new_model("olmoe", SHAPES[shape], seed=0).eval()
+    return model.to(torch.bfloat16) if precision == "bf16" else model
 
 
 def plan_of(model: PreTrainedModel) -> ExpertPlan:
@@ -101,7 +102,7 @@ def alignment(
     if out and out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
     updates, rounds = (5, 3) if quick else (9, rounds)
-    model = opened(shape)
+    model = opened(shape, precision)
     times: dict[str, list[float]] = {name: [] for name in ("sft", "ra_moe", "plain", "steered")}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):

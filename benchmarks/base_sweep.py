@@ -41,8 +41,9 @@ def translation_bits(
     bits = 0.0
     with torch.no_grad():
         for ids, silent in codec.pairs(sources, targets, *pair, names):
-            logits_SV = model(torch.tensor([ids])).logits[0, silent - 1 : -1].float()
-            bits += torch.nn.functional.cross_entropy(logits_SV, torch.tensor(ids[silent:]), reduction="sum").item()
+            ids_S = torch.tensor(ids, device=next(model.parameters()).device)
+            logits_SV = model(ids_S[None]).logits[0, silent - 1 : -1].float()
+            bits += torch.nn.functional.cross_entropy(logits_SV, ids_S[silent:], reduction="sum").item()
     return bits / np.log(2) / sum(len(t.encode()) for t in targets)
 
 

@@ -73,6 +73,8 @@ class Config:
     """Optimizer, schedule, checkpoints."""
     dtype: str = "bfloat16"
     """Of the saved weights."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
     resume: bool = False
     """Go on from the last checkpoint in `out`. With more steps (or another decay or time limit) than before, go on from
     the last one whose rate had not begun to decay."""
@@ -106,7 +108,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
     if config.held_out:
         mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
     codec = _codec(config, tables)
-    model = open_model(config.start) if config.start else _new(config, codec)
+    model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
     resume, extended = sharding.on_first(lambda: _resumable(config))
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()
@@ -196,7 +198,7 @@ def _equal_text(tables: list[NText], language: str, budget: int) -> list[str]:
 
 
 def _new(config: Config, codec: Any) -> Any:
-    from dragoman.modeling import keep_freed_memory, new_model
+    from dragoman.modeling import default_device, keep_freed_memory, new_model
 
     keep_freed_memory()
     ids = {
@@ -205,7 +207,8 @@ def _new(config: Config, codec: Any) -> Any:
         "eos_token_id": codec.end_id,
         "pad_token_id": codec.pad_id,
     }
-    return new_model(config.architecture, config.shape | ids, config.training.seed)
+    model = new_model(config.architecture, config.shape | ids, config.training.seed)
+    return model.to(config.device or default_device())  # type: ignore[arg-type]
 
 
 def _remembering(codec: Any) -> Any:

@@ -5,6 +5,7 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -162,6 +163,7 @@ def _recomputing(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """The same sums in the same order: on several CPU threads gradients of gathered rows are else added by chance."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what it takes on a GPU
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -80,6 +80,13 @@ def permuted(x: torch.Tensor, slots_S: torch.Tensor, back_S: torch.Tensor, k: in
     return _Permuted.apply(x, slots_S, back_S, k)
 
 
+def computing_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What grouped products of a weight are computed in: autocast does not reach them, and a GPU loops in float32."""
+    if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype
+
+
 def by_expert(
     indices_TK: torch.Tensor, num_experts: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -100,6 +107,7 @@ def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights
     slots_S, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
     x_SD = permuted(x_TD, slots_S, back_S, top_k)
     layout = {"is_transposed": experts.is_transposed}
-    hidden_SF = experts._apply_gate(moe._grouped_linear(x_SD, experts.gate_up_proj, ends_E, **layout))
-    y_SD = permuted(moe._grouped_linear(hidden_SF, experts.down_proj, ends_E, **layout), back_S, slots_S, 1)
+    up, down = (w.to(computing_dtype(w)) for w in (experts.gate_up_proj, experts.down_proj))
+    hidden_SF = experts._apply_gate(moe._grouped_linear(x_SD, up, ends_E, **layout))
+    y_SD = permuted(moe._grouped_linear(hidden_SF, down, ends_E, **layout), back_S, slots_S, 1)
     return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(x_TD.dtype)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations import moe
 
-from dragoman.modeling.experts import GROUPED, SORTED, by_expert, permuted
+from dragoman.modeling.experts import GROUPED, SORTED, by_expert, computing_dtype, permuted
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def planned_forward(
     top_k = indices_TK.shape[-1]
     slots_S, back_S, expert_S, ends_E = by_expert(indices_TK, experts.num_experts)
     ordered = [rows[name] for name in _names(experts)]
-    stacks = [r.write() for r in ordered]
+    stacks = [(stack := r.write()).to(computing_dtype(stack)) for r in ordered]
     network = _Network(experts, stacks, expert_S, ends_E, ordered[0].planned)
     x_SD = permuted(x_TD, slots_S, back_S, top_k).to(stacks[0].dtype)
     y_SD = _Planned.apply(network, x_SD, *(r.tuned for r in ordered))
@@ -106,7 +106,7 @@ class _Network:
     def back(self, grad: torch.Tensor, weights: torch.Tensor, whole: bool) -> torch.Tensor:
         """Gradient of a layer's input. `weights` are the stack, or the planned rows alone with their slots."""
         ends = self.ends_E if whole else self.ends_E.new_tensor([end for _, end in self.inner_spans])
-        return moe._grouped_linear(grad, weights, ends, is_transposed=not self.transposed)
+        return moe._grouped_linear(grad, weights.to(self.up.dtype), ends, is_transposed=not self.transposed)
 
     def weight_gradient(
         self, inputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], like: torch.Tensor
@@ -114,7 +114,11 @@ class _Network:
         """[P, ...] from the inputs and output gradients of each planned expert's slots."""
         out = torch.zeros_like(like)  # an expert without a slot has the gradient zero
         for row, x, grad in zip(out, inputs, grads, strict=True):
-            torch.mm(*((x.T, grad) if self.transposed else (grad.T, x)), out=row)
+            factors = (x.T, grad) if self.transposed else (grad.T, x)
+            if row.dtype == x.dtype:
+                torch.mm(*factors, out=row)
+            else:  # float32 weights computed in bfloat16
+                row.copy_(torch.mm(*factors))
         return out
 
 
