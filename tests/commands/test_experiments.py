@@ -162,6 +162,16 @@ def test_values_of_another_shape_come_together(tmp_path):
     assert study.arms == {"a": {}} and study.targets == {"ca": {}} and study.rate is None
 
 
+def test_training_text_from_the_built_in_corpus_and_sealed_rows_from_another(question, tmp_path):
+    first = question.studies["first"]
+    study = replace(first, corpus="help", test_corpus=first.corpus, known=("en",), targets={"ca": {}}, complete=())
+    read = load(experimenting.table(study, tmp_path / "a", sealed=True))
+    assert set(read.splits) == {"train", "dev"} and read.about["name"] == "help" and read.languages == ("en", "ca")
+    study = replace(study, targets=first.targets, complete=first.complete, known=first.known)
+    opened = load(experimenting.table(study, tmp_path / "b", sealed=False), open_test=True)
+    assert opened.keys == ("10", "11", "12", "13")
+
+
 def test_no_table_has_sealed_rows_before_the_split_is_opened(question, tmp_path):
     study = question.studies["first"]
     sealed = load(experimenting.table(study, tmp_path / "a", sealed=True), open_test=True)

@@ -43,7 +43,7 @@ from dragoman.commands.experiments import (
     rate_of,
 )
 from dragoman.corpora.ntext import NText, about_path
-from dragoman.corpora.pack import fits, open_corpus, spread
+from dragoman.corpora.pack import BUILT_IN, fits, load_pack, open_corpus, spread
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import environment, read_json, sha256, write_json
 
@@ -252,14 +252,16 @@ def table(study: Study, stem: Path, sealed: bool) -> Path:
     Rows of dev and test are complete in the list's languages, not too long or short, and spread over documents.
     The file's name is the stem and a checksum of what is asked: other text, languages or rows are another file.
     """
-    source, split = Path(study.corpus), "dev" if sealed else "test"
-    if not source.is_file():
+    corpus, split = (study.corpus, "dev") if sealed else (study.test_corpus or study.corpus, "test")
+    source = Path(corpus)
+    if corpus != BUILT_IN and not source.is_file():
         raise ConfigError(f"{source} is not there; make it: dragoman data fetch {source.name.split('.')[0]} --out data")
-    asked = sha256(source, json.dumps([study.languages, split, study.rows.get(split)]))
+    what = source if source.is_file() else load_pack().checksum()
+    asked = sha256(what, json.dumps([study.languages, split, study.rows.get(split)]))
     path = stem.with_name(f"{stem.name}-{asked[:12]}.tsv.gz")
     if path.is_file():
         return path
-    text = open_corpus(study.corpus, open_test=not sealed).select(study.languages)
+    text = open_corpus(corpus, open_test=not sealed).select(study.languages)
     rows = _held(text, split, study.rows.get(split))
     rows += [i for i, s in enumerate(text.splits) if s == "train"] if sealed else []
     chosen = text.take(sorted(rows))

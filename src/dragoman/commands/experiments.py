@@ -65,9 +65,11 @@ class Study:
     arms: dict[str, Arm]
     """Name -> its names for the command lines; `seeds` and `rate_of` (an arm whose rates it takes) are ours."""
     corpus: str
-    """N-way text with a sealed split, such as data/help.tsv.gz."""
+    """N-way text with a sealed split, such as data/help.tsv.gz; or, with `test_corpus`, text without one."""
     known: tuple[str, ...]
     """Languages that may be forgotten, English first."""
+    test_corpus: str = ""
+    """N-way text whose sealed split is opened; default: `corpus`."""
     order: int = 1
     """Questions are run in this order, each whole before the next one."""
     base: str = "mini-moe"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dragoman.methods.sharding import summed
-from dragoman.modeling import MoELayer, Routed
+from dragoman.modeling import MoELayer, Routed, slots_per_expert
 from dragoman.routing.stats import load_balance
 
 
@@ -30,10 +30,9 @@ class Balance:
         """Count one pass. real_T: bool, which tokens are text."""
         for i, r in enumerate(routed[: len(self.layers)]):
             chosen_TK = r.indices_TK.detach()
-            real_TK = real_T.to(chosen_TK.device)[:, None].expand_as(chosen_TK)
-            if self.count_LE[i] is None:
-                self.count_LE[i] = torch.zeros(self.layers[i].num_experts, dtype=torch.int64, device=chosen_TK.device)
-            self.count_LE[i].index_add_(0, chosen_TK.flatten().long(), real_TK.flatten().long())  # type: ignore[union-attr]
+            new_E = slots_per_expert(chosen_TK, self.layers[i].num_experts, real_T.to(chosen_TK.device)).long()
+            before_E = self.count_LE[i]
+            self.count_LE[i] = new_E if before_E is None else before_E + new_E
 
     def report(self, step: int) -> dict[str, Any]:
         """What was counted, by all processes, and begin anew.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dragoman.modeling import SCORES, Routed, router_probabilities
+from dragoman.modeling import SCORES, Routed, router_probabilities, slots_per_expert
 
 ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
 """A method's own term: (inputs of the pass, row_B: which rows of the text it holds, what the tapped routers did)."""
@@ -28,9 +28,8 @@ def balance_loss(
     Differs: per layer and without filler; transformers pools all layers, which can hide a collapsed one. Over the whole
     pass, where DeepSeek-V3 takes each sequence alone.
     """
-    num_experts = logits_TE.shape[-1]
-    probability_E = _probabilities(logits_TE, score)[real_T].mean(0)
-    slots_E = torch.bincount(indices_TK[real_T].flatten(), minlength=num_experts).float()
+    probability_E = _mean(_probabilities(logits_TE, score), real_T)
+    slots_E = slots_per_expert(indices_TK, logits_TE.shape[-1], real_T).float()
     eligible = logits_TE.isneginf().logical_not().any(0).sum()
     return eligible * (slots_E / slots_E.sum() * probability_E).sum()
 
@@ -44,7 +43,13 @@ def _probabilities(logits_TE: torch.Tensor, score: str) -> torch.Tensor:
 
 def z_loss(logits_TE: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
     """Mean squared log-partition of the router. Source: Zoph et al. 2022 (arXiv:2202.08906), eq. 5."""
-    return logits_TE[real_T].float().logsumexp(-1).square().mean()
+    return _mean(logits_TE.float().logsumexp(-1).square(), real_T)
+
+
+def _mean(x_T: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
+    """Over text, without waiting for a device to tell how much of it there is."""
+    filler_T = ~real_T.view(-1, *[1] * (x_T.ndim - 1))
+    return x_T.masked_fill(filler_T, 0.0).sum(0) / real_T.sum()
 
 
 def cross_entropy(model: Any, inputs: dict, labels_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

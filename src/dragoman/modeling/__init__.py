@@ -9,7 +9,7 @@ from dragoman.modeling.depth import (
     why_no_trunk,
     without_trunk,
 )
-from dragoman.modeling.experts import sorted_experts
+from dragoman.modeling.experts import slots_per_expert, sorted_experts
 from dragoman.modeling.feed_forwards import dense_maps
 from dragoman.modeling.kinds import (
     SCORES,
@@ -126,6 +126,7 @@ __all__ = [
     "runs_planned",
     "save_model",
     "score_names",
+    "slots_per_expert",
     "sorted_experts",
     "state_checksum",
     "store_as_new",

@@ -93,10 +93,19 @@ def by_expert(
     """Slots in the order of experts, the inverse permutation, the expert of each, and where each expert's slots end."""
     expert_S, slots_S = torch.sort(indices_TK.flatten(), stable=True)
     back_S = torch.empty_like(slots_S).scatter_(0, slots_S, torch.arange(len(slots_S), device=slots_S.device))
-    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only
-    counted = expert_S.float() if expert_S.device.type in ("cpu", "mps") else expert_S.int()
-    load_E = torch.histc(counted, bins=num_experts, min=0, max=num_experts - 1)
+    load_E = slots_per_expert(expert_S, num_experts)
     return slots_S, back_S, expert_S, load_E.cumsum(0, dtype=torch.int32)
+
+
+def slots_per_expert(
+    indices_TK: torch.Tensor, num_experts: int, real_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How many slots each expert has, [E]; with real_T those of text alone. Nothing here waits for a device."""
+    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only
+    counted = indices_TK.float() if indices_TK.device.type in ("cpu", "mps") else indices_TK.int()
+    if real_T is not None:
+        counted = counted.masked_fill(~real_T.view(-1, *[1] * (counted.ndim - 1)), -1)
+    return torch.histc(counted, bins=num_experts, min=0, max=num_experts - 1)
 
 
 def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
