@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import model_type_to_module_nam
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dragoman.errors import ModelError
-from dragoman.modeling import moe_layers, router_kind, why_not_tunable
+from dragoman.modeling import find_routers, moe_layers, router_kind, why_not_tunable
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -152,6 +152,15 @@ def recording() -> tuple[str, ...]:
     sources = {m: folder.glob(f"{m}/modeling_*.py") for m in {_module(t) for t in every_type()}}
     named = {m for m, files in sources.items() if any("router_logits" in f.read_text("utf-8") for f in files)}
     return tuple(t for t in every_type() if _module(t) in named and records(t))
+
+
+@cache
+def unrecorded() -> tuple[str, ...]:
+    """Model types that record none and whose routers are found by where they stand; none from 5.19 on."""
+    folder = Path(transformers.__file__).parent / "models"
+    sources = {t: folder.glob(f"{_module(t)}/modeling_*.py") for t in every_type() if t not in recording()}
+    named = [t for t, files in sources.items() if any("top_k_index" in f.read_text("utf-8") for f in files)]
+    return tuple(t for t in named if t not in NOT_BUILT and find_routers(build(t)))
 
 
 def every_type() -> list[str]:
