@@ -99,11 +99,18 @@ def _beside_experts(model: PreTrainedModel) -> list[tuple[str, nn.Module, int]]:
             rows[block_name] = max(rows.get(block_name, 0), _rows(module))  # shared experts are fewer
     found = []
     for block_name, most in rows.items():
-        children = [(n, m) for n, m in model.get_submodule(block_name).named_children() if not _stacked(m)]
-        scoring = [(n, m, _scores_at(m, most, hidden_size(model))) for n, m in children]
-        candidates = [(f"{block_name}.{n}", m, at) for n, m, at in scoring if at is not None]
-        found += candidates if len(candidates) == 1 else []
+        scoring = _scoring(model.get_submodule(block_name), most, hidden_size(model))
+        found += [(f"{block_name}.{n}", m, at) for n, m, at in scoring] if len(scoring) == 1 else []
     return found
+
+
+def _scoring(block: nn.Module, rows: int, width: int) -> list[tuple[str, nn.Module, int]]:
+    """Children of a block that score so many experts, and which output the scores are.
+
+    No bare linear map: DeepSeek-V2 of transformers 5.0 reads its gate's weight and never runs the gate.
+    """
+    children = [(n, m) for n, m in block.named_children() if type(m) is not nn.Linear and not _stacked(m)]
+    return [(n, m, at) for n, m in children if (at := _scores_at(m, rows, width)) is not None]
 
 
 def _scores_at(module: nn.Module, rows: int, width: int) -> int | None:
@@ -116,7 +123,9 @@ def _scores_at(module: nn.Module, rows: int, width: int) -> int | None:
     chooses = any(isinstance(t, torch.Tensor) and not t.is_floating_point() and t.ndim > 1 for t in parts)
     maps = {p.shape for p in module.parameters() if p.ndim > 1} == {torch.Size([rows, width])}
     at = [i for i, t in floats if t.ndim > 1 and (t.shape[-1] == rows or (chooses and t.shape[-1] > rows))]
-    return at[0] if at and (chooses or maps) else None
+    if chooses or not maps:
+        return at[0] if at and chooses else None
+    return at[-1] if at else None  # Llama 4 gives what the inputs are multiplied by, then the logits
 
 
 def _recorders(model: PreTrainedModel) -> list[tuple[Any, int, str]]:
@@ -163,12 +172,15 @@ def _probe(model: PreTrainedModel, name: str, router: nn.Module, index: int) -> 
 
 
 def _inner_router(name: str, module: nn.Module, index: int, width: int) -> tuple[str, nn.Module, int]:
-    """Some versions record a whole block. The module in it that returns indices is the router, if there is one."""
+    """Some versions record a whole block. The module in it that returns indices is the router, or that scores alone."""
     stacks = [m for m in module.modules() if m is not module and _stacked(m)]
     for path, child in module.named_modules() if stacks else ():
         columns, top_k = _trial(child, 0, width) if path and child not in stacks else (None, None)
         if columns and top_k:
             return f"{name}.{path}", child, 0
+    scoring = _scoring(module, max(map(_rows, stacks)), width) if stacks else []
+    if len(scoring) == 1:
+        return f"{name}.{scoring[0][0]}", *scoring[0][1:]
     return name, module, index
 
 
