@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dragoman.modeling import Packaged
@@ -33,7 +34,7 @@ def toy_llama() -> Any:
 
 def write_gguf(model: Any, path: Path) -> None:
     """As llama.cpp lays a Llama out: rows of queries and keys interleaved, as its rotary embedding wants them."""
-    from gguf import GGUFWriter
+    GGUFWriter = pytest.importorskip("gguf").GGUFWriter
 
     c = model.config
     writer = GGUFWriter(path, "llama")

@@ -73,6 +73,14 @@ def tiny(family: str, seed: int = 0, **changes: Any):
     return model.eval()
 
 
+def unrecorded(model: Any) -> Any:
+    """The model, of which transformers records nothing any more."""
+    for module in model.modules():
+        if hasattr(module, "_can_record_outputs"):
+            module._can_record_outputs = {}
+    return model
+
+
 def dense(seed: int = 0, **changes: Any):
     """A tiny dense model."""
     torch.manual_seed(seed)

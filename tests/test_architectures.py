@@ -15,7 +15,7 @@ import transformers
 
 from dragoman.modeling import moe_layers, outline, parameter_counts, router_kind
 from dragoman.routing.capture import capture
-from tests.architectures import NOT_BUILT, build, every_type, recording, records, row
+from tests.architectures import NOT_BUILT, build, every_type, recording, records, row, unrecorded
 
 GENERATOR = np.random.default_rng(0)
 LENGTH = 9
@@ -117,7 +117,7 @@ def mass(passes):
     return [sum(sum(w) for i, w in enumerate(weights) if i % (LENGTH + 1)) for _, weights in passes]
 
 
-@pytest.mark.parametrize("model_type", [t for t in recording() if t not in NOT_BUILT])
+@pytest.mark.parametrize("model_type", [t for t in recording() + unrecorded() if t not in NOT_BUILT])
 def test_capture_counts_what_the_experts_get(model_type, tmp_path):
     model = build(model_type)
     with oracle(model) as seen:

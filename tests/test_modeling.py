@@ -28,7 +28,7 @@ from dragoman.modeling import (
 )
 from dragoman.routing.capture import capture
 from tests.architectures import build
-from tests.models import FAMILIES, dense, tiny
+from tests.models import FAMILIES, dense, tiny, unrecorded
 from tests.texts import tokenizer
 
 
@@ -38,6 +38,41 @@ def test_layers_are_found(family):
     first = 1 if "first_k_dense_replace" in FAMILIES[family] else 0
     assert [x.layer_id for x in layers] == list(range(first, 3)), "a leading dense layer is no MoE layer"
     assert {(x.num_experts, x.top_k) for x in layers} == {(8, 2)}
+
+
+@pytest.mark.parametrize(("family", "experts"), [*((f, 8) for f in FAMILIES), ("deepseek_v3", 16), ("qwen2_moe", 16)])
+def test_routers_that_nothing_records_are_found_beside_their_experts(family, experts):
+    """As transformers before 5.19 has DeepSeek-V3. With 16, shared experts return a row as long as the scores."""
+    model = tiny(family, **{n: experts for n, value in FAMILIES[family].items() if n.endswith("experts") and value > 1})
+    expected = moe_layers(model)
+    assert {x.num_experts for x in expected} == {experts}
+    assert moe_layers(unrecorded(model)) == expected
+
+
+def test_what_only_looks_like_a_router_is_none():
+    """Beside stacks: a map to another width, a bare one, and two that score alike, of which none is taken."""
+    model = unrecorded(tiny("olmoe"))
+    for layer in model.model.layers:
+        layer.mlp.gate = torch.nn.Linear(16, 8)
+        layer.mlp.other = torch.nn.Sequential(torch.nn.Linear(16, 9))
+    with pytest.raises(ModelError, match="none that scores the experts it stands beside"):
+        moe_layers(model)
+    for layer in model.model.layers:
+        layer.mlp.gate, layer.mlp.other = (torch.nn.Sequential(torch.nn.Linear(16, 8)) for _ in range(2))
+    with pytest.raises(ModelError, match="none that scores the experts it stands beside"):
+        moe_layers(model)
+    for layer in model.model.layers:
+        del layer.mlp.other
+    assert [x.router for x in moe_layers(model)] == [layer.mlp.gate for layer in model.model.layers]
+
+
+def test_the_router_of_a_recorded_block_is_the_module_that_scores():
+    """Llama 4 of transformers 5.17 records its blocks: whatever trained the router trained its shared expert, too."""
+    model = build("llama4_text")
+    expected = moe_layers(model)
+    record = type("Recorder", (), {"target_class": type(model.model.layers[0].feed_forward), "index": 1})()
+    unrecorded(model).model._can_record_outputs = {"router_logits": record}
+    assert moe_layers(model) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -212,7 +247,7 @@ def test_round_trip_keeps_bits_and_ties(tmp_path):
     codec = TextCodec(tokenizer())
     model = tiny("olmoe", vocab_size=len(codec.tokenizer), tie_word_embeddings=True)
     save_model(model, codec, tmp_path / "m", dtype="bfloat16")
-    again = open_model(str(tmp_path / "m"))
+    again = open_model(str(tmp_path / "m"), device="cpu")
     kept = {n: t.bfloat16().float() for n, t in model.state_dict().items()}
     assert all(torch.equal(t, kept[n]) for n, t in again.state_dict().items())
     size = sum(f.stat().st_size for f in (tmp_path / "m").glob("*.safetensors"))

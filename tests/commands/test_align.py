@@ -82,11 +82,11 @@ def test_categories_are_those_of_whole_likelihoods(place, categorized):
         costs = []
         for option in item.options:
             prompt, answer = codec.encode([item.prompt, option])
-            ids = torch.tensor([[codec.start_id, *prompt, *answer]])
+            ids = torch.tensor([[codec.start_id, *prompt, *answer]], device=model.device)
             with torch.no_grad():
                 log_p = model(ids).logits[0].log_softmax(-1)
             bits = -sum(log_p[len(prompt) + i, token].item() for i, token in enumerate(answer))
-            start = torch.tensor([[codec.start_id, prompt[-1], *answer]])
+            start = torch.tensor([[codec.start_id, prompt[-1], *answer]], device=model.device)
             with torch.no_grad():
                 log_p = model(start).logits[0].log_softmax(-1)
             costs.append(bits + sum(log_p[1 + i, token].item() for i, token in enumerate(answer)))

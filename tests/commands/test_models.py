@@ -140,6 +140,6 @@ def test_smollm2_is_fetched_and_speaks(tmp_path, monkeypatch):
     model, codec = open_both("smollm2")
     import torch
 
-    ids = torch.tensor([[codec.start_id, *codec.encode(["The capital of France is"])[0]]])
+    ids = torch.tensor([[codec.start_id, *codec.encode(["The capital of France is"])[0]]], device=model.device)
     said = codec.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0])
     assert "Paris" in said

@@ -28,9 +28,13 @@ FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GU
 
 
 def command(folder, name, out, *more, batch=4):
-    """A run with two checkpoints; the second one is of its last step but some."""
+    """A run with two checkpoints; the second one is of its last step but some.
+
+    On the CPU: two processes are refused where there is one GPU.
+    """
     line = ["adapt", str(folder / "model"), "--corpus", str(folder / "text.tsv"), "--target", "ca"]
-    line += ["--precision", "fp32", "--text.segments", "40", "--text.block", "48", "--text.batch", str(batch)]
+    line += ["--precision", "fp32", "--device", "cpu"]
+    line += ["--text.segments", "40", "--text.block", "48", "--text.batch", str(batch)]
     line += ["--evaluation.segments", "6", "--checkpoint-steps", "3", "--out", str(out), "--quiet", *FLAGS[name]]
     return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
 
@@ -94,7 +98,8 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     stopped = half_way(folder / f"{name}-two", folder / f"{name}-two-then-one")
     run(command(folder, name, stopped, "--resume"))
     np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-4)
-    ours, alone = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("two-then-one", "one"))
+    paths = [str(folder / f"{name}-{n}" / "model") for n in ("two-then-one", "one")]
+    ours, alone = (open_model(path, device="cpu").state_dict() for path in paths)
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
 
 

@@ -99,7 +99,8 @@ def test_bits_per_byte_against_a_loop(finished, place):
     for text in texts:
         (ids,) = codec.encode([text])
         with torch.no_grad():
-            log_p = model(torch.tensor([[codec.start_id, *ids]])).logits[0].double().log_softmax(-1)
+            row_BS = torch.tensor([[codec.start_id, *ids]], device=model.device)
+            log_p = model(row_BS).logits[0].double().log_softmax(-1)
         bits -= sum(log_p[i, t].item() for i, t in enumerate(ids)) / np.log(2)
     expected = bits / sum(len(t.encode()) for t in texts)
     assert record["bits_per_byte"]["base"]["ca"] == pytest.approx(expected, rel=1e-5)

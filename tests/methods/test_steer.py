@@ -13,7 +13,7 @@ from dragoman.routing.controls import CONTROLS, by_lot, elsewhere
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from dragoman.translation.engines import Stops, translate_greedy
 from tests import architectures
-from tests.models import FAMILIES, tiny
+from tests.models import FAMILIES, tiny, unrecorded
 
 IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
 
@@ -69,6 +69,14 @@ def test_the_router_chooses_by_the_steered_logits(family):
     again = last_router(model)
     assert torch.equal(again.logits_TE, plain.logits_TE), "outside the block nothing is steered"
     assert "forward" not in vars(layer.router)
+
+
+def test_a_steered_model_is_probed_as_any_other():
+    """Also where its routers are found by running them, without values."""
+    model = unrecorded(tiny("deepseek_v3"))
+    layers = moe_layers(model)
+    with steered(model, steering(plan_of(model), "soft", 0.7)):
+        assert moe_layers(model) == layers
 
 
 def test_no_strength_is_no_change_to_the_bit():

@@ -25,7 +25,7 @@ def toy(tmp_path, monkeypatch):
 def test_the_folder_is_what_the_gguf_says(toy, tmp_path):
     out = tmp_path / "toy"
     record = convert("toy", toy, out)
-    model, codec = open_both(str(out))
+    model, codec = open_both(str(out), device="cpu")
     ids = torch.randint(3, len(TOKENS), (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, toy_llama()(ids).logits)

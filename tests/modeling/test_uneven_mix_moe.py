@@ -24,7 +24,7 @@ def test_layers_with_other_numbers_of_translation_experts(selection, tmp_path):
     if selection == "group":
         assert all((c[:, 0] < 2).all() and (c[:, 1] >= 2).all() for c in chosen)
     model.save_pretrained(tmp_path)
-    again = open_model(str(tmp_path))
+    again = open_model(str(tmp_path), device="cpu")
     assert settings_of(again).translation == (1, 4, 2) and torch.equal(logits(again), logits(model))
     with masking(model, True):
         assert all(int(r.indices_TK.max()) < 2 and r.logits_TE[:, 2:].isneginf().all() for r in routed(model))

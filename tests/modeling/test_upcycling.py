@@ -93,7 +93,7 @@ def test_routers_follow_the_seed_and_differ_over_layers():
 def test_it_survives_saving_in_half_precision_too(tmp_path):
     model = tiny("llama")
     upcycle(model, 4, 2).save_pretrained(tmp_path / "full")
-    assert torch.allclose(logits(open_model(str(tmp_path / "full"))), logits(model), atol=1e-5)
+    assert torch.allclose(logits(open_model(str(tmp_path / "full"), device="cpu")), logits(model), atol=1e-5)
     half = upcycle(tiny("llama").to(torch.bfloat16), 4, 2)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 

@@ -30,7 +30,7 @@ def test_against_one_token_at_a_time(opened):
         ids, chances = list(prompt), []
         for token in codec.encode([text])[0]:
             with torch.inference_mode():
-                logits_V = model(input_ids=torch.tensor([ids])).logits[0, -1]
+                logits_V = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1]
             chances.append(float(logits_V.softmax(-1)[token]))
             ids.append(token)
         spans = codec.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]

@@ -111,7 +111,7 @@ def steered(model: PreTrainedModel, how: Steering) -> Iterator[PreTrainedModel]:
     if any(layer.experts is layer.router for layer in layers):
         raise ModelError(NOT_LINEAR)
     _require_room(how, {layer.layer_id: layer.top_k for layer in layers})
-    routers = [(by_id[i].router, by_id[i].num_experts, _change(how, i, model.device)) for i in how.experts]
+    routers = [(by_id[i].router, by_id[i].num_experts, _change(how, i)) for i in how.experts]
     try:
         for router, num_experts, change in routers:
             router.forward = _steering(router.forward, num_experts, change)
@@ -133,10 +133,15 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 """Logits [T, E] -> logits [T, E]."""
 
 
-def _change(how: Steering, layer: int, device: torch.device) -> Change:
-    chosen_P = torch.tensor(how.experts[layer], device=device)
-    shares_P = torch.tensor(how.shares.get(layer, ()), device=device)
-    return functools.partial(RULES[how.rule], chosen_P=chosen_P, shares_P=shares_P, strength=how.strength)
+def _change(how: Steering, layer: int) -> Change:
+    """On the device of the logits: parts of a model may be on several, and probing runs a router on meta."""
+
+    def change(z_TE: torch.Tensor) -> torch.Tensor:
+        chosen_P = torch.tensor(how.experts[layer], device=z_TE.device)
+        shares_P = torch.tensor(how.shares.get(layer, ()), device=z_TE.device)
+        return RULES[how.rule](z_TE, chosen_P=chosen_P, shares_P=shares_P, strength=how.strength)
+
+    return change
 
 
 def _soft(z_TE: torch.Tensor, chosen_P: torch.Tensor, shares_P: torch.Tensor, strength: float) -> torch.Tensor:

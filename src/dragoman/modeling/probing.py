@@ -65,8 +65,8 @@ def moe_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no Mixture-of-Experts layers: no module of a class that transformers records "
-            "as `router_logits` was found; diagnose and expert tuning need an MoE model, for a dense one use "
-            "`dragoman adapt` with the method full"
+            "as `router_logits` was found, and none that scores the experts it stands beside; diagnose and expert "
+            "tuning need an MoE model, for a dense one use `dragoman adapt` with the method full"
         )
     return tuple(_probe(model, name, router, index) for name, router, index in found)
 
@@ -83,8 +83,49 @@ def find_routers(model: PreTrainedModel) -> list[tuple[str, nn.Module, int]]:
         found = [
             (n, m, i) for n, m in modules for _, i, path in recorders if path and n.endswith(f".{path.strip('.')}")
         ]
-    unique = {name: (name, module, index) for name, module, index in found}
+    unique = {name: (name, module, index) for name, module, index in found or _beside_experts(model)}
     return [x for name, x in unique.items() if not any(other.startswith(f"{name}.") for other in unique)]
+
+
+def _beside_experts(model: PreTrainedModel) -> list[tuple[str, nn.Module, int]]:
+    """Routers by where they stand: transformers before 5.19 records none of DeepSeek-V3, GLM-4 and some twenty others.
+
+    A block that holds stacked experts has its router among its other children: the only one that scores experts.
+    """
+    rows: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if name and _stacked(module):
+            block_name = name.rpartition(".")[0]
+            rows[block_name] = max(rows.get(block_name, 0), _rows(module))  # shared experts are fewer
+    found = []
+    for block_name, most in rows.items():
+        scoring = _scoring(model.get_submodule(block_name), most, hidden_size(model))
+        found += [(f"{block_name}.{n}", m, at) for n, m, at in scoring] if len(scoring) == 1 else []
+    return found
+
+
+def _scoring(block: nn.Module, rows: int, width: int) -> list[tuple[str, nn.Module, int]]:
+    """Children of a block that score so many experts, and which output the scores are.
+
+    No bare linear map: DeepSeek-V2 of transformers 5.0 reads its gate's weight and never runs the gate.
+    """
+    children = [(n, m) for n, m in block.named_children() if type(m) is not nn.Linear and not _stacked(m)]
+    return [(n, m, at) for n, m in children if (at := _scores_at(m, rows, width)) is not None]
+
+
+def _scores_at(module: nn.Module, rows: int, width: int) -> int | None:
+    """Which output of a module is a score for each of so many experts, or for more of them; None where none is.
+
+    It chooses among them too, or else its matrices map hidden states to scores and nothing else.
+    """
+    parts = _alone(module, width)
+    floats = [(i, t) for i, t in enumerate(parts) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    chooses = any(isinstance(t, torch.Tensor) and not t.is_floating_point() and t.ndim > 1 for t in parts)
+    maps = {p.shape for p in module.parameters() if p.ndim > 1} == {torch.Size([rows, width])}
+    at = [i for i, t in floats if t.ndim > 1 and (t.shape[-1] == rows or (chooses and t.shape[-1] > rows))]
+    if chooses or not maps:
+        return at[0] if at and chooses else None
+    return at[-1] if at else None  # Llama 4 gives what the inputs are multiplied by, then the logits
 
 
 def _recorders(model: PreTrainedModel) -> list[tuple[Any, int, str]]:
@@ -131,12 +172,15 @@ def _probe(model: PreTrainedModel, name: str, router: nn.Module, index: int) -> 
 
 
 def _inner_router(name: str, module: nn.Module, index: int, width: int) -> tuple[str, nn.Module, int]:
-    """Some versions record a whole block. The module in it that returns indices is the router, if there is one."""
+    """Some versions record a whole block. The module in it that returns indices is the router, or that scores alone."""
     stacks = [m for m in module.modules() if m is not module and _stacked(m)]
     for path, child in module.named_modules() if stacks else ():
         columns, top_k = _trial(child, 0, width) if path and child not in stacks else (None, None)
         if columns and top_k:
             return f"{name}.{path}", child, 0
+    scoring = _scoring(module, max(map(_rows, stacks)), width) if stacks else []
+    if len(scoring) == 1:
+        return f"{name}.{scoring[0][0]}", *scoring[0][1:]
     return name, module, index
 
 
@@ -147,13 +191,18 @@ def hidden_size(model: PreTrainedModel) -> int:
 
 def _trial(router: nn.Module, index: int, width: int) -> tuple[int | None, int | None]:
     """Columns of a router's logits and how many it chooses, None for what it does not tell."""
-    state = {n: t.to("meta") for n, t in [*router.named_parameters(), *router.named_buffers()]}
-    output = run_alone(router, torch.empty(5, width, device="meta", dtype=_dtype(router)), state)
-    parts = output if isinstance(output, (tuple, list)) else [output]
+    parts = _alone(router, width)
     tensors = [t for t in parts if isinstance(t, torch.Tensor)]
     chosen = [t.shape[-1] for t in tensors if not t.is_floating_point() and t.ndim > 1]
     recorded = parts[index] if index < len(parts) else None
     return recorded.shape[-1] if isinstance(recorded, torch.Tensor) else None, chosen[0] if chosen else None
+
+
+def _alone(module: nn.Module, width: int) -> Sequence[Any]:
+    """What a module returns for a few hidden states, without values."""
+    state = {n: t.to("meta") for n, t in [*module.named_parameters(), *module.named_buffers()]}
+    output = run_alone(module, torch.empty(5, width, device="meta", dtype=_dtype(module)), state)
+    return output if isinstance(output, (tuple, list)) else [output]
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
