@@ -26,6 +26,9 @@ METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "f
 GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
 FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
 
+SPREAD = ["full"]
+"""Methods that train with the experts spread too."""
+
 
 def command(folder, name, out, *more, batch=4):
     """A run with two checkpoints; the second one is of its last step but some."""
@@ -64,6 +67,10 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
+    for name in SPREAD:
+        lines.append(command(folder, name, folder / f"{name}-spread", "--expert-parallel"))
+        stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
+        lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
     (folder / "lines.json").write_text(json.dumps(lines))
     script = str(Path(__file__).with_name("sharded.py"))
@@ -96,6 +103,27 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-4)
     ours, alone = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("two-then-one", "one"))
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_spread_experts_train_what_one_process_does(runs, name):
+    folder, _ = runs
+    alone = losses(folder / f"{name}-one")
+    np.testing.assert_allclose(losses(folder / f"{name}-spread"), alone, rtol=1e-5)
+    np.testing.assert_allclose(losses(folder / f"{name}-one-then-spread"), alone, rtol=1e-5)
+    one, spread = (json.loads((folder / f"{name}-{n}" / "record.json").read_text()) for n in ("one", "spread"))
+    assert one["log"]["balance"] == spread["log"]["balance"]
+    assert spread["outcome"]["bits_after"] == pytest.approx(one["outcome"]["bits_after"], rel=1e-5)
+    ours, theirs = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("spread", "one"))
+    assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in theirs)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_one_process_goes_on_from_a_checkpoint_of_spread_experts(runs, name):
+    folder, _ = runs
+    stopped = half_way(folder / f"{name}-spread", folder / f"{name}-spread-then-one")
+    run(command(folder, name, stopped, "--resume"))
+    np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-5)
 
 
 def test_two_processes_go_back_to_the_base(runs):
@@ -148,3 +176,10 @@ def test_what_is_for_one_process_is_refused_by_several(monkeypatch, more, said):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"{said}.* is for one process, and torchrun started several"):
         adapt.run(Config("mini-moe", target="ca", **more))
+
+
+def test_experts_are_not_spread_in_one_process():
+    from dragoman.commands import adapt
+
+    with pytest.raises(ConfigError, match="for several processes, and here is one; start it with torchrun"):
+        adapt.run(Config("mini-moe", target="ca", expert_parallel=True))

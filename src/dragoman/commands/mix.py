@@ -218,6 +218,8 @@ def _stage(config: Train) -> dict[str, Any]:
     corpus.require(spoken)
     model, codec = open_both(config.model)
     total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
+    if config.training.expert_parallel:
+        sharding.require_spreadable(model)
     rows = stage_rows(config, codec, corpus, directions)
     out = sharding.on_first(lambda: claim_folder(config.out))
     scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
