@@ -25,9 +25,8 @@ METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "f
 
 GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
 FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
-
-SPREAD = ["full"]
-"""Methods that train with the experts spread too."""
+PLANNED = {1: (1, 3), 2: (1, 6)}
+"""Layer -> experts; where they are spread, the second process has none of layer 1."""
 
 
 def command(folder, name, out, *more, batch=4):
@@ -58,8 +57,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared-out")
     save_model(tiny("olmoe", vocab_size=400), TextCodec(tokenizer()), folder / "model")
     corpus().save(folder / "text.tsv")
-    planned = (PlannedExpert(1, "language"), PlannedExpert(3, "language"))
-    plan = ExpertPlan("test", {1: planned, 2: planned}, dict.fromkeys(range(3), 8), target="ca", train_routers=True)
+    planned = {i: tuple(PlannedExpert(e, "language") for e in experts) for i, experts in PLANNED.items()}
+    plan = ExpertPlan("test", planned, dict.fromkeys(range(3), 8), target="ca", train_routers=True)
     plan.save(folder / "plan.json")
     lines = []
     for name in METHODS:
@@ -67,7 +66,7 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
-    for name in SPREAD:
+    for name in METHODS:
         lines.append(command(folder, name, folder / f"{name}-spread", "--expert-parallel"))
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
@@ -105,7 +104,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
 
 
-@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("name", METHODS)
 def test_spread_experts_train_what_one_process_does(runs, name):
     folder, _ = runs
     alone = losses(folder / f"{name}-one")
@@ -118,7 +117,7 @@ def test_spread_experts_train_what_one_process_does(runs, name):
     assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in theirs)
 
 
-@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("name", METHODS)
 def test_one_process_goes_on_from_a_checkpoint_of_spread_experts(runs, name):
     folder, _ = runs
     stopped = half_way(folder / f"{name}-spread", folder / f"{name}-spread-then-one")
@@ -134,14 +133,16 @@ def test_two_processes_go_back_to_the_base(runs):
     assert all((base[n] == ours[n]).all() for n in base)
 
 
-def test_planned_rows_alone_move_in_two_processes(runs):
+@pytest.mark.parametrize("run_name", ["two", "spread"])
+def test_planned_rows_alone_move_in_two_processes(runs, run_name):
     folder, _ = runs
-    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", "expert_tuning-two/model"))
+    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", f"expert_tuning-{run_name}/model"))
     changed = {n for n in base if not (base[n] == tuned[n]).all()}
     own = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
     assert changed == {f"model.layers.{i}.mlp.{n}" for i in (1, 2) for n in own}
-    rows = {e for e in range(8) for n in changed if "experts" in n and not (base[n][e] == tuned[n][e]).all()}
-    assert rows == {1, 3}
+    for i, planned in PLANNED.items():
+        for n in (f"model.layers.{i}.mlp.{part}" for part in own[:2]):
+            assert [e for e in range(8) if not (base[n][e] == tuned[n][e]).all()] == list(planned)
 
 
 def test_a_mistake_of_the_first_process_is_told_by_all(runs):

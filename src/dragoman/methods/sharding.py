@@ -145,9 +145,9 @@ class Shards:
         mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("experts", "same"))
         given = {"mesh": mesh["experts"], "ignored_params": set(spread_experts(self.model, mesh) if spread else ())}
         for layer in decoder_layers(self.model):
-            # Planned rows are written into the gathered stacks, and the backward pass reads them there.
+            # Planned rows are written into gathered stacks, and the backward pass reads them there; spread ones stay.
             written = any(parametrize.is_parametrized(m) for m in layer.modules())
-            fully_shard(layer, **given, reshard_after_forward=not written)
+            fully_shard(layer, **given, reshard_after_forward=spread or not written)
         fully_shard(self.model, **given)
         self.release()
 

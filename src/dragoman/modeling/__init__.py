@@ -66,7 +66,7 @@ from dragoman.modeling.probing import (
     moe_layers,
     why_not_tunable,
 )
-from dragoman.modeling.spreading import spread_experts, why_not_spread
+from dragoman.modeling.spreading import local_share, spread_experts, why_not_spread
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 from dragoman.modeling.upcycling import logit_difference, upcycle
 from dragoman.modeling.vocabulary import extended, grow, new_pieces
@@ -106,6 +106,7 @@ __all__ = [
     "layer_numbers",
     "layer_sizes",
     "linear_maps",
+    "local_share",
     "logit_difference",
     "lowest_trained",
     "model_checksum",

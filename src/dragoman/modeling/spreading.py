@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 WEIGHTS, MODULES = "grouped_gemm", "ep_dispatch_experts"
@@ -27,7 +29,7 @@ def why_not_spread(model: PreTrainedModel, processes: int) -> str:
     found = _planned(model, MODULES)
     if not found or set(plan.values()) - {WEIGHTS, MODULES}:
         return f"transformers has no plan for {name} by which whole experts are spread"
-    stacks = {f"{n}.{p}": len(w) for n, m in found.items() for p, w in m.named_parameters()}
+    stacks = {path: len(w) for name, module in found.items() for path, w in _stacks(name, module).items()}
     if own := sorted(stacks.keys() - _planned(model, WEIGHTS).keys()):
         return f"whole stacks of experts can be spread, and {own[0]} is none; methods that train them whole can, as full"
     if odd := sorted({size for size in stacks.values() if size % processes}):
@@ -38,15 +40,20 @@ def why_not_spread(model: PreTrainedModel, processes: int) -> str:
 def spread_experts(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Parameter]:
     """Keep in each process its share of every layer's experts; returns their weights, DTensors by experts from now on.
 
-    mesh: of the processes, with a second dimension "same" of size 1. Gradients are means over the processes' batches,
-    as those of FSDP are. The model must be one for which `why_not_spread` is empty.
+    mesh: of the processes, with a second dimension "same" of size 1. Gradients of the experts' weights are means over
+    the processes' batches, as those of FSDP are; those of a parametrization's own weights are FSDP's to add up. The model must be one for which `why_not_spread` is empty.
     """
     from transformers.distributed.expert_parallel import apply_expert_parallelism
 
     weights, modules = _planned(model, WEIGHTS), _planned(model, MODULES)
-    for module in modules.values():
-        module.forward = _mean_gradients(module, mesh.size())
-    plan = dict.fromkeys(weights, WEIGHTS) | dict.fromkeys(modules, MODULES)  # weights first: modules count them
+    for name, module in modules.items():
+        module.num_experts = len(next(iter(_stacks(name, module).values()))) // mesh.size()
+        if parametrize.is_parametrized(module):
+            for rows in _followers(module):
+                rows.keep_share(mesh["experts"].get_local_rank() * module.num_experts, module.num_experts)
+        else:
+            module.forward = _mean_gradients(module, mesh.size())
+    plan = dict.fromkeys(weights, WEIGHTS) | dict.fromkeys(modules, MODULES)
     apply_expert_parallelism(model, mesh["experts"], mesh["same"], plan, ep_implementation="all_to_all")
     for module in modules.values():
         # It makes transformers look for tokens of other processes' experts; this exchange brings none. Without it the
@@ -94,5 +101,26 @@ def _planned(model: PreTrainedModel, style: str) -> dict[str, Any]:
     plan = getattr(model, "ep_plan", None) or {}
     patterns = [re.escape(key).replace(r"\*", r"\d+") for key, value in plan.items() if value == style]
     members = model.named_parameters() if style == WEIGHTS else model.named_modules()
-    return {name: x for name, x in members if any(re.fullmatch(pattern, name) for pattern in patterns)}
+    return {name: x for name, x in members if any(re.fullmatch(pattern, _plain(name)) for pattern in patterns)}
+
+
+def _plain(name: str) -> str:
+    """The path that a stack had before it was parametrized."""
+    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
+
+
+def _stacks(name: str, experts: nn.Module) -> dict[str, nn.Parameter]:
+    """Path -> weight of all that an experts module holds, but for what follows its stack."""
+    following = {parameter for rows in _followers(experts) for parameter in rows.parameters()}
+    return {f"{name}.{path}": w for path, w in experts.named_parameters() if w not in following}
+
+
+def _followers(experts: nn.Module) -> list[Any]:
+    """Parametrizations that work on a share of their stack too, once they are told which."""
+    return [module for module in experts.modules() if hasattr(module, "keep_share")]
+
+
+def local_share(stack: torch.Tensor) -> torch.Tensor:
+    """Of a stack that is spread what is here; any other as it is."""
+    return stack.to_local() if isinstance(stack, DTensor) else stack
 
