@@ -14,7 +14,7 @@ from dragoman.commands.adapt import Config
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding
 from dragoman.methods.sharding import rows_each
-from dragoman.modeling import TextCodec, open_model, save_model
+from dragoman.modeling import TextCodec, open_model, save_model, why_not_spread
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
@@ -25,6 +25,8 @@ METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "f
 
 GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
 FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
+SPREADS = not why_not_spread(tiny("olmoe"), 2)
+"""Whether this version of transformers can spread experts."""
 PLANNED = {1: (1, 3), 2: (1, 6)}
 """Layer -> experts; where they are spread, the second process has none of layer 1."""
 
@@ -66,16 +68,14 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
-    for name in METHODS:
+    for name in METHODS if SPREADS else ():
         lines.append(command(folder, name, folder / f"{name}-spread", "--expert-parallel"))
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
     (folder / "lines.json").write_text(json.dumps(lines))
     script = str(Path(__file__).with_name("sharded.py"))
-    done = subprocess.run(
-        [*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -104,6 +104,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
 
 
+@pytest.mark.skipif(not SPREADS, reason="this version of transformers does not spread experts")
 @pytest.mark.parametrize("name", METHODS)
 def test_spread_experts_train_what_one_process_does(runs, name):
     folder, _ = runs
@@ -117,6 +118,7 @@ def test_spread_experts_train_what_one_process_does(runs, name):
     assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in theirs)
 
 
+@pytest.mark.skipif(not SPREADS, reason="this version of transformers does not spread experts")
 @pytest.mark.parametrize("name", METHODS)
 def test_one_process_goes_on_from_a_checkpoint_of_spread_experts(runs, name):
     folder, _ = runs
@@ -133,7 +135,7 @@ def test_two_processes_go_back_to_the_base(runs):
     assert all((base[n] == ours[n]).all() for n in base)
 
 
-@pytest.mark.parametrize("run_name", ["two", "spread"])
+@pytest.mark.parametrize("run_name", ["two", *(["spread"] if SPREADS else [])])
 def test_planned_rows_alone_move_in_two_processes(runs, run_name):
     folder, _ = runs
     base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", f"expert_tuning-{run_name}/model"))

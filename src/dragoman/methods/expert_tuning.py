@@ -83,6 +83,7 @@ class PlannedRows(nn.Module):
 
     def __init__(self, base_EFD: torch.Tensor, planned: tuple[int, ...]):
         super().__init__()
+        self.planned_P: torch.Tensor
         self.register_buffer("planned_P", torch.tensor(planned, device=base_EFD.device), persistent=False)
         self.planned = planned
         self.tuned_PFD = nn.Parameter(base_EFD[list(planned)].detach().clone())
@@ -92,7 +93,7 @@ class PlannedRows(nn.Module):
         """The stack has only `size` experts from `first` on from now: of the planned rows, those alone go there."""
         self.here = [row for row, expert in enumerate(self.planned) if first <= expert < first + size]
         self.planned = tuple(self.planned[row] - first for row in self.here)
-        self.planned_P = self.planned_P.new_tensor(self.planned)
+        self.planned_P = torch.tensor(self.planned, dtype=torch.long, device=self.tuned_PFD.device)
 
     @property
     def own_PFD(self) -> torch.Tensor:

@@ -143,7 +143,10 @@ class Shards:
         self.model = copy.deepcopy(model, memo)
         shape = (distributed.get_world_size(), 1)
         mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("experts", "same"))
-        given = {"mesh": mesh["experts"], "ignored_params": set(spread_experts(self.model, mesh) if spread else ())}
+        given: dict[str, Any] = {
+            "mesh": mesh["experts"],
+            "ignored_params": set(spread_experts(self.model, mesh) if spread else ()),
+        }
         for layer in decoder_layers(self.model):
             # Planned rows are written into gathered stacks, and the backward pass reads them there; spread ones stay.
             written = any(parametrize.is_parametrized(m) for m in layer.modules())

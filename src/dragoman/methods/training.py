@@ -149,8 +149,8 @@ def require_shareable(config: Config, extra_loss: ExtraLoss | None = None) -> No
 def _within(running: PreTrainedModel, model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[MoELayer]:
     """The same layers, of the model that runs: a copy has modules of its own, in which experts may be few."""
     at = {module: name for name, module in model.named_modules()}
-    parts = ({part: running.get_submodule(at[getattr(x, part)]) for part in ("router", "experts")} for x in layers)
-    return [replace(layer, **own) for layer, own in zip(layers, parts, strict=True)]
+    of = running.get_submodule
+    return [replace(x, router=of(at[x.router]), experts=of(at[x.experts])) for x in layers]
 
 
 @contextmanager

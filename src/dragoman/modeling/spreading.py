@@ -31,7 +31,7 @@ def why_not_spread(model: PreTrainedModel, processes: int) -> str:
         return f"transformers has no plan for {name} by which whole experts are spread"
     stacks = {path: len(w) for name, module in found.items() for path, w in _stacks(name, module).items()}
     if own := sorted(stacks.keys() - _planned(model, WEIGHTS).keys()):
-        return f"whole stacks of experts can be spread, and {own[0]} is none; methods that train them whole can, as full"
+        return f"whole stacks of experts can be spread, and {own[0]} is none; full and expert_tuning put no such there"
     if odd := sorted({size for size in stacks.values() if size % processes}):
         return f"{odd[0]} experts cannot be spread evenly over {processes} processes; start a divisor of {odd[0]}"
     return ""
@@ -41,7 +41,8 @@ def spread_experts(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Paramete
     """Keep in each process its share of every layer's experts; returns their weights, DTensors by experts from now on.
 
     mesh: of the processes, with a second dimension "same" of size 1. Gradients of the experts' weights are means over
-    the processes' batches, as those of FSDP are; those of a parametrization's own weights are FSDP's to add up. The model must be one for which `why_not_spread` is empty.
+    the processes' batches, as those of FSDP are; those of a parametrization's own weights are FSDP's to add up. The
+    model must be one for which `why_not_spread` is empty.
     """
     from transformers.distributed.expert_parallel import apply_expert_parallelism
 
@@ -123,4 +124,3 @@ def _followers(experts: nn.Module) -> list[Any]:
 def local_share(stack: torch.Tensor) -> torch.Tensor:
     """Of a stack that is spread what is here; any other as it is."""
     return stack.to_local() if isinstance(stack, DTensor) else stack
-
