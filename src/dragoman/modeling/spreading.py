@@ -31,9 +31,9 @@ def why_not_spread(model: PreTrainedModel, processes: int) -> str:
         return f"transformers has no plan for {name} by which whole experts are spread"
     stacks = {path: len(w) for name, module in found.items() for path, w in _stacks(name, module).items()}
     if own := sorted(stacks.keys() - _planned(model, WEIGHTS).keys()):
-        return f"whole stacks of experts can be spread, and {own[0]} is none; full and expert_tuning put no such there"
+        return f"what the method trains in {own[0]} cannot be spread; whole stacks (full) and planned rows can"
     if odd := sorted({size for size in stacks.values() if size % processes}):
-        return f"{odd[0]} experts cannot be spread evenly over {processes} processes; start a divisor of {odd[0]}"
+        return f"{odd[0]} experts can be spread over a divisor of {odd[0]}, not over {processes} processes"
     return ""
 
 
