@@ -166,14 +166,12 @@ def _adapted(config: Config) -> dict[str, Any]:
     from dragoman.commands.rehearsal import rehearse
     from dragoman.methods import sharding
     from dragoman.methods.delta import trained_delta
-    from dragoman.modeling import model_checksum, open_both, save_model, state_checksum
+    from dragoman.modeling import model_checksum, save_model, state_checksum
 
     chosen = _chosen(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
-    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
-    if config.expert_parallel:
-        sharding.require_spreadable(model)
+    model, codec = _opened(config)
     base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
@@ -205,6 +203,15 @@ def _adapted(config: Config) -> dict[str, Any]:
             save_model(model, codec, config.out / "model")
         write_json(config.out / "record.json", record)
     return record
+
+
+def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
+    from dragoman.methods import sharding
+    from dragoman.modeling import open_both
+
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    sharding.require_spreadable(model, config.expert_parallel)  # before anything takes time
+    return model, codec
 
 
 def _chosen(config: Config) -> Any:

@@ -218,8 +218,6 @@ def _stage(config: Train) -> dict[str, Any]:
     corpus.require(spoken)
     model, codec = open_both(config.model)
     total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
-    if config.training.expert_parallel:
-        sharding.require_spreadable(model)
     rows = stage_rows(config, codec, corpus, directions)
     out = sharding.on_first(lambda: claim_folder(config.out))
     scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
@@ -253,7 +251,7 @@ def _stage(config: Train) -> dict[str, Any]:
 
 def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     """Freeze the model and make trainable what the method trains; the method and its settings."""
-    from dragoman.methods import full, lora, mix_moe, moe_lpr
+    from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding
 
     stage: dict[str, Any] = {"stage": config.stage}
     methods: dict[str, tuple[Any, Callable[[], Any]]] = {
@@ -264,6 +262,7 @@ def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     }
     method, settings = methods[config.method][0], methods[config.method][1]()
     method.apply(model, settings, None)
+    sharding.require_spreadable(model, config.training.expert_parallel)
     return method, settings
 
 

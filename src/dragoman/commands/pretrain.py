@@ -109,8 +109,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
         mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
     codec = _codec(config, tables)
     model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
-    if config.training.expert_parallel:
-        sharding.require_spreadable(model)
+    sharding.require_spreadable(model, config.training.expert_parallel)
     resume, extended = sharding.on_first(lambda: _resumable(config))
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()

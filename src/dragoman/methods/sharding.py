@@ -120,8 +120,10 @@ def require_several(expert_parallel: bool) -> None:
         )
 
 
-def require_spreadable(model: PreTrainedModel) -> None:
-    """ModelError where the experts of a model cannot be spread over the processes, as it is now."""
+def require_spreadable(model: PreTrainedModel, asked: bool = True) -> None:
+    """ModelError where the experts of a model are to be spread over the processes and, as it is now, cannot be."""
+    if not asked:
+        return
     if reason := why_not_spread(model, distributed.get_world_size()):
         raise ModelError(f"{reason}; leave out expert_parallel, then each layer's experts are gathered when it runs")
 
