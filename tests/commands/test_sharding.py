@@ -14,7 +14,7 @@ from dragoman.commands.adapt import Config
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding
 from dragoman.methods.sharding import rows_each
-from dragoman.modeling import TextCodec, open_model, save_model
+from dragoman.modeling import TextCodec, open_model, save_model, why_not_spread
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
@@ -25,6 +25,10 @@ METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "f
 
 GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
 FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
+SPREADS = not why_not_spread(tiny("olmoe"), 2)
+"""Whether this version of transformers can spread experts."""
+PLANNED = {1: (1, 3), 2: (1, 6)}
+"""Layer -> experts; where they are spread, the second process has none of layer 1."""
 
 
 def command(folder, name, out, *more, batch=4):
@@ -59,8 +63,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared-out")
     save_model(tiny("olmoe", vocab_size=400), TextCodec(tokenizer()), folder / "model")
     corpus().save(folder / "text.tsv")
-    planned = (PlannedExpert(1, "language"), PlannedExpert(3, "language"))
-    plan = ExpertPlan("test", {1: planned, 2: planned}, dict.fromkeys(range(3), 8), target="ca", train_routers=True)
+    planned = {i: tuple(PlannedExpert(e, "language") for e in experts) for i, experts in PLANNED.items()}
+    plan = ExpertPlan("test", planned, dict.fromkeys(range(3), 8), target="ca", train_routers=True)
     plan.save(folder / "plan.json")
     lines = []
     for name in METHODS:
@@ -68,12 +72,14 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-two")
         lines.append(command(folder, name, folder / f"{name}-two"))
         lines.append(command(folder, name, stopped, "--resume"))
+    for name in METHODS if SPREADS else ():
+        lines.append(command(folder, name, folder / f"{name}-spread", "--expert-parallel"))
+        stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
+        lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
     (folder / "lines.json").write_text(json.dumps(lines))
     script = str(Path(__file__).with_name("sharded.py"))
-    done = subprocess.run(
-        [*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -103,6 +109,29 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, name):
     assert all(np.allclose(ours[n], alone[n], atol=1e-4) for n in alone)
 
 
+@pytest.mark.skipif(not SPREADS, reason="this version of transformers does not spread experts")
+@pytest.mark.parametrize("name", METHODS)
+def test_spread_experts_train_what_one_process_does(runs, name):
+    folder, _ = runs
+    alone = losses(folder / f"{name}-one")
+    np.testing.assert_allclose(losses(folder / f"{name}-spread"), alone, rtol=1e-5)
+    np.testing.assert_allclose(losses(folder / f"{name}-one-then-spread"), alone, rtol=1e-5)
+    one, spread = (json.loads((folder / f"{name}-{n}" / "record.json").read_text()) for n in ("one", "spread"))
+    assert one["log"]["balance"] == spread["log"]["balance"]
+    assert spread["outcome"]["bits_after"] == pytest.approx(one["outcome"]["bits_after"], rel=1e-5)
+    ours, theirs = (open_model(str(folder / f"{name}-{n}" / "model")).state_dict() for n in ("spread", "one"))
+    assert all(np.allclose(ours[n], theirs[n], atol=1e-4) for n in theirs)
+
+
+@pytest.mark.skipif(not SPREADS, reason="this version of transformers does not spread experts")
+@pytest.mark.parametrize("name", METHODS)
+def test_one_process_goes_on_from_a_checkpoint_of_spread_experts(runs, name):
+    folder, _ = runs
+    stopped = half_way(folder / f"{name}-spread", folder / f"{name}-spread-then-one")
+    run(command(folder, name, stopped, "--resume"))
+    np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-5)
+
+
 def test_two_processes_go_back_to_the_base(runs):
     folder, _ = runs
     log = json.loads((folder / "guarded" / "record.json").read_text())["log"]
@@ -111,14 +140,16 @@ def test_two_processes_go_back_to_the_base(runs):
     assert all((base[n] == ours[n]).all() for n in base)
 
 
-def test_planned_rows_alone_move_in_two_processes(runs):
+@pytest.mark.parametrize("run_name", ["two", *(["spread"] if SPREADS else [])])
+def test_planned_rows_alone_move_in_two_processes(runs, run_name):
     folder, _ = runs
-    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", "expert_tuning-two/model"))
+    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", f"expert_tuning-{run_name}/model"))
     changed = {n for n in base if not (base[n] == tuned[n]).all()}
     own = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
     assert changed == {f"model.layers.{i}.mlp.{n}" for i in (1, 2) for n in own}
-    rows = {e for e in range(8) for n in changed if "experts" in n and not (base[n][e] == tuned[n][e]).all()}
-    assert rows == {1, 3}
+    for i, planned in PLANNED.items():
+        for n in (f"model.layers.{i}.mlp.{part}" for part in own[:2]):
+            assert [e for e in range(8) if not (base[n][e] == tuned[n][e]).all()] == list(planned)
 
 
 def test_a_mistake_of_the_first_process_is_told_by_all(runs):
@@ -153,3 +184,10 @@ def test_what_is_for_one_process_is_refused_by_several(monkeypatch, more, said):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"{said}.* is for one process, and torchrun started several"):
         adapt.run(Config("mini-moe", target="ca", **more))
+
+
+def test_experts_are_not_spread_in_one_process():
+    from dragoman.commands import adapt
+
+    with pytest.raises(ConfigError, match="for several processes, and here is one; start it with torchrun"):
+        adapt.run(Config("mini-moe", target="ca", expert_parallel=True))

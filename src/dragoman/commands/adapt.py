@@ -35,7 +35,16 @@ SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
 CONFIG_FILE = "config.json"
 """What a run was started with."""
-CHANGEABLE = ("resume", "dry_run", "quiet", "out", "checkpoint_minutes", "checkpoint_steps", "report_to")
+CHANGEABLE = (
+    "resume",
+    "dry_run",
+    "quiet",
+    "out",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "report_to",
+    "expert_parallel",
+)
 """What may change when a run goes on: no loss depends on it."""
 
 
@@ -92,6 +101,9 @@ class Config:
     """Rows per forward pass, a divisor of text.batch; less needs less memory. Default: all of text.batch."""
     gradient_checkpointing: Switch = False
     """Compute activations again in the backward pass: less memory, a third more time."""
+    expert_parallel: Switch = False
+    """Under torchrun: keep each expert in one process and send tokens there, in place of gathering every layer's
+    experts in all; for classes that transformers has a plan for."""
     trunk_cache: Path | None = None
     """Folder for what enters the lowest trained layer: computed once, read from there in every epoch. Each epoch then
     has the same rows, in an order of its own."""
@@ -146,6 +158,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ConfigError(f"{flags} is for one process, and torchrun started several; leave out one or the other")
     with sharding.joined():
         sharding.rows_each(config.text.batch, config.micro_batch or config.text.batch)
+        sharding.require_several(config.expert_parallel)
         return _adapted(config)
 
 
@@ -153,12 +166,12 @@ def _adapted(config: Config) -> dict[str, Any]:
     from dragoman.commands.rehearsal import rehearse
     from dragoman.methods import sharding
     from dragoman.methods.delta import trained_delta
-    from dragoman.modeling import model_checksum, open_both, save_model, state_checksum
+    from dragoman.modeling import model_checksum, save_model, state_checksum
 
     chosen = _chosen(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
-    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    model, codec = _opened(config)
     base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
@@ -190,6 +203,15 @@ def _adapted(config: Config) -> dict[str, Any]:
             save_model(model, codec, config.out / "model")
         write_json(config.out / "record.json", record)
     return record
+
+
+def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
+    from dragoman.methods import sharding
+    from dragoman.modeling import open_both
+
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    sharding.require_spreadable(model, config.expert_parallel)  # before anything takes time
+    return model, codec
 
 
 def _chosen(config: Config) -> Any:

@@ -145,6 +145,7 @@ def training_settings(config: Config, rows: Rows) -> training.Config:
         precision=config.precision,
         balance=config.balance,
         gradient_checkpointing=config.gradient_checkpointing,
+        expert_parallel=config.expert_parallel,
         seed=config.seed,
         checkpoint_minutes=config.checkpoint_minutes,
         checkpoint_steps=config.checkpoint_steps,

@@ -251,7 +251,7 @@ def _stage(config: Train) -> dict[str, Any]:
 
 def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     """Freeze the model and make trainable what the method trains; the method and its settings."""
-    from dragoman.methods import full, lora, mix_moe, moe_lpr
+    from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding
 
     stage: dict[str, Any] = {"stage": config.stage}
     methods: dict[str, tuple[Any, Callable[[], Any]]] = {
@@ -262,6 +262,7 @@ def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     }
     method, settings = methods[config.method][0], methods[config.method][1]()
     method.apply(model, settings, None)
+    sharding.require_spreadable(model, config.training.expert_parallel)
     return method, settings
 
 

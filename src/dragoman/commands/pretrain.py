@@ -109,6 +109,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
         mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
     codec = _codec(config, tables)
     model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
+    sharding.require_spreadable(model, config.training.expert_parallel)
     resume, extended = sharding.on_first(lambda: _resumable(config))
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()
@@ -281,4 +282,5 @@ def _comparable(config: Config) -> dict[str, Any]:
     import json
 
     fields = asdict(config) | {"resume": None, "quiet": None}
+    fields["training"]["expert_parallel"] = False  # how it is computed, not what
     return json.loads(json.dumps(fields, default=str))

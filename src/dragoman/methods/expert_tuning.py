@@ -32,6 +32,7 @@ from dragoman.modeling import (
     TunedRows,
     embedding_names,
     expert_weights,
+    local_share,
     moe_layers,
     planned_forward,
     runs_planned,
@@ -82,13 +83,27 @@ class PlannedRows(nn.Module):
 
     def __init__(self, base_EFD: torch.Tensor, planned: tuple[int, ...]):
         super().__init__()
+        self.planned_P: torch.Tensor
         self.register_buffer("planned_P", torch.tensor(planned, device=base_EFD.device), persistent=False)
         self.planned = planned
         self.tuned_PFD = nn.Parameter(base_EFD[list(planned)].detach().clone())
+        self.here: list[int] | None = None
+
+    def keep_share(self, first: int, size: int) -> None:
+        """The stack has only `size` experts from `first` on from now: of the planned rows, those alone go there."""
+        self.here = [row for row, expert in enumerate(self.planned) if first <= expert < first + size]
+        self.planned = tuple(self.planned[row] - first for row in self.here)
+        self.planned_P = torch.tensor(self.planned, dtype=torch.long, device=self.tuned_PFD.device)
+
+    @property
+    def own_PFD(self) -> torch.Tensor:
+        """The tuned rows whose experts are in the stack."""
+        return self.tuned_PFD if self.here is None else self.tuned_PFD[self.here]
 
     def forward(self, base_EFD: torch.Tensor) -> torch.Tensor:
         """The stack with the planned rows in place, [E, F, D]."""
-        return _WriteRows.apply(self.tuned_PFD, base_EFD.detach(), self.planned_P)
+        stack_EFD = local_share(base_EFD).detach()
+        return _WriteRows.apply(self.own_PFD, stack_EFD, self.planned_P) if self.planned else stack_EFD
 
 
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None) -> None:
@@ -126,14 +141,15 @@ def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan) -> Rows:
 
 def _forward(experts: Any, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of an experts module whose stacks have planned rows."""
-    rows = {
-        name: TunedRows(stack.original, stack[0].tuned_PFD, stack[0].planned)
-        for name, stack in experts.parametrizations.items()
-    }
-    if not kwargs and runs_planned(experts, tuple(rows)):
+    stacks = dict(experts.parametrizations.items())
+    rows = {n: TunedRows(local_share(x.original), x[0].own_PFD, x[0].planned) for n, x in stacks.items()}
+    if any(r.planned for r in rows.values()) and not kwargs and runs_planned(experts, tuple(rows)):
         return planned_forward(experts, rows, *args)
     with parametrize.cached():  # within one pass the rows are written once, however often the code looks at its weights
-        return type(experts).forward(experts, *args, **kwargs)
+        out = type(experts).forward(experts, *args, **kwargs)
+    if any(r.planned for r in rows.values()):
+        return out
+    return out + 0 * sum(x[0].tuned_PFD.sum() for x in stacks.values())  # all processes must have a gradient to add
 
 
 def _planned_layers(model: PreTrainedModel, plan: ExpertPlan) -> list[tuple[MoELayer, tuple[int, ...]]]:

@@ -47,6 +47,9 @@ class Config:
     """Stop where the mean loss of ten updates is so many nats above the lowest such mean before; 0: never."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    expert_parallel: bool = False
+    """Under torchrun: keep each expert in one process and send tokens there, in place of gathering every layer's
+    experts in all; for classes that transformers has a plan for."""
     seed: int = 0
     """Of weights, dropout and order."""
     checkpoint_minutes: float = 0.0

@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError, UserError
-from dragoman.modeling import decoder_layers
+from dragoman.errors import ConfigError, ModelError, UserError
+from dragoman.modeling import decoder_layers, spread_experts, why_not_spread
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -111,10 +111,30 @@ def rows_each(batch: int, micro_batch: int) -> int:
     return rows
 
 
+def require_several(expert_parallel: bool) -> None:
+    """ConfigError where experts are to be spread, and there is one process."""
+    if expert_parallel and not active():
+        raise ConfigError(
+            "expert parallelism is for several processes, and here is one; start it with torchrun, or leave out "
+            "expert_parallel"
+        )
+
+
+def require_spreadable(model: PreTrainedModel, asked: bool = True) -> None:
+    """ModelError where the experts of a model are to be spread over the processes and, as it is now, cannot be."""
+    if not asked:
+        return
+    if reason := why_not_spread(model, distributed.get_world_size()):
+        raise ModelError(f"{reason}; leave out expert_parallel, then each layer's experts are gathered when it runs")
+
+
 class Shards:
     """A model that is shared out, and the plain one that it stands for."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, spread: bool = False):
+        """spread: keep each expert in one process, and send tokens there."""
+        if spread:
+            require_spreadable(model)
         if model.device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise ConfigError(
                 f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs; "
@@ -123,12 +143,17 @@ class Shards:
         self.plain = model
         memo = {id(t): t for t in (*model.parameters(), *model.buffers())}  # a copy of modules, not of weights
         self.model = copy.deepcopy(model, memo)
-        mesh = init_device_mesh(model.device.type, (distributed.get_world_size(),))
+        shape = (distributed.get_world_size(), 1)
+        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("experts", "same"))
+        given: dict[str, Any] = {
+            "mesh": mesh["experts"],
+            "ignored_params": set(spread_experts(self.model, mesh) if spread else ()),
+        }
         for layer in decoder_layers(self.model):
-            # Planned rows are written into the gathered stacks, and the backward pass reads them there.
+            # Planned rows are written into gathered stacks, and the backward pass reads them there; spread ones stay.
             written = any(parametrize.is_parametrized(m) for m in layer.modules())
-            fully_shard(layer, mesh=mesh, reshard_after_forward=not written)
-        fully_shard(self.model, mesh=mesh)
+            fully_shard(layer, **given, reshard_after_forward=spread or not written)
+        fully_shard(self.model, **given)
         self.release()
 
     def release(self) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ from dragoman.modeling import (
     MoELayer,
     has_cached_trunk,
     isolates,
-    moe_layers,
     quantisation,
     score_names,
     sorted_experts,
@@ -85,9 +85,9 @@ def train(
     scores = score_names(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
     with _deterministic(), recomputing, sorted_experts(model), ExitStack() as stack:
-        shards = sharding.Shards(model) if sharding.active() else None
+        shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
         running = shards.model if shards else model
-        routed = stack.enter_context(tap_routers(running, _within(running, layers), training=True))
+        routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
         given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss = extended, extra_loss
@@ -139,16 +139,18 @@ def require_shareable(config: Config, extra_loss: ExtraLoss | None = None) -> No
         raise ConfigError(
             "this training runs in one process; start it without torchrun (adapt, pretrain and mix train share it out)"
         )
+    sharding.require_several(config.expert_parallel)
     odd = {"a loss over parallel or old text": extra_loss is not None, "torch.compile": config.compile}
     if sharding.active() and (found := [name for name, there in odd.items() if there]):
         raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
     sharding.rows_each(config.batch, config.micro_batch)
 
 
-def _within(model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[MoELayer]:
-    """The same layers, of this model: a copy has modules of its own."""
-    at = {layer.name: layer for layer in moe_layers(model)} if layers else {}
-    return [at[layer.name] for layer in layers]
+def _within(running: PreTrainedModel, model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[MoELayer]:
+    """The same layers, of the model that runs: a copy has modules of its own, in which experts may be few."""
+    at = {module: name for name, module in model.named_modules()}
+    of = running.get_submodule
+    return [replace(x, router=of(at[x.router]), experts=of(at[x.experts])) for x in layers]
 
 
 @contextmanager

@@ -66,6 +66,7 @@ from dragoman.modeling.probing import (
     moe_layers,
     why_not_tunable,
 )
+from dragoman.modeling.spreading import local_share, spread_experts, why_not_spread
 from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
 from dragoman.modeling.upcycling import logit_difference, upcycle
 from dragoman.modeling.vocabulary import extended, grow, new_pieces
@@ -105,6 +106,7 @@ __all__ = [
     "layer_numbers",
     "layer_sizes",
     "linear_maps",
+    "local_share",
     "logit_difference",
     "lowest_trained",
     "model_checksum",
@@ -128,6 +130,7 @@ __all__ = [
     "score_names",
     "slots_per_expert",
     "sorted_experts",
+    "spread_experts",
     "state_checksum",
     "store_as_new",
     "stored_bytes",
@@ -137,6 +140,7 @@ __all__ = [
     "upcycle",
     "upstream_parameters",
     "why_no_trunk",
+    "why_not_spread",
     "why_not_tunable",
     "without_trunk",
 ]
