@@ -97,6 +97,23 @@ def test_the_sorted_experts_give_the_same_losses_and_are_taken_off(tmp_path, fam
 
 
 @pytest.mark.slow  # half a minute of compiling
+def test_the_z_loss_alone_is_what_is_added(tmp_path):
+    """Its gradient reaches the routers without a balance loss, whose scores are then not asked for."""
+    states = []
+    for z in (0.0, 1.0):
+        model = tiny("olmoe")
+        train(model, ROWS, config(z_loss=z), layers=moe_layers(model), folder=tmp_path / str(z))
+        states.append(model.state_dict())
+    assert any(not torch.equal(t, states[1][n]) for n, t in states[0].items())
+
+
+def test_compiling_for_a_gpu_is_refused(tmp_path, monkeypatch):
+    model = tiny("olmoe")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="compiled training is for a CPU"):
+        train(model, ROWS, config(compile=True), folder=tmp_path)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_has_the_same_losses(tmp_path):
     settings = {"balance": 0.1, "z_loss": 0.1}

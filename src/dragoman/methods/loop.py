@@ -249,11 +249,14 @@ class Loop(Trainer):
     def _router_losses(self, real_T: torch.Tensor) -> torch.Tensor | float:
         if not (self.ours.balance or self.ours.z_loss):
             return 0.0
-        terms = [
-            self.ours.balance * balance_loss(r.logits_TE, r.indices_TK, real_T, score)
-            + self.ours.z_loss * z_loss(r.logits_TE, real_T)
-            for r, score in zip(self.routed, self.scores, strict=True)
-        ]
+        terms = []
+        for r, score in zip(self.routed, self.scores, strict=True):
+            z = self.ours.z_loss * z_loss(r.logits_TE, real_T)
+            terms.append(
+                z + self.ours.balance * balance_loss(r.logits_TE, r.indices_TK, real_T, score)
+                if self.ours.balance
+                else z
+            )
         return torch.stack(terms).mean()
 
 

@@ -35,8 +35,8 @@ class Config:
     precision: str = "auto"
     """bf16 (autocast), fp32, or auto: bf16 where the machine is faster in it (a GPU, or a CPU with AMX)."""
     compile: bool = False
-    """Compile model and loss with torch.compile (on a CPU it needs a C++ compiler): about a third faster, after half
-    a minute. Losses differ from the plain ones by rounding."""
+    """Compile model and loss with torch.compile, on a CPU (it needs a C++ compiler): about a third faster, after half
+    a minute. Losses differ from the plain ones by rounding. Refused on a GPU, where it did not learn."""
     balance: float = 0.0
     """Weight of the load-balance loss, per MoE layer (0.01 is common in pretraining)."""
     z_loss: float = 0.0

@@ -123,6 +123,11 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
             f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
             "pack them without isolation"
         )
+    if config.compile and model.device.type == "cuda":
+        raise ConfigError(
+            "compiled training is for a CPU: on a GPU it ran and did not learn (docs/LOG.md, 2026-11-27); leave out "
+            "compile"
+        )
     if config.compile and has_cached_trunk(model):
         raise ConfigError("torch.compile and a trunk cache do not go together; leave out one of them")
     there = get_available_reporting_integrations()
