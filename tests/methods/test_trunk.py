@@ -3,11 +3,13 @@
 import contextlib
 import json
 import shutil
+import threading
 from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import expert_tuning, training, trunk
@@ -151,6 +153,30 @@ def test_cache_that_was_killed_while_written_goes_on(tmp_path, monkeypatch):
     assert (tmp_path / "trunk" / "activations.bin").read_bytes() == whole
     assert ran[-2:] == [[2, 3], [4, 5]]
     assert len(json.loads((tmp_path / "trunk" / "trunk.json").read_text())["blocks"]) == 3
+
+
+def test_a_run_waits_for_one_that_writes_the_same_cache_and_reads_what_it_wrote(tmp_path):
+    with cached(tuned(), tmp_path / "other"):
+        pass
+    said, waits = [], threading.Event()
+
+    def announce(text):
+        said.append(text)
+        waits.set()
+
+    def run():
+        with cached(tuned(), tmp_path, announce=announce) as difference:
+            said.append(difference)
+
+    (tmp_path / "trunk").mkdir()
+    with FileLock(tmp_path / "trunk" / ".lock"):  # another run writes
+        run = threading.Thread(target=run)
+        run.start()
+        assert waits.wait(60)
+        for file in ("activations.bin", "trunk.json"):
+            shutil.copy(tmp_path / "other" / "trunk" / file, tmp_path / "trunk" / file)
+    run.join(60)
+    assert said == [f"trunk cache: another run is writing {tmp_path / 'trunk'}; waiting for it", 0], "it wrote nothing"
 
 
 def test_damage_another_text_another_model_and_a_full_disk_are_said(tmp_path, monkeypatch):

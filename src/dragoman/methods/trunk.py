@@ -3,8 +3,9 @@
     logits = upper(trunk(x)),  trunk frozen: trunk(x) is a constant of the text
 
 A folder holds `activations.bin`, rows of [S, D] numbers without a header, and `trunk.json`: what they were made of, and
-the checksum of each block that is written. A run that was killed while writing goes on after the last whole block. Rows
-are found by their contents, so text that comes again, in whatever order, is computed once.
+the checksum of each block that is written. A run that was killed while writing goes on after the last whole block, and
+of runs that share a folder one writes and the others wait. Rows are found by their contents, so text that comes again,
+in whatever order, is computed once.
 
 Shape letters: N different rows, B rows of a batch, S positions, D model width.
 """
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, DataError, ModelError
@@ -259,28 +261,57 @@ class _Store:
 
     def fill(self, announce: Callable[[str], None]) -> None:
         """Write what is missing, block by block; says first how much that is."""
-        total = -(-self.shape[0] // self.trunk.batch)
-        start = min(len(self.blocks) * self.trunk.batch, self.shape[0])
-        if missing := (self.shape[0] - start) * self.row_bytes:
-            self.config.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.config.folder).free
-            announce(
-                f"trunk cache: {missing / 2**20:,.1f} MiB to write to {self.config.folder} "
-                f"({self.shape[0] - start} of {self.shape[0]} rows), {free / 2**20:,.0f} MiB are free"
-            )
-            if missing > free:
-                raise ConfigError(
-                    f"the trunk cache needs {missing / 2**20:,.1f} MiB in {self.config.folder}, where "
-                    f"{free / 2**20:,.1f} are free; make room, give another folder, or train without it"
-                )
-            self._write(range(len(self.blocks), total), start * self.row_bytes)
+        if self._missing():
+            with self._alone(announce):
+                self.blocks = self._written()  # another run may have gone on meanwhile
+                if missing := self._missing():
+                    self._require_room(missing, announce)
+                    self._write()
         self.data = np.memmap(self.path, self.on_disk, "r", shape=self.shape)
 
-    def _write(self, blocks: range, size: int) -> None:
+    def _missing(self) -> int:
+        """Rows that are not written yet."""
+        return self.shape[0] - min(len(self.blocks) * self.trunk.batch, self.shape[0])
+
+    @contextmanager
+    def _alone(self, announce: Callable[[str], None]) -> Iterator[None]:
+        """Within the block no other run writes this cache; waits for one that does."""
+        try:
+            self.config.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.config.folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                announce(f"trunk cache: another run is writing {self.config.folder}; waiting for it")
+                lock.acquire()
+        except OSError as e:
+            raise ConfigError(
+                f"cannot write in {self.config.folder}: {e.strerror or e}; give another --trunk-cache"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _require_room(self, missing: int, announce: Callable[[str], None]) -> None:
+        needed = missing * self.row_bytes
+        free = shutil.disk_usage(self.config.folder).free
+        announce(
+            f"trunk cache: {needed / 2**20:,.1f} MiB to write to {self.config.folder} "
+            f"({missing} of {self.shape[0]} rows), {free / 2**20:,.0f} MiB are free"
+        )
+        if needed > free:
+            raise ConfigError(
+                f"the trunk cache needs {needed / 2**20:,.1f} MiB in {self.config.folder}, where "
+                f"{free / 2**20:,.1f} are free; make room, give another folder, or train without it"
+            )
+
+    def _write(self) -> None:
+        total = -(-self.shape[0] // self.trunk.batch)
         try:
             with self.path.open("ab") as f:
-                f.truncate(size)  # what a killed run had begun
-                for block in blocks:
+                f.truncate((self.shape[0] - self._missing()) * self.row_bytes)  # what a killed run had begun
+                for block in range(len(self.blocks), total):
                     rounded = self.trunk.run(self._rows_of(block)).to(self.dtype).cpu().contiguous()
                     raw = rounded.view(torch.uint8).numpy().tobytes()
                     f.write(raw)
