@@ -65,24 +65,32 @@ def plan_of(model: PreTrainedModel) -> ExpertPlan:
     return ExpertPlan("benchmark", planned, {x.layer_id: x.num_experts for x in layers})
 
 
-def seconds_per_update(model: PreTrainedModel, method_name: str, updates: int, precision: str, folder: Path) -> float:
-    """Median seconds of one update on random tokens; the routers train."""
-    method, rng = METHODS[method_name], np.random.default_rng(0)
-    rows_NS = rng.integers(100, model.config.vocab_size, (2, ROWS * updates, WIDTH)).astype(np.int32)
+Arm = tuple[str, Any, ExpertPlan | None, Any]
+"""Name of a method, its settings, plan and loss."""
+
+
+def arms(model: PreTrainedModel, rows_NS: np.ndarray) -> tuple[Arm, Arm]:
+    """SFT and RA-MoE, the English reference computed; rows_NS: random tokens in both languages, [2, N, S]."""
     target, english = ([(row, WIDTH // 2) for row in side.tolist()] for side in rows_NS)
-    loss, plan, config = None, None, method.Config()
-    if method_name == "ra_moe":
-        plan, config = plan_of(model), method.Config(items="all")
-        loss = method.extra_loss(model, config, plan, Pairs(target, english, 0, WIDTH), folder)
-    method.apply(model, config, plan)
+    plan, config = plan_of(model), METHODS["ra_moe"].Config(items="all")
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Pairs(target, english, 0, WIDTH)
+        loss = METHODS["ra_moe"].extra_loss(model, config, plan, pairs, Path(folder))
+    return ("sft", METHODS["sft"].Config(), None, None), ("ra_moe", config, plan, loss)
+
+
+def seconds_per_update(model: PreTrainedModel, arm: Arm, rows_NS: np.ndarray, precision: str) -> float:
+    """Median seconds of one update on rows_NS, [N, S]; the routers train."""
+    name, config, plan, loss = arm
+    METHODS[name].apply(model, config, plan)
     clock = _Clock()
-    shape = {"steps": updates, "warmup": 1, "decay": 1, "batch": ROWS, "micro_batch": ROWS, "precision": precision}
+    shape = {"steps": len(rows_NS) // ROWS, "warmup": 1, "decay": 1, "batch": ROWS, "micro_batch": ROWS}
     with tempfile.TemporaryDirectory() as scratch, _arm(clock, ours=True):
         training.train(
-            model, rows_NS[0], training.Config(**shape, learning_rate=0.0),
+            model, rows_NS, training.Config(**shape, precision=precision, learning_rate=0.0),
             layers=loss.layers if loss else (), extra_loss=loss, folder=Path(scratch),
         )  # fmt: skip
-    method.merge(model)
+    METHODS[name].merge(model)
     return float(np.median(np.diff(clock.times)[SKIPPED - 1 :]))
 
 
@@ -104,14 +112,16 @@ def alignment(
     updates, rounds = (5, 3) if quick else (9, rounds)
     model = opened(shape, precision)
     times: dict[str, list[float]] = {name: [] for name in ("sft", "ra_moe", "plain", "steered")}
-    with tempfile.TemporaryDirectory() as folder:
-        for strength in (0.0, 0.5):  # the first ones choose kernels
-            seconds_to_decode(model, strength)
-        for _ in range(rounds):
-            for name in ("sft", "ra_moe"):
-                times[name].append(seconds_per_update(model, name, updates, precision, Path(folder)))
-            for name, strength in {"plain": 0.0, "steered": 0.5}.items():
-                times[name].append(seconds_to_decode(model, strength))
+    shape_of = (2, ROWS * updates, WIDTH)
+    rows_NS = np.random.default_rng(0).integers(100, model.config.vocab_size, shape_of).astype(np.int32)
+    both = arms(model, rows_NS)
+    for strength in (0.0, 0.5):  # the first ones choose kernels
+        seconds_to_decode(model, strength)
+    for _ in range(rounds):
+        for arm in both:
+            times[arm[0]].append(seconds_per_update(model, arm, rows_NS[0], precision))
+        for name, strength in {"plain": 0.0, "steered": 0.5}.items():
+            times[name].append(seconds_to_decode(model, strength))
     median = {name: float(np.median(seconds)) for name, seconds in times.items()}
     for name, seconds in median.items():
         print(f"{name}: {seconds:.3f} s ({'an update' if name in ('sft', 'ra_moe') else 'to decode'})")

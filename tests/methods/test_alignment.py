@@ -60,8 +60,8 @@ def naive_coarse(q, task):
 
 def test_divergence_by_hand():
     # task expert 1 of 3 has mass 1/2 in English and 1/4 here: 1/2 ln 2 + 1/2 ln(2/3)
-    p, q, task = torch.tensor([[0.3, 0.5, 0.2]]), torch.tensor([[0.7, 0.25, 0.05]]), torch.tensor([1])
-    torch.testing.assert_close(coarse(p, task), torch.tensor([[0.5, 0.5]]))
+    p, q, task = torch.tensor([[0.3, 0.5, 0.2]]), torch.tensor([[0.7, 0.25, 0.05]]), torch.tensor([False, True, False])
+    torch.testing.assert_close(coarse(p, task), torch.tensor([[0.0, 0.5, 0.0, 0.5]]))
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     assert kl(coarse(p, task), coarse(q, task)).item() == pytest.approx(expected, rel=1e-6)
     assert mass_term(p, q, task).item() == pytest.approx(expected, rel=1e-6)
@@ -71,9 +71,10 @@ def test_divergence_by_hand():
 @pytest.mark.parametrize("task", [(2,), (0, 3, 7), (0, 1, 2, 3, 4, 5, 6, 7)])
 def test_total_mass_and_allocation_add_up_to_the_divergence(task):
     """The chain rule, each side against a naive oracle."""
-    p, q = distributions(20, 0), distributions(20, 1)
-    whole = kl(coarse(p, torch.tensor(task)), coarse(q, torch.tensor(task)))
-    mass, allocation = (term(p, q, torch.tensor(task)) for term in (mass_term, allocation_term))
+    p, q, task_E = distributions(20, 0), distributions(20, 1), torch.zeros(8, dtype=torch.bool)
+    task_E[list(task)] = True
+    whole = kl(coarse(p, task_E), coarse(q, task_E))
+    mass, allocation = (term(p, q, task_E) for term in (mass_term, allocation_term))
     torch.testing.assert_close(mass + allocation, whole, rtol=1e-9, atol=1e-9)
     for row, (a, b) in enumerate(zip(p.tolist(), q.tolist(), strict=True)):
         assert whole[row].item() == pytest.approx(naive_kl(naive_coarse(a, task), naive_coarse(b, task)), abs=1e-9)

@@ -5,17 +5,22 @@
 The scores are the router's own: softmax, or for sigmoid routers the sigmoids divided by their sum over all experts,
 token by token, before the correction bias that only the selection sees. Padding and the start token are not counted.
 
-Shape letters: B rows, S positions, T tokens, E experts, P task experts, L layers that are aligned, N items.
+All aligned layers are computed together; E is then the experts of the widest, and narrower ones have none of the mass
+there. On a GPU the number of kernels is what the loss costs.
+
+Shape letters: B rows, S positions, T tokens, E experts, L layers that are aligned, N items, X any leading axes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, DataError, ModelError
@@ -26,8 +31,8 @@ Sequences = Literal["both", "prompt", "answer"]
 """Which tokens of an item count: prompt and answer, or one of them."""
 Sample = tuple[list[int], int]
 """Tokens of an item, start token first, and how many of them are start token and prompt."""
-Divergence = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(English [B, E], trained [B, E], row of the layer among all) -> [B]."""
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(English [B, L, E], trained [B, L, E]) -> [B, L]."""
 
 English = Callable[[np.ndarray, Sequence[Routed]], torch.Tensor]
 """(numbers of items, what the tapped routers did so far) -> distributions of their English counterparts [B, L, E]."""
@@ -57,46 +62,52 @@ def counted_tokens(samples: Sequence[Sample], sequence: Sequences, width: int) -
     return counted_NS
 
 
-def sequence_means(routed: Routed, score: str, counted_BS: torch.Tensor) -> torch.Tensor:
-    """Mean distribution over experts of the counted tokens of each row; [B, E] float32."""
-    share_BSE = expert_shares(routed.logits_TE, score).view(*counted_BS.shape, -1)
+def sequence_means(routed: Sequence[Routed], scores: Sequence[str], counted_BS: torch.Tensor) -> torch.Tensor:
+    """Mean distribution over experts of the counted tokens of each row in each layer; [B, L, E] float32.
+
+    scores: of the router of each layer.
+    """
+    widest = max(r.logits_TE.shape[-1] for r in routed)
+    wide = [pad(r.logits_TE, (0, widest - r.logits_TE.shape[-1]), value=-math.inf) for r in routed]
+    if len(set(scores)) == 1:
+        share_LTE = expert_shares(torch.stack(wide), scores[0])
+    else:
+        share_LTE = torch.stack([expert_shares(x_TE, score) for x_TE, score in zip(wide, scores, strict=True)])
     weight_BS = counted_BS.float() / counted_BS.sum(1, keepdim=True)
-    return torch.einsum("bs,bse->be", weight_BS, share_BSE)
+    return torch.einsum("bs,lbse->ble", weight_BS, share_LTE.unflatten(1, counted_BS.shape))
 
 
 # Divergences
 
 
-def kl(p_BX: torch.Tensor, q_BX: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence in nats along the last axis; [B]."""
-    return (p_BX * (p_BX.clamp_min(TINY).log() - q_BX.clamp_min(TINY).log())).sum(-1)
+def kl(p_XE: torch.Tensor, q_XE: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence in nats along the last axis; [X]."""
+    return (p_XE * (p_XE.clamp_min(TINY).log() - q_XE.clamp_min(TINY).log())).sum(-1)
 
 
-def jensen_shannon(p_BE: torch.Tensor, q_BE: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence in nats, 0 to ln 2; [B]."""
-    middle_BE = (p_BE + q_BE) / 2
-    return (kl(p_BE, middle_BE) + kl(q_BE, middle_BE)) / 2
+def jensen_shannon(p_XE: torch.Tensor, q_XE: torch.Tensor) -> torch.Tensor:
+    """Jensen-Shannon divergence in nats, 0 to ln 2; [X]."""
+    middle_XE = (p_XE + q_XE) / 2
+    return (kl(p_XE, middle_XE) + kl(q_XE, middle_XE)) / 2
 
 
-def coarse(q_BE: torch.Tensor, task_P: torch.Tensor) -> torch.Tensor:
-    """Task experts and one bucket for the rest; [B, P + 1]."""
-    task_BP = q_BE.index_select(-1, task_P)
-    rest_E = torch.ones(q_BE.shape[-1], device=q_BE.device).index_fill_(0, task_P, 0.0)
-    return torch.cat([task_BP, (q_BE * rest_E).sum(-1, keepdim=True)], dim=-1)
+def coarse(q_XE: torch.Tensor, task_XE: torch.Tensor) -> torch.Tensor:
+    """Task experts, nothing at the other ones, and one bucket for these; [X, E + 1]. task_XE: bool, [E] or [L, E]."""
+    own_XE = q_XE * task_XE
+    return torch.cat([own_XE, (q_XE - own_XE).sum(-1, keepdim=True)], dim=-1)
 
 
-def mass_term(p_BE: torch.Tensor, q_BE: torch.Tensor, task_P: torch.Tensor) -> torch.Tensor:
-    """KL between the total masses on the task experts, as Bernoulli variables; [B]."""
-    p_BC, q_BC = coarse(p_BE, task_P), coarse(q_BE, task_P)
-    sides = (torch.stack([c[:, :-1].sum(-1), c[:, -1]], dim=-1) for c in (p_BC, q_BC))
+def mass_term(p_XE: torch.Tensor, q_XE: torch.Tensor, task_XE: torch.Tensor) -> torch.Tensor:
+    """KL between the total masses on the task experts, as Bernoulli variables; [X]."""
+    sides = (torch.stack([(x_XE * of_XE).sum(-1) for of_XE in (task_XE, ~task_XE)], dim=-1) for x_XE in (p_XE, q_XE))
     return kl(*sides)
 
 
-def allocation_term(p_BE: torch.Tensor, q_BE: torch.Tensor, task_P: torch.Tensor) -> torch.Tensor:
-    """Mass of p on the task experts times KL of its allocation there; [B]. With `mass_term` the KL of `coarse`."""
-    p_BP, q_BP = p_BE.index_select(-1, task_P), q_BE.index_select(-1, task_P)
-    mass_B1, other_B1 = p_BP.sum(-1, keepdim=True), q_BP.sum(-1, keepdim=True)
-    return mass_B1[:, 0] * kl(p_BP / mass_B1.clamp_min(TINY), q_BP / other_B1.clamp_min(TINY))
+def allocation_term(p_XE: torch.Tensor, q_XE: torch.Tensor, task_XE: torch.Tensor) -> torch.Tensor:
+    """Mass of p on the task experts times KL of its allocation there; [X]. With `mass_term` the KL of `coarse`."""
+    own_XE, other_XE = p_XE * task_XE, q_XE * task_XE
+    mass_X1, other_X1 = own_XE.sum(-1, keepdim=True), other_XE.sum(-1, keepdim=True)
+    return mass_X1.squeeze(-1) * kl(own_XE / mass_X1.clamp_min(TINY), other_XE / other_X1.clamp_min(TINY))
 
 
 # Layers
@@ -177,20 +188,16 @@ class AlignmentLoss:
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], row_B: torch.Tensor, routed: Sequence[Routed]
     ) -> torch.Tensor:
-        items_B, device, mine = row_B.cpu().numpy(), row_B.device, list(routed)
+        items_B, device = row_B.cpu().numpy(), row_B.device
         chosen_B = np.flatnonzero(self.aligned_N[items_B])
         if not len(chosen_B):
             return torch.zeros((), device=device)
-        pick_B = torch.from_numpy(chosen_B).to(device)
+        mine = sorted((r for r in routed if r.row in self.rows), key=lambda r: self.rows[r.row])
         counted_BS = torch.from_numpy(self.counted_NS[items_B]).to(device)
+        trained_BLE = sequence_means(mine, [self.scores[r.row] for r in mine], counted_BS)
+        trained_BLE = trained_BLE[torch.from_numpy(chosen_B).to(device)]
         english_BLE = self.english(items_B[chosen_B], routed).to(device)
-        terms = []
-        for r in mine:
-            if r.row in self.rows:
-                trained_BE = sequence_means(r, self.scores[r.row], counted_BS)[pick_B]
-                english_BE = english_BLE[:, self.rows[r.row], : trained_BE.shape[-1]]
-                terms.append(self.divergence(english_BE, trained_BE, r.row))
-        return self.weight * torch.stack(terms).mean(0).sum() / len(items_B)
+        return self.weight * self.divergence(english_BLE, trained_BLE).mean(1).sum() / len(items_B)
 
 
 def kept_reference(reference_NLE: np.ndarray) -> English:

@@ -1,6 +1,6 @@
 """How evenly the experts of each layer work while a model trains: a measurement, always; the penalty is in `losses`.
 
-Shape letters: L MoE layers, T tokens, K chosen per token, E experts.
+Shape letters: L MoE layers, T tokens, K chosen per token, E experts, X experts of all layers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ class Balance:
 
     def __init__(self, layers: Sequence[MoELayer]):
         self.layers = layers
-        self._clear()
-
-    def _clear(self) -> None:
-        self.count_LE: list[torch.Tensor | None] = [None] * len(self.layers)
+        self.sizes = [layer.num_experts for layer in layers]
+        self.count_X: torch.Tensor | None = None
+        """Of every expert of every layer, layer after layer."""
 
     def add(self, routed: Sequence[Routed], real_T: torch.Tensor) -> None:
         """Count one pass. real_T: bool, which tokens are text."""
-        for i, r in enumerate(routed[: len(self.layers)]):
-            chosen_TK = r.indices_TK.detach()
-            new_E = slots_per_expert(chosen_TK, self.layers[i].num_experts, real_T.to(chosen_TK.device)).long()
-            before_E = self.count_LE[i]
-            self.count_LE[i] = new_E if before_E is None else before_E + new_E
+        if not self.layers:
+            return
+        filler_T1, starts = ~real_T[:, None], np.cumsum([0, *self.sizes]).tolist()
+        chosen = [r.indices_TK.detach().to(real_T.device) for r in routed[: len(self.layers)]]
+        slots = [(x_TK + start).masked_fill(filler_T1, -1) for x_TK, start in zip(chosen, starts, strict=False)]
+        new_X = slots_per_expert(torch.cat([x_TK.flatten() for x_TK in slots]), starts[-1]).long()
+        self.count_X = new_X if self.count_X is None else self.count_X + new_X
 
     def report(self, step: int) -> dict[str, Any]:
         """What was counted, by all processes, and begin anew.
@@ -40,11 +41,11 @@ class Balance:
         {"step": 20, "slots": slots counted in each layer, "layers": [...], "variation": coefficient of variation by
         layer, "max_load": the busiest expert's count over the mean, "dead": experts that no token went to}
         """
-        pairs = zip(self.layers, self.count_LE, strict=True)
-        counted = [(x, summed(c).cpu().numpy()) for x, c in pairs if c is not None]
-        counted = [(x, count_E) for x, count_E in counted if count_E.any()]
+        whole_X = np.zeros(sum(self.sizes), int) if self.count_X is None else summed(self.count_X).cpu().numpy()
+        by_layer = np.split(whole_X, np.cumsum(self.sizes)[:-1])
+        counted = [(x, count_E) for x, count_E in zip(self.layers, by_layer, strict=True) if count_E.any()]
         found = [(x, load_balance(count_E[None], [len(count_E)]), count_E) for x, count_E in counted]
-        self._clear()
+        self.count_X = None
         return {
             "step": step,
             "slots": [int(count_E.sum()) for _, _, count_E in found],

@@ -98,20 +98,21 @@ def extra_loss(
     layers = single_layers(model)
     experts = task_experts(layers, plan, config.band)
     rows = [row for row, layer in enumerate(layers) if layer.layer_id in experts]
-    by_row = {row: torch.tensor(experts[layers[row].layer_id], device=model.device) for row in rows}
-    return against_base(model, layers, rows, pairs, config, divergence(config.match, by_row), folder)
+    task_LE = torch.zeros(len(rows), max(layers[row].num_experts for row in rows), dtype=torch.bool)
+    for task_E, row in zip(task_LE, rows, strict=True):
+        task_E[list(experts[layers[row].layer_id])] = True
+    return against_base(model, layers, rows, pairs, config, divergence(config.match, task_LE.to(model.device)), folder)
 
 
-def divergence(match: str, task_experts: dict[int, torch.Tensor]) -> Divergence:
-    """The chosen part of KL(coarse English || coarse trained). task_experts: row of a layer -> ids."""
+def divergence(match: str, task_LE: torch.Tensor) -> Divergence:
+    """The chosen part of KL(coarse English || coarse trained). task_LE: bool, the task experts of aligned layers."""
 
-    def of(english_BE: torch.Tensor, trained_BE: torch.Tensor, row: int) -> torch.Tensor:
-        task_P = task_experts[row]
+    def of(english_BLE: torch.Tensor, trained_BLE: torch.Tensor) -> torch.Tensor:
         if match == "mass":
-            return mass_term(english_BE, trained_BE, task_P)
+            return mass_term(english_BLE, trained_BLE, task_LE)
         if match == "allocation":
-            return allocation_term(english_BE, trained_BE, task_P)
-        return kl(coarse(english_BE, task_P), coarse(trained_BE, task_P))
+            return allocation_term(english_BLE, trained_BLE, task_LE)
+        return kl(coarse(english_BLE, task_LE), coarse(trained_BLE, task_LE))
 
     return of
 

@@ -114,9 +114,7 @@ def _computed(
             counted_BS = torch.from_numpy(counted_tokens(chosen, sequence, ids_BS.shape[1])).to(model.device)
             seen.clear()
             hidden_states(model, ids_BS.to(model.device), mask_BS.to(model.device))
-            for routed in seen:
-                share_BE = sequence_means(routed, scores[routed.row], counted_BS)
-                share_NLE[rows_B, routed.row, : share_BE.shape[-1]] = share_BE.cpu().numpy()
+            share_NLE[rows_B] = sequence_means(seen, scores, counted_BS).cpu().numpy()
     model.train(was_training)
     return share_NLE
 

@@ -108,7 +108,7 @@ def extra_loss(
         english=english,
         counted_NS=counted_tokens(pairs.target, config.sequence, pairs.width),
         aligned_N=aligned_N,
-        divergence=lambda english_BE, trained_BE, _: kl(english_BE, trained_BE),
+        divergence=kl,
         weight=SCALE * config.weight,
     )
 
@@ -123,9 +123,7 @@ def _trained_source(
         ids_BS, mask_BS = padded([ids for ids, _ in chosen], pairs.pad_id)
         counted_BS = torch.from_numpy(counted_tokens(chosen, sequence, ids_BS.shape[1])).to(model.device)
         hidden_states(model, ids_BS.to(model.device), mask_BS.to(model.device))
-        seen = {r.row: sequence_means(r, scores[r.row], counted_BS) for r in routed[before:] if r.row in rows}
-        width = max(share_BE.shape[-1] for share_BE in seen.values())
-        wide = [torch.nn.functional.pad(seen[row], (0, width - seen[row].shape[-1])) for row in rows]
-        return torch.stack(wide, dim=1)
+        seen = sorted((r for r in routed[before:] if r.row in rows), key=lambda r: rows.index(r.row))
+        return sequence_means(seen, [scores[r.row] for r in seen], counted_BS)
 
     return read

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError
@@ -86,8 +85,4 @@ def extra_loss(
 ) -> AlignmentLoss:
     """The alignment term. Call it on the base, before `apply`: the English reference is computed here, or read."""
     layers = moe_layers(model)
-
-    def divergence(english_BE: torch.Tensor, trained_BE: torch.Tensor, _: int) -> torch.Tensor:
-        return jensen_shannon(english_BE, trained_BE)
-
-    return against_base(model, layers, band_of(layers, config.band).rows, pairs, config, divergence, folder)
+    return against_base(model, layers, band_of(layers, config.band).rows, pairs, config, jensen_shannon, folder)
