@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
-from dragoman.commands.resuming import completed
+from dragoman.commands.resuming import claim, stamp, unclaim
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, UserError
-from dragoman.record import claim_folder, environment, read_json, write_json
+from dragoman.record import environment, write_json
 from dragoman.routing.plan import ExpertPlan
 
 if TYPE_CHECKING:
@@ -33,19 +33,6 @@ OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
 """Fields that are settings of a method."""
 SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
-CONFIG_FILE = "config.json"
-"""What a run was started with."""
-CHANGEABLE = (
-    "resume",
-    "dry_run",
-    "quiet",
-    "out",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "report_to",
-    "expert_parallel",
-)
-"""What may change when a run goes on: no loss depends on it."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +168,8 @@ def _adapted(config: Config) -> dict[str, Any]:
     tag = _copied_tag(config, model, codec, plan)
     if config.dry_run:
         return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
-    stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    if finished := sharding.on_first(lambda: _claim(config, stamp)):
+    sources = {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    if finished := sharding.on_first(lambda: _claim(config, plan, sources)):
         return finished
 
     def keep(model: PreTrainedModel) -> None:
@@ -194,7 +181,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     try:
         trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
     except UserError:
-        sharding.on_first(lambda: _unclaim(config.out))
+        sharding.on_first(lambda: unclaim(config.out))
         raise
     about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
     record = environment() | about | trained
@@ -216,9 +203,15 @@ def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
 
 def _chosen(config: Config) -> Any:
     """The method's settings."""
+    from dragoman.commands.mixing_text import STAGED
     from dragoman.methods import METHODS
     from dragoman.methods.base import LossMethod, settings
 
+    if config.method in STAGED:
+        raise ConfigError(
+            f"the method {config.method} trains in stages; use `dragoman mix train` (methods of adapt are "
+            f"{', '.join(METHODS)})"
+        )
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     if isinstance(METHODS[config.method], LossMethod):
@@ -281,27 +274,8 @@ def _copied_tag(
     return None
 
 
-def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
-    fields = {k: v for k, v in asdict(config).items() if k not in CHANGEABLE} | {"plan": plan and asdict(plan)}
-    return json.loads(json.dumps(fields, default=str))
-
-
-def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the output folder, or find there what --resume goes on with; the record of a run that is done already."""
-    path = config.out / CONFIG_FILE
-    if not config.resume or not config.out.exists():
-        claim_folder(config.out)
-        write_json(path, stamp)
-        return None
-    before = completed(read_json(path), Config(config.model, target=config.target))
-    if changed := [f"{k}: {before.get(k)} -> {stamp[k]}" for k in stamp if before.get(k) != stamp[k]]:
-        raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
-    done = config.out / "record.json"
-    return read_json(done) if done.is_file() else None
-
-
-def _unclaim(out: Path) -> None:
-    """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
-    if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
-        (out / CONFIG_FILE).unlink()
-        out.rmdir()
+def _claim(config: Config, plan: ExpertPlan | None, sources: dict[str, str]) -> dict[str, Any] | None:
+    """The output folder, or the record of a run that is done already; a plan counts by what it says."""
+    of_plan = json.loads(json.dumps(plan and asdict(plan), default=str))
+    given = stamp(config) | {"plan": of_plan} | sources
+    return claim(config.out, config.resume, given, Config(config.model, target=config.target))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dragoman.commands import forgetting
 from dragoman.commands.forgetting import Evaluator, share_of
+from dragoman.commands.resuming import checkpoint_folder
 from dragoman.commands.training_text import Rows
 from dragoman.routing.plan import ExpertPlan
 
@@ -85,7 +85,8 @@ def _trained_log(
     """The log, and how far logits from the trunk cache were from full ones, where there is one."""
     from dragoman.methods import training
 
-    with trunk_around(model, rows, config, settings, pad_id) as difference, _checkpoint_folder(config) as folder:
+    kept = checkpoint_folder(config.out, config)
+    with trunk_around(model, rows, config, settings, pad_id) as difference, kept as folder:
         log = training.train(
             model,
             rows.tokens_NS,
@@ -100,11 +101,6 @@ def _trained_log(
             quiet=config.quiet,
         )
     return log, difference
-
-
-def _checkpoint_folder(config: Config) -> Any:
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    return nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory()
 
 
 def running_routers(model: PreTrainedModel, config: Config) -> tuple[MoELayer, ...]:

@@ -1,13 +1,84 @@
-"""What a run that goes on compares itself with."""
+"""What a run that goes on compares itself with, and where its checkpoints are."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from dragoman.errors import ConfigError
+from dragoman.record import claim_folder, read_json, write_json
+
+CONFIG_FILE = "config.json"
+"""What a run was started with."""
+CHANGEABLE = (
+    "resume",
+    "dry_run",
+    "quiet",
+    "out",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "report_to",
+    "expert_parallel",
+)
+"""What may change when a run goes on: no loss depends on it."""
+
+
+def stamp(config: Any) -> dict[str, Any]:
+    """A config as JSON has it, without what may change, in its parts too."""
+    return _fixed(json.loads(json.dumps(asdict(config), default=str)))
+
+
+def _fixed(given: dict[str, Any]) -> dict[str, Any]:
+    return {k: _fixed(v) if isinstance(v, dict) else v for k, v in given.items() if k not in CHANGEABLE}
+
+
+def claim(out: Path, resume: bool, stamp: dict[str, Any], default: Any) -> dict[str, Any] | None:
+    """Make the output folder, or find there what --resume goes on with; the record of a run that is done already.
+
+    stamp: what the run depends on; default: a config with the values of settings that an older version did not know.
+    """
+    path = out / CONFIG_FILE
+    if not resume or not out.exists():
+        claim_folder(out)
+        write_json(path, stamp)
+        return None
+    before = _fixed(completed(read_json(path), default))
+    if changed := _changes({k: before.get(k) for k in stamp}, stamp):
+        raise ConfigError(f"the run in {out} was another ({'; '.join(changed)}); resume with the old settings")
+    done = out / "record.json"
+    return read_json(done) if done.is_file() else None
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """`setting: old -> new` of each that differs, those of parts by their full names."""
+    lines = []
+    for key in before | now:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines
+
+
+def unclaim(out: Path) -> None:
+    """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
+    if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
+        (out / CONFIG_FILE).unlink()
+        out.rmdir()
+
+
+def checkpoint_folder(out: Path, config: Any) -> AbstractContextManager[Any]:
+    """Where a training writes: `checkpoints` in its output where there is something to keep, else a scratch folder.
+
+    config: one with settings of checkpoints and trackers.
+    """
+    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
+    return nullcontext(out / "checkpoints") if kept else tempfile.TemporaryDirectory()
 
 
 def completed(old: dict[str, Any], default: Any) -> dict[str, Any]:
