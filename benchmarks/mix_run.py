@@ -33,11 +33,10 @@ from going_on import require_settings
 from dragoman import cli
 from dragoman.commands import Numbers, Parts
 from dragoman.commands.mix import run_stage
-from dragoman.commands.mixing_text import Train
+from dragoman.commands.mixing_text import Train, Training
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import UserError
 from dragoman.evaluation.likelihood import text_bits
-from dragoman.methods import training
 from dragoman.modeling import model_checksum, open_both
 from dragoman.record import atomic_write, environment, read_json, write_json
 
@@ -97,14 +96,15 @@ def arms(plan: Plan, parameters: int) -> dict[str, list[Stage]]:
 
 def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps: int) -> Train:
     """Of one training; what it scores is for the caller to change."""
-    how = training.Config(
+    balanced = stage.arm in ("mix_moe", "moe_lpr") and stage.name != "review"  # which has a loss of its own
+    how = Training(
         learning_rate=rate,
         steps=steps,
         batch=12,
         micro_batch=12,
         warmup=max(1, steps // 20),
         decay=steps // 3,
-        balance=0.01 if stage.arm in ("mix_moe", "moe_lpr") else 0.0,
+        balance=0.01 if balanced else 0.0,
         seed=seed,
     )
     common: dict[str, Any] = {"corpus": CORPUS, "training": how, "seed": seed, "quiet": True, "only_after": True}

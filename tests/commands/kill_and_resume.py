@@ -1,9 +1,10 @@
-"""Run by tests: adapt a toy model straight, then killed at given or random points and resumed; prints what came out.
+"""Run by tests: train a toy model straight, then killed at given or random points and resumed; prints what came out.
 
     python kill_and_resume.py FOLDER POINTS...
 
-A point is the name of an event and its number, such as save_file:1, or a number that draws one by chance. An event is a
-step, or a write of a checkpoint; a write is cut off half-way before the kill.
+What is run are the words of a command line in FOLDER/words.json, or else the adaptation below. A point is the name of
+an event and its number, such as save_file:1, or a number that draws one by chance. An event is a step, or a write of a
+checkpoint; a write is cut off half-way before the kill.
 """
 
 import json
@@ -17,12 +18,14 @@ import safetensors.torch
 import torch
 
 import dragoman
+from dragoman import cli
 from dragoman.commands.forgetting import Evaluation
 from dragoman.commands.training_text import Text
 from dragoman.methods import checkpoints, loop
 from dragoman.record import sha256
 
 FOLDER = Path(sys.argv[1])
+WORDS = FOLDER / "words.json"
 SETTINGS = {
     "model": str(FOLDER / "model"),
     "corpus": str(FOLDER / "text.tsv"),
@@ -87,12 +90,15 @@ def watched(point):
 
 
 def child(out, point=None, resume=False):
-    """Adapt in a process of its own; how it ended."""
+    """Train in a process of its own; how it ended."""
     if pid := os.fork():
         return os.waitpid(pid, 0)[1]
     torch.set_num_threads(1)
     events = watched(point)
-    dragoman.adapt(**SETTINGS, out=out, resume=resume)
+    if WORDS.exists():
+        cli.run([*json.loads(WORDS.read_text()), "--out", str(out), *(["--resume"] if resume else [])])
+    else:
+        dragoman.adapt(**SETTINGS, out=out, resume=resume)
     (FOLDER / "events.json").write_text(json.dumps(events.order))
     os._exit(0)
 

@@ -107,7 +107,15 @@ def test_moe_lpr_on_the_same_text(folder, tmp_path):
     common = {"method": "moe_lpr", "languages": ("en", "ca")}
     run_stage(settings(folder, model=str(tmp_path / "up"), stage=1, out=tmp_path / "one", **common))
     last = run_stage(
-        settings(folder, model=str(tmp_path / "one/model"), stage=2, out=tmp_path / "two", old=("en",), **common)
+        settings(
+            folder,
+            model=str(tmp_path / "one/model"),
+            stage=2,
+            out=tmp_path / "two",
+            old=("en",),
+            training=EVEN,
+            **common,
+        )
     )
     assert last["parameters"] == 3 * 4 * 16, "three routers of four experts"
     assert open_model(str(tmp_path / "two/model")).config.model_type == "mixtral"
@@ -169,9 +177,8 @@ def test_replay_has_its_share_of_tokens(folder):
 
 def test_rows_of_old_and_new_languages_take_turns(folder):
     _, codec = small()
-    config = settings(
-        folder, model="x", stage=2, method="moe_lpr", languages=("ca", "en", "ru"), old=("en", "ru"), out=folder / "no"
-    )
+    given = {"method": "moe_lpr", "stage": 2, "languages": ("ca", "en", "ru"), "old": ("en", "ru"), "training": EVEN}
+    config = settings(folder, model="x", out=folder / "no", **given)
     rows = stage_rows(config, codec, corpus(), {})
     assert rows.old_N == [False, True, True] * 4
     assert "fitxer" in codec.decode(rows.tokens_NS[0]) + codec.decode(rows.tokens_NS[3])
@@ -220,8 +227,11 @@ def test_figure_says_which_kind_is_largest():
         ({"stage": 1, "languages": ("en",), "rank": 3}, "on lora alone"),
         ({"languages": ("en",), "method": "lora", "rank": 3, "parameters": 9, "training": EVEN}, "say the same"),
         ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
+        ({"stage": 1, "languages": ("en",), "method": "moe_lpr", "lpr": 0.3}, "old, lpr and lpr_mode have an effect"),
         ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
-        ({"languages": ("en",), "method": "full"}, "no routers to balance"),
+        ({"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",)}, "stage 2 of moe_lpr has no load bal"),
+        ({"languages": ("en",), "method": "full"}, "full trains without a load balance and z-loss of"),
+        ({"languages": ("en",), "method": "lora", "training": replace(EVEN, z_loss=0.1)}, "training.z_loss to 0"),
         ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )

@@ -274,7 +274,7 @@ def _copied_tag(
     return None
 
 
-def _claim(config: Config, plan: ExpertPlan | None, sources: dict[str, str]) -> dict[str, Any] | None:
+def _claim(config: Config, plan: ExpertPlan | None, sources: dict[str, str | None]) -> dict[str, Any] | None:
     """The output folder, or the record of a run that is done already; a plan counts by what it says."""
     of_plan = json.loads(json.dumps(plan and asdict(plan), default=str))
     given = stamp(config) | {"plan": of_plan} | sources

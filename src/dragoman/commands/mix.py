@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +17,21 @@ from cyclopts import App, Parameter
 from dragoman.commands import Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.mixing_text import STAGED, Train, sample_of, shares_of, stage_rows
+from dragoman.commands.mixing_text import (
+    STAGED,
+    Directions,
+    StageRows,
+    Train,
+    require_scored,
+    sample_of,
+    shares_of,
+    stage_rows,
+)
+from dragoman.commands.resuming import checkpoint_folder, claim, stamp, unclaim
+from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError
-from dragoman.record import claim_folder, environment, read_json, write_json
+from dragoman.errors import ConfigError, DataError, UserError
+from dragoman.record import atomic_write, environment, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -202,55 +212,94 @@ def run_stage(config: Train) -> dict[str, Any]:
     from dragoman.methods import sharding, training
 
     with sharding.joined():
-        training.require_shareable(config.training)
+        training.require_shareable(config.training, extra_loss=config.reviews)
         return _stage(config)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a stage reads and what is scored."""
+
+    corpus: NText
+    read: Directions
+    asked: Directions
+    spoken: tuple[str, ...]
+    """Languages whose text is scored."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How a model was made trainable."""
+
+    method: Any
+    settings: Any
+    total: int
+    """Its parameters before that."""
 
 
 def _stage(config: Train) -> dict[str, Any]:
     from dragoman.methods import sharding
-    from dragoman.modeling import model_checksum, open_both, save_model
+    from dragoman.modeling import model_checksum, open_both
 
+    text = _text(config)
+    model, codec = open_both(config.model)
+    prepared = _prepared(config, model)
+    rows = stage_rows(config, codec, text.corpus, text.read)
+    sources = {"model_sha256": model_checksum(config.model), "corpus_sha256": text.corpus.checksum()}
+    default = Train("", out=Path(), stage=1, languages=("en",))
+    if finished := sharding.on_first(lambda: claim(config.out, config.resume, stamp(config) | sources, default)):
+        return finished
+    try:
+        return _run(config, text, model, codec, prepared, rows)
+    except UserError:
+        sharding.on_first(lambda: unclaim(config.out))
+        raise
+
+
+def _text(config: Train) -> Text:
     corpus = open_corpus(config.corpus)
     every = config.languages or corpus.languages
     directions = parse_directions(list(config.directions), every, corpus.languages)
     asked = parse_directions(list(config.score), every, corpus.languages) if config.score else directions
     spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
-    model, codec = open_both(config.model)
-    total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
-    rows = stage_rows(config, codec, corpus, directions)
-    out = sharding.on_first(lambda: claim_folder(config.out))
-    scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
+    require_scored(config, corpus, spoken, asked)
+    return Text(corpus, directions, asked, spoken)
+
+
+def _run(config: Train, text: Text, model: Any, codec: Any, prepared: Prepared, rows: StageRows) -> dict[str, Any]:
+    """Train and score. The model is written first: what goes wrong later loses a record, not both."""
+    from dragoman.methods import sharding
+    from dragoman.modeling import model_checksum, save_model
+
+    scored = functools.partial(_scored, config, text, model, codec)
     before = {} if config.only_after else {"before": sharding.on_first(scored)}
-    log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
+    log, trained = _trained(config, model, prepared, rows, codec.pad_id)
+    sharding.on_first(lambda: save_model(model, codec, config.out / "model"))
     sums = before | {"after": sharding.on_first(scored)}
     record = environment() | {
         "command": "mix train",
         "config": asdict(config),
-        "corpus": corpus.about,
+        "corpus": text.corpus.about,
         "model_sha256": model_checksum(config.model),
         "parameters": trained,
-        "trained_share": trained / total,
-        "method": asdict(extra),
-        "read": list(directions),
+        "trained_share": trained / prepared.total,
+        "method": asdict(prepared.settings),
+        "read": list(text.read),
         "samples_too_long": rows.too_long,
         "log": asdict(log),
-        "training": asdict(settings),
+        "training": asdict(config.training),
         "processes": sharding.started(),
         "results": scoring.tables(sums, config.seed),
     }
-    if sharding.first():
-        save_model(model, codec, out / "model")
-        if config.method == "mix_moe":
-            record["shares"], figure = shares_of(config, model, codec, corpus, spoken, asked)
-            if figure:
-                (out / "shares.svg").write_text(figure, encoding="utf-8")
-        write_json(out / "record.json", record)
+    if config.method == "mix_moe":
+        record["shares"] = sharding.on_first(lambda: _shares(config, text, model, codec))
+    sharding.on_first(lambda: write_json(config.out / "record.json", record))
     return record
 
 
-def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
-    """Freeze the model and make trainable what the method trains; the method and its settings."""
+def _prepared(config: Train, model: PreTrainedModel) -> Prepared:
+    """Freeze the model and make trainable what the method trains."""
     from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding
 
     stage: dict[str, Any] = {"stage": config.stage}
@@ -261,9 +310,10 @@ def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
         "lora": (lora, lambda: _lora_settings(config, model)),
     }
     method, settings = methods[config.method][0], methods[config.method][1]()
+    total = sum(p.numel() for p in model.parameters())
     method.apply(model, settings, None)
     sharding.require_spreadable(model, config.training.expert_parallel)
-    return method, settings
+    return Prepared(method, settings, total)
 
 
 def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
@@ -278,32 +328,42 @@ def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
 
 
 def _trained(
-    config: Train, model: PreTrainedModel, method: Any, settings: Any, rows: Any, pad_id: int
-) -> tuple[Log, int, Any]:
+    config: Train, model: PreTrainedModel, prepared: Prepared, rows: StageRows, pad_id: int
+) -> tuple[Log, int]:
+    """The log, and how many parameters were trained."""
     from dragoman.methods import moe_lpr, training
     from dragoman.modeling import moe_layers
 
     ours = config.training
-    lpr = config.method == "moe_lpr" and config.stage == 2
+    routed = config.method in STAGED and bool(ours.balance or ours.z_loss or config.reviews)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with tempfile.TemporaryDirectory() as scratch:
+    with checkpoint_folder(config.out, ours) as folder:
         log = training.train(
             model,
             rows.tokens_NS,
             ours,
-            layers=moe_layers(model) if config.method in STAGED and (ours.balance or lpr) else (),
-            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if lpr else None,
+            layers=moe_layers(model) if routed else (),
+            extra_loss=moe_lpr.extra_loss(prepared.settings, rows.old_N) if config.reviews else None,
             labels_NS=rows.labels_NS,
             pad_id=pad_id,
-            folder=Path(scratch),
+            folder=Path(folder),
+            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
             quiet=config.quiet,
         )
-    method.merge(model)
+    prepared.method.merge(model)
     model.requires_grad_(True)
-    return log, parameters, ours
+    return log, parameters
 
 
-def _scored(config: Train, model: Any, codec: Any, corpus: Any, spoken: Any, directions: Any) -> dict[str, Any]:
-    return scoring.score_model(
-        model, codec, corpus, spoken, directions, split=config.split, segments=config.segments, quiet=config.quiet
-    )
+def _scored(config: Train, text: Text, model: Any, codec: Any) -> dict[str, Any]:
+    how: dict[str, Any] = {"split": config.split, "segments": config.segments, "quiet": config.quiet}
+    return scoring.score_model(model, codec, text.corpus, text.spoken, text.asked, **how)
+
+
+def _shares(config: Train, text: Text, model: Any, codec: Any) -> dict[str, Any]:
+    """Router shares, and their figure into the output."""
+    shares, figure = shares_of(config, model, codec, text.corpus, text.spoken, text.asked)
+    if figure:
+        with atomic_write(config.out / "shares.svg") as partial:
+            partial.write_text(figure, encoding="utf-8")
+    return shares

@@ -5,7 +5,7 @@ Shape letters: N rows, S tokens per row, L MoE layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from dragoman.commands import Switch, Tags, require_sample, scoring
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import language
-from dragoman.corpora.ntext import NText
+from dragoman.corpora.ntext import NText, check_splits
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
 
@@ -25,8 +25,19 @@ if TYPE_CHECKING:
 
 METHODS = ("mix_moe", "moe_lpr", "full", "lora")
 STAGED = METHODS[:2]
+HALVES = 4
+"""Segments that router shares need: a half of two is the least that can be resampled."""
+LPR = 0.1
 Sample = tuple[list[int], int]
 Directions = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(training.Config):
+    """How to train, routers balanced."""
+
+    balance: float = 0.01
+    """Weight of the load-balance loss, per MoE layer; 0 for full, lora and stage 2 of moe_lpr."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Train:
     """Share of monolingual tokens beside parallel text."""
     old: Tags = ()
     """Languages that go back to expert 0, in stage 2 of moe_lpr."""
-    lpr: float = 0.1
+    lpr: float = LPR
     """Weight of that loss."""
     lpr_mode: str = "logits"
     """logits, or released: as the released code of moe_lpr has it."""
@@ -66,7 +77,7 @@ class Train:
     """Parameters that lora may train, in place of rank: the rank comes as close as it can."""
     block: int = 256
     """Tokens per row."""
-    training: training.Config = field(default_factory=lambda: training.Config(balance=0.01))
+    training: Training = field(default_factory=Training)
     """Optimizer, schedule, and the weight of the load balance per layer."""
     split: str = "devtest"
     """Split that is scored."""
@@ -74,6 +85,8 @@ class Train:
     """At most so many segments per language and direction are scored."""
     seed: int = 0
     """Of the order of the text and of the bootstrap."""
+    resume: Switch = False
+    """Go on from the last whole checkpoint in `out`, or from the start where there is none yet."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -97,8 +110,13 @@ class Train:
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
 
+    @property
+    def reviews(self) -> bool:
+        """Whether old languages go back to expert 0: stage 2 of moe_lpr."""
+        return self.method == "moe_lpr" and self.stage == 2
+
     def _faults(self) -> list[str]:
-        lpr = self.method == "moe_lpr" and self.stage == 2
+        lpr = self.reviews
         both = bool(self.languages and self.directions)
         staged = self.method in STAGED
         ranks = [x for x in (self.rank, self.parameters) if x is not None]
@@ -106,16 +124,18 @@ class Train:
             "there is no text: give languages, directions or both": not (self.languages or self.directions),
             f"replay is {self.replay}, a share from 0 up to but not 1": not 0 <= self.replay < 1,
             "replay has no effect without languages and directions": bool(self.replay) and not both,
-            "old and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
-            and (bool(self.old) or self.lpr_mode != "logits"),
+            "old, lpr and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
+            and (bool(self.old) or self.lpr != LPR or self.lpr_mode != "logits"),
             "stage 2 of moe_lpr reads monolingual text alone, and needs old languages among it": lpr
             and (bool(self.directions) or not set(self.old) & set(self.languages)),
             f"old languages {', '.join(self.old)} are not all in the text": lpr
             and not set(self.old) <= set(self.languages),
             f"block is {self.block}, at least 8": self.block < 8,
-            f"{self.method} has no routers to balance: set training.balance to 0": not staged
-            and bool(self.training.balance),
-            f"segments is {self.segments}, at least 4: the placebo compares halves": self.segments < 4
+            f"{self.method} trains without a load balance and z-loss of routers here: set training.balance and "
+            "training.z_loss to 0": not staged and bool(self.training.balance or self.training.z_loss),
+            "stage 2 of moe_lpr has no load balance, its loss on old text is for the routers alone: set "
+            "training.balance to 0": lpr and bool(self.training.balance),
+            f"segments is {self.segments}, at least {HALVES}: the placebo compares halves": self.segments < HALVES
             and self.method == "mix_moe",
             f"{self.method} has no stages: leave stage out": not staged and self.stage is not None,
             f"{self.method} has the stages 1 and 2, not {self.stage}": staged and self.stage not in (1, 2),
@@ -136,10 +156,36 @@ class StageRows:
     """Pairs left out because they do not fit into a row, among those looked at."""
 
 
+def require_scored(config: Train, corpus: NText, spoken: Sequence[str], directions: Directions) -> None:
+    """DataError where text that is to be scored, or to have router shares, is not there; nothing is trained before."""
+    check_splits([config.split], "--split")
+    faults = [_refusal(scoring.held_out, corpus, spoken, config.split, config.segments)]
+    faults += [_refusal(scoring.parallel, corpus, *pair, config.split, config.segments) for pair in directions.values()]
+    if config.method == "mix_moe":
+        asked: dict[str, tuple[str, ...]] = {**{g: (g,) for g in spoken}, **directions}
+        rows = {label: len(corpus.select(g, config.split, complete=True)) for label, g in asked.items()}
+        if few := [f"{n} of {label}" for label, n in rows.items() if 2 <= n < HALVES]:
+            faults.append(
+                f"router shares compare halves and need {HALVES} segments each, and split {config.split} has "
+                f"{', '.join(few)}; give more rows or another --split"
+            )
+    if found := [fault for fault in faults if fault]:
+        raise DataError(f"what is to be scored is not there, so nothing was trained: {'; '.join(found)}")
+
+
+def _refusal(read: Callable[..., object], *given: Any) -> str:
+    """What a reader says of text that it refuses."""
+    try:
+        read(*given)
+    except DataError as e:
+        return str(e)
+    return ""
+
+
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
     """Rows enough for all steps, a pure function of config and corpus; only the split train is read."""
     needed = config.training.steps * config.training.batch
-    if config.method == "moe_lpr" and config.stage == 2:
+    if config.reviews:
         return _by_language(config, codec, corpus, needed)
     if not directions:
         tokens_NS = mixing.pack(_monolingual(config, codec, corpus, config.languages), needed, config.block)

@@ -72,7 +72,7 @@ def train(
     cannot be written.
     """
     _require_possible(model, config, isolated=positions_NS is not None)
-    require_shareable(config, extra_loss)
+    require_shareable(config, extra_loss is not None)
     log = log_of(resume)
     before = log.seconds
     if extended:
@@ -138,14 +138,14 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
         )
 
 
-def require_shareable(config: Config, extra_loss: ExtraLoss | None = None) -> None:
-    """ConfigError for what does not run on the processes that torchrun started."""
+def require_shareable(config: Config, extra_loss: bool = False) -> None:
+    """ConfigError for what does not run on the processes that torchrun started. extra_loss: whether there is one."""
     if sharding.started() > 1 and not sharding.active():
         raise ConfigError(
             "this training runs in one process; start it without torchrun (adapt, pretrain and mix train share it out)"
         )
     sharding.require_several(config.expert_parallel)
-    odd = {"a loss over parallel or old text": extra_loss is not None, "torch.compile": config.compile}
+    odd = {"loss over parallel or old text": extra_loss, "torch.compile": config.compile}
     if sharding.active() and (found := [name for name, there in odd.items() if there]):
         raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
     sharding.rows_each(config.batch, config.micro_batch)

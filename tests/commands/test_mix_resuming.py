@@ -1,0 +1,201 @@
+"""`dragoman mix train`: what is refused before anything is trained, and what a killed stage goes on from."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dragoman import cli
+from dragoman.commands import mix, scoring
+from dragoman.commands.mix import run_stage
+from dragoman.commands.mixing_text import Train, Training
+from dragoman.errors import ConfigError, DataError
+from dragoman.methods import sharding
+from dragoman.modeling import TextCodec, open_model, save_model
+from tests.models import tiny
+from tests.texts import corpus, tokenizer
+
+STEPS = {"steps": 6, "batch": 4, "micro_batch": 4, "warmup": 1, "decay": 3, "precision": "fp32", "checkpoint_steps": 2}
+METHODS = {
+    "mix_moe-1": {"stage": 1, "languages": ("en", "de")},
+    "mix_moe-2": {"stage": 2, "languages": ("ru",), "directions": ("en-de",), "replay": 0.3},
+    "full": {"method": "full", "languages": ("en", "de")},
+    "lora": {"method": "lora", "directions": ("en-de",)},
+    "moe_lpr-1": {"method": "moe_lpr", "stage": 1, "languages": ("en", "ca")},
+    "moe_lpr-2": {"method": "moe_lpr", "stage": 2, "languages": ("en", "ca"), "old": ("en",)},
+}
+STARTS = {"mix_moe-1": "mix", "mix_moe-2": "mix-1", "moe_lpr-1": "up", "moe_lpr-2": "up"}
+"""Folders; the others start from the dense model."""
+BALANCED = ("mix_moe-1", "mix_moe-2", "moe_lpr-1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Toy text, a dense model and what its stages start from."""
+    folder = tmp_path_factory.mktemp("mix")
+    codec = TextCodec(tokenizer())
+    model = tiny("llama", vocab_size=len(codec.tokenizer), intermediate_size=32, max_position_embeddings=128)
+    save_model(model, codec, folder / "dense")
+    corpus().save(folder / "toy.tsv.gz")
+    cli.run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
+    cli.run(["models", "upcycle", str(folder / "dense"), "--out", str(folder / "up")])
+    run_stage(settings(folder, "mix_moe-1", folder / "one", training=Training(**STEPS | {"steps": 4})))
+    (folder / "mix-1").symlink_to(folder / "one" / "model")
+    return folder
+
+
+def settings(folder, name, out, **changes):
+    how = Training(**STEPS, balance=0.01 if name in BALANCED else 0.0)
+    rest = {"corpus": str(folder / "toy.tsv.gz"), "block": 64, "training": how, "segments": 6, "quiet": True}
+    given = METHODS[name] | rest | {"only_after": True, "out": out} | changes
+    return Train(str(folder / STARTS.get(name, "dense")), **given)
+
+
+def stopped(done, copy):
+    """A run that was killed after the checkpoint before its last one."""
+    shutil.copytree(done, copy)
+    shutil.rmtree(copy / "model")
+    (copy / "record.json").unlink()
+    shutil.rmtree(copy / "checkpoints" / "checkpoint-6")
+    assert (copy / "checkpoints" / "checkpoint-4").is_dir()
+    return copy
+
+
+def same_weights(a, b):
+    ours, theirs = (open_model(str(place / "model")).state_dict() for place in (a, b))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_with_the_same_losses(folder, tmp_path, name):
+    plain = replace(settings(folder, name, tmp_path / "a").training, checkpoint_steps=0)
+    straight = run_stage(settings(folder, name, tmp_path / "a", training=plain))
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    run_stage(settings(folder, name, tmp_path / "b"))
+    copy = stopped(tmp_path / "b", tmp_path / "c")
+    resumed = run_stage(settings(folder, name, copy, resume=True))
+    assert resumed["log"]["losses"] == straight["log"]["losses"] and len(resumed["log"]["losses"]) == 6
+    assert resumed["log"]["tokens"] == straight["log"]["tokens"]
+    assert resumed["results"] == straight["results"] and resumed.get("shares") == straight.get("shares")
+    assert same_weights(tmp_path / "a", copy)
+    again = run_stage(settings(folder, name, copy, resume=True))
+    assert again["created"] == resumed["created"], "a finished stage is not trained again"
+
+
+def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(folder, tmp_path):
+    words = ["mix", "train", str(folder / "mix"), "--stage", "1", "--languages", "en", "de", "--block", "64", "--quiet"]
+    words += ["--corpus", str(folder / "toy.tsv.gz"), "--segments", "4", "--only-after"]
+    words += [w for name, value in STEPS.items() for w in (f"--training.{name.replace('_', '-')}", str(value))]
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    script = Path(__file__).with_name("kill_and_resume.py")
+    line = [sys.executable, script, tmp_path, "step:5", "torch_save:3"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] == 6
+    for kill in found["kills"]:
+        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
+        assert kill["resumed"] == 0 and kill["same"], kill
+
+
+def test_a_stage_is_resumed_with_its_own_settings_alone(folder, tmp_path):
+    first = settings(folder, "mix_moe-1", tmp_path / "a")
+    run_stage(first)
+    other = replace(first, block=32, training=replace(first.training, learning_rate=0.5), resume=True)
+    said = r"the run in .* was another \(block: 64 -> 32; training.learning_rate: 0.001 -> 0.5\); resume with the old"
+    with pytest.raises(ConfigError, match=said):
+        run_stage(other)
+    with pytest.raises(ConfigError, match=r"is not empty; choose another with --out"):
+        run_stage(first)
+    (tmp_path / "a" / "record.json").unlink()
+    often = replace(first.training, checkpoint_minutes=1.0, checkpoint_steps=3)
+    assert run_stage(replace(first, training=often, resume=True))["log"]["steps"] == 6
+
+
+def test_the_model_is_there_when_scoring_fails_and_the_run_goes_on(folder, tmp_path, monkeypatch):
+    whole = run_stage(settings(folder, "mix_moe-1", tmp_path / "a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "score_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_stage(settings(folder, "mix_moe-1", tmp_path / "b"))
+    assert same_weights(tmp_path / "a", tmp_path / "b") and not (tmp_path / "b" / "record.json").exists()
+    resumed = run_stage(settings(folder, "mix_moe-1", tmp_path / "b", resume=True))
+    assert resumed["log"]["losses"] == whole["log"]["losses"] and resumed["results"] == whole["results"]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fails where something is trained or scored all the same."""
+    for module, name in ((mix, "_trained"), (scoring, "score_model")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("nothing was to be trained or scored"))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_text_that_is_not_there_is_told_before_training(folder, tmp_path):
+    with pytest.raises(DataError, match="--split names the split 'devtset'; splits are train, dev, devtest, test"):
+        run_stage(settings(folder, "full", tmp_path / "a", split="devtset"))
+    text = corpus()
+    held_out = [i for i, split in enumerate(text.splits) if split == "devtest"]
+    few = text.take([*(i for i, split in enumerate(text.splits) if split == "train"), *held_out[:3]])
+    few.columns["ru"][-3:] = [few.columns["ru"][-3], None, None]
+    few.save(tmp_path / "few.tsv")
+    given = {"corpus": str(tmp_path / "few.tsv"), "languages": ("ru", "es"), "score": ("en-de", "de-ru", "ru-en")}
+    with pytest.raises(DataError) as told:
+        run_stage(settings(folder, "mix_moe-1", tmp_path / "a", **given))
+    for said in (
+        "nothing was trained: fewer than two segments of ru in split devtest; take --split train",
+        "fewer than two pairs de -> ru in split devtest",
+        "fewer than two pairs ru -> en in split devtest",
+        "need 4 segments each, and split devtest has 3 of es, 3 of en, 3 of de, 3 of en-de; give more rows",
+    ):
+        assert said in str(told.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_three_segments_are_enough_where_no_shares_are_measured(folder, tmp_path):
+    assert run_stage(settings(folder, "full", tmp_path / "a", segments=3))["log"]["steps"] == 6
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_second_stage_of_moe_lpr_is_not_shared_out(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "active", lambda: True)
+    with pytest.raises(ConfigError, match="that is shared out takes no loss over parallel or old text; start it with"):
+        run_stage(settings(folder, "moe_lpr-2", tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_refused_while_training_leaves_no_folder(folder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise DataError("no room")
+
+    monkeypatch.setattr(scoring, "score_model", refuse)
+    with pytest.raises(DataError, match="no room"):
+        run_stage(settings(folder, "full", tmp_path / "a", only_after=False))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("method", ["mix_moe", "moe_lpr"])
+def test_adapt_names_the_command_for_methods_with_stages(method):
+    with pytest.raises(ConfigError, match=f"the method {method} trains in stages; use `dragoman mix train`"):
+        cli.run(["adapt", "mini-moe", "--target", "ca", "--method", method])
+
+
+def test_routers_are_balanced_whatever_else_is_set(monkeypatch):
+    seen = []
+
+    def refuse(config):
+        seen.append(config.training)
+        raise DataError("seen")
+
+    monkeypatch.setattr(mix, "run_stage", refuse)
+    for flags in ([], ["--training.steps", "300"], ["--training.balance", "0"]):
+        with pytest.raises(DataError, match="seen"):
+            cli.run(["mix", "train", "x", "--out", "y", "--stage", "1", "--languages", "en", *flags])
+    assert [(how.balance, how.steps) for how in seen] == [(0.01, 100), (0.01, 300), (0.0, 100)]
