@@ -78,6 +78,17 @@ def test_mix_run_keeps_to_its_plan_and_to_the_rates_of_it(scripts, tmp_path):
     assert mix_run.best_rate(stage, Path("none"), tmp_path / "rates", 0, plan) == measured, "nothing is trained again"
 
 
+def test_mix_run_balances_the_stages_that_have_a_balance(scripts):
+    import mix_run
+
+    plan = mix_run.Plan(text=8, pairs=8, review=2, short=2, rates=(0.001,))
+    every = [stage for stages in mix_run.arms(plan, 10).values() for stage in stages]
+    asked = {s.label: mix_run.settings(s, Path("m"), Path("o"), 0, 0.1, s.steps).training.balance for s in every}
+    assert {label for label, weight in asked.items() if weight} == {
+        "mix_moe, text", "mix_moe, pairs", "moe_lpr, text", "moe_lpr, pairs"
+    }  # fmt: skip
+
+
 def test_mix_run_goes_beyond_a_grid_whose_best_rate_is_at_its_end(scripts):
     from mix_run import wanted_rates
 

@@ -159,6 +159,27 @@ def test_text_that_is_not_there_is_told_before_training(folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.usefixtures("untrained")
+def test_prompts_that_fill_the_context_are_told_before_training(folder, tmp_path):
+    text = corpus().take(range(120))
+    at = text.splits.index("devtest")
+    text.columns["de"][at] = "Datei speichern " * 64
+    text.save(tmp_path / "long.tsv")
+    given = {"corpus": str(tmp_path / "long.tsv"), "score": ("en-de", "de-en")}
+    with pytest.raises(DataError, match=r"split devtest fill the context of 128 tokens \(1 of de-en\), so nothing was"):
+        run_stage(settings(folder, "full", tmp_path / "a", **given))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_z_loss_alone_reaches_the_routers(folder, tmp_path):
+    plain, pressed = (
+        run_stage(settings(folder, "mix_moe-2", tmp_path / str(weight), training=how))
+        for weight in (0.0, 1.0)
+        for how in [Training(**STEPS, balance=0.0, z_loss=weight)]
+    )
+    assert plain["log"]["losses"] != pressed["log"]["losses"] and pressed["log"]["balance"]
+
+
 def test_three_segments_are_enough_where_no_shares_are_measured(folder, tmp_path):
     assert run_stage(settings(folder, "full", tmp_path / "a", segments=3))["log"]["steps"] == 6
 

@@ -22,6 +22,7 @@ from dragoman.commands.mixing_text import (
     Directions,
     StageRows,
     Train,
+    require_room,
     require_scored,
     sample_of,
     shares_of,
@@ -243,6 +244,7 @@ def _stage(config: Train) -> dict[str, Any]:
 
     text = _text(config)
     model, codec = open_both(config.model)
+    require_room(config, model, codec, text.corpus, text.asked)
     prepared = _prepared(config, model)
     rows = stage_rows(config, codec, text.corpus, text.read)
     sources = {"model_sha256": model_checksum(config.model), "corpus_sha256": text.corpus.checksum()}

@@ -173,6 +173,23 @@ def require_scored(config: Train, corpus: NText, spoken: Sequence[str], directio
         raise DataError(f"what is to be scored is not there, so nothing was trained: {'; '.join(found)}")
 
 
+def require_room(config: Train, model: Any, codec: TextCodec, corpus: NText, directions: Directions) -> None:
+    """DataError where prompts that are to be translated fill the context: that too would end a run after training."""
+    from dragoman.modeling import context_length
+
+    context = context_length(model)
+    full = {}
+    for label, (source, target) in directions.items():
+        texts = scoring.cells(scoring.parallel(corpus, source, target, config.split, config.segments), source)
+        prompts = codec.prompts(texts, source, target, {g: language(g).name for g in (source, target)})
+        full[label] = sum(len(ids) >= context for ids in prompts)
+    if found := [f"{n} of {label}" for label, n in full.items() if n]:
+        raise DataError(
+            f"prompts of split {config.split} fill the context of {context} tokens ({', '.join(found)}), so nothing "
+            "was trained; leave out these segments, split them, or score other directions"
+        )
+
+
 def _refusal(read: Callable[..., object], *given: Any) -> str:
     """What a reader says of text that it refuses."""
     try:
