@@ -78,6 +78,11 @@ def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(fo
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="has no numbers of translation experts; `dragoman mix layers` writes them"):
         cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
+    (tmp_path / "other.json").write_text('{"translation": {"0": 1.9}}')
+    with pytest.raises(DataError, match="has no numbers of translation experts"):
+        cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
+    with pytest.raises(ConfigError, match="segments is 0, but it has to be 1 or more"):
+        cli.run([*words, "--segments", "0", "--out", str(tmp_path / "none.json")])
 
 
 def test_two_stages_and_what_is_recorded(folder, tmp_path):

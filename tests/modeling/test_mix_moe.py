@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.fft import dct
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling import logit_difference, moe_layers, open_model, outline, router_kind, tap_routers
@@ -186,6 +187,32 @@ def test_selection_over_all_and_by_group():
         torch.testing.assert_close(one.weights_TK.sum(-1), torch.ones(48))
 
 
+@pytest.mark.parametrize("choice", [{"selection": "group"}, {"experts": 4, "top_k": 1, "scale": "none"}])
+def test_the_router_learns_from_text_however_experts_are_chosen(choice):
+    made = to_mix_moe(dense(), Conversion(**choice))
+    router, count = moe_layers(made)[0].router, choice.get("experts", 2)
+    made(IDS, labels=IDS).loss.backward()
+    assert (router.weight.grad[:count].abs().sum(-1) > 0).all(), "stage 1"
+    router.zero_grad()
+    with masking(made, False):
+        made(IDS, labels=IDS).loss.backward()
+    assert router.weight.grad.abs().sum() > 0, "stage 2"
+
+
+def test_a_single_chosen_expert_is_weighed_by_its_share_of_all():
+    made = mixed(experts=4, top_k=1, scale="none")
+    for one in routed(made):
+        torch.testing.assert_close(one.weights_TK, one.logits_TE.softmax(-1).amax(-1, keepdim=True))
+
+
+def test_translation_experts_share_the_first_tokens_of_stage_2():
+    """With equal rows of the router each token would take the first of them."""
+    made = to_mix_moe(dense(), Conversion())
+    with masking(made, False):
+        for one in routed(made):
+            assert set(one.indices_TK[one.indices_TK >= 2].tolist()) == {2, 3}
+
+
 def test_masked_experts_get_nothing_and_change_nothing():
     made = mixed(masked=True)
     before = logits(made)
@@ -338,16 +365,25 @@ def test_balanced_slices_are_a_parting_in_equal_parts():
 # Bad input
 
 
-def refused(error, match, **conversion):
+def refused(error, match, of=None, **conversion):
     with pytest.raises(error, match=match):
-        to_mix_moe(dense(), Conversion(**conversion))
+        to_mix_moe(of or dense(), Conversion(**conversion))
+
+
+def tiny_bloom():
+    """Its feed-forwards are given the residual too."""
+    config = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=16, n_head=2, n_layer=1)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def test_what_cannot_be_converted_is_a_sentence():
-    refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3)
+    refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3, top_k=3)
     refused(ConfigError, r"layers \[7, 9\] cannot be .* LlamaForCausalLM has .* in layers 0 to 2", layers=(0, 7, 9))
     refused(ConfigError, "balanced slices need sample text", slices="balanced")
     refused(ConfigError, "scale is preserve, none, not 'twice'", scale="twice")
+    refused(ConfigError, "top-k 2 takes some of 4: take a top-k of 4, or scale none", experts=4)
+    refused(ConfigError, "layers 1 are named twice", layers=(1, 0, 1))
+    refused(ModelError, "no feed-forward was found in BloomForCausalLM", of=tiny_bloom())
     refused(ConfigError, "no effect without a transform", transform="none", parts="mag+phase")
     refused(ConfigError, "selection group takes one expert of each group", selection="group", top_k=3)
     refused(ModelError, "transform 'wavelet'", transform="wavelet")
@@ -365,4 +401,8 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     config["mix_moe"]["transform"] = "wavelet"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="'wavelet'; this version of dragoman knows fft, dct, random, none"):
+        open_model(str(tmp_path))
+    config["mix_moe"] |= {"transform": "fft", "window": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="the settings window, which this version of dragoman does not know"):
         open_model(str(tmp_path))

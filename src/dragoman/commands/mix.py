@@ -6,6 +6,7 @@ Shape letters: N rows, S tokens per row.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import tempfile
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def convert(
 def _numbers_in(path: Path) -> dict[int, int]:
     """Layer -> translation experts. DataError for another file."""
     try:
-        return {int(layer): int(number) for layer, number in read_json(path)["translation"].items()}
+        return {int(layer): operator.index(number) for layer, number in read_json(path)["translation"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(f"{path} has no numbers of translation experts; `dragoman mix layers` writes them") from None
 

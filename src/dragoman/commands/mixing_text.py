@@ -206,7 +206,9 @@ def _pairs(codec: TextCodec, corpus: NText, source: str, target: str) -> list[Sa
 
 
 def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int) -> list[list[int]]:
-    """Token ids of the first train segments of a language."""
+    """Token ids of the first train segments of a language. ConfigError for none."""
+    if segments < 1:
+        raise ConfigError(f"segments is {segments}, but it has to be 1 or more: so many are read of each language")
     corpus.require([tag])
     return [[codec.start_id, *ids] for ids in codec.encode(list(islice(corpus.texts(tag, "train"), segments)))]
 

@@ -3,13 +3,16 @@
     gated: W_d (act(W_g x) * W_u x)        plain: W_d act(W_u x)
 
 No names are known: a feed-forward is a module with one linear map D -> F, or two, one F -> D, no other linear map, and
-one activation. Which of two maps is the gate is found by running it.
+one activation, that is called with the state alone. Which of two maps is the gate is found by running it. Not found are
+maps that are no `nn.Linear` (GPT-2), gate and other map in one (Phi-3, GLM), activations with weights (Apertus), and
+those that take the residual too (BLOOM, MPT).
 
 Shape letters: T tokens, D model width, F width of the feed-forward.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +105,15 @@ def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedF
     if len(ups) != len(maps) - 1 or len(acts) != 1:
         return None
     parent = model.get_submodule(path.rpartition(".")[0])
-    return FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
+    found = FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
+    return found if found.is_layer or _inputs(module) == 1 else None
+
+
+def _inputs(module: nn.Module) -> int:
+    """How many tensors its forward has to be given."""
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.kind is named and p.default is p.empty for p in parameters)
 
 
 @torch.no_grad()

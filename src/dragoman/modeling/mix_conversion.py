@@ -5,6 +5,11 @@
 A gate sums to one, so a uniform mixture of k slices returns f(x) / k. With `scale: preserve` the second map of every
 slice is k times the dense one, and with a router of zeros the block computes what the feed-forward does.
 
+The router's rows of translation experts are random, as those are: with zeros all of them would tie, and each token
+would take the first. Where stage 2 starts is another model still. Of two slices, both always chosen, stage 1 moves the
+router's rows by opposite gradients, so their logits are +a and -a, with those of translation experts between: nearly
+every token gives up one slice for a translation expert.
+
 Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681); the identity is Zhang et al. 2022 (MoEfication, arXiv:2110.01786).
 Differs: `Conversion` has a field for what the paper leaves open.
 
@@ -55,8 +60,8 @@ class Conversion:
     compress: bool = True
     """Logarithm of magnitudes and layer norm."""
     scale: str = "preserve"
-    """preserve: slices are made k times larger, so that the model computes what it did; none: literal slices. Differs:
-    not known of the paper."""
+    """preserve: slices are made k times larger, so that the model computes what it did, which needs all of them to be
+    chosen; none: literal slices. Differs: not known of the paper."""
     slices: str = "contiguous"
     """contiguous runs of neurons, or balanced: as many neurons each, grouped by being active together on sample text.
     Differs: not known of the paper. While all slices are chosen both compute the same; they differ once routing
@@ -77,6 +82,13 @@ class Conversion:
             faults.append(f"layers need 1 translation expert or more, not {few}")
         if self.selection == "group" and self.top_k != 2:
             faults.append("selection group takes one expert of each group, so top_k is 2")
+        if self.scale == "preserve" and self.selection == "all" and self.top_k < self.experts:
+            faults.append(
+                f"scale preserve needs every language-model expert to be chosen, and top-k {self.top_k} takes some of "
+                f"{self.experts}: take a top-k of {self.experts}, or scale none"
+            )
+        if twice := sorted({i for i in self.layers if self.layers.count(i) > 1}):
+            faults.append(f"layers {', '.join(map(str, twice))} are named twice")
         if self.transform == "none" and (self.parts != "mag" or not self.compress):
             faults.append("parts and compress have no effect without a transform")
         if faults:
@@ -109,7 +121,7 @@ def to_mix_moe(
         _fill(ffn, block, places_kW, conversion)
     made.generation_config = copy.deepcopy(model.generation_config)
     made.eval()
-    if conversion.scale == "preserve" and settings.preserves:
+    if conversion.scale == "preserve":
         _check(model, made)
     return made
 
@@ -164,7 +176,10 @@ def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedM
 
 @torch.no_grad()
 def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion) -> None:
-    """Slices into the language-model group, random weights into the other; the router is zero."""
+    """Slices into the language-model group, random weights into the other and its rows of the router.
+
+    The other rows are zero where all slices are chosen; else those that are first would be, for every token.
+    """
     experts, factor = block.experts, len(places_kW) if conversion.scale == "preserve" else 1
     ups, down = [getattr(ffn.holder, n) for n in gate_first(ffn)], getattr(ffn.holder, ffn.down)
     first = getattr(experts, experts.first)
@@ -183,7 +198,10 @@ def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: 
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))
         for bias in [p for n, p in experts.named_parameters() if n.endswith("_bias")]:
             bias[e] = 0
-    nn.init.zeros_(block.router.weight)
+    weight_EX, settings = block.router.weight, block.router.settings
+    weight_EX.copy_(std * torch.randn(weight_EX.shape, generator=generator))
+    if settings.preserves:
+        weight_EX[: len(places_kW)] = 0
 
 
 def _check(model: PreTrainedModel, made: PreTrainedModel) -> None:

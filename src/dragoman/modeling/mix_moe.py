@@ -3,6 +3,9 @@ that also reads the spectrum of each token.
 
     g = softmax(W [h ; phi(h)]),   y = sum over the chosen e of g_e E_e(h) / sum of the chosen g
 
+Where one expert alone is chosen among several, the sum is left out: with it, its weight would be one whatever the
+router says, and the router would learn nothing from the text.
+
 phi is a transform over the hidden dimension of one token. (A transform over time would read later tokens, and change
 with every generated one.) Experts 0 .. k-1 are the language-model group, those from k on the translation group.
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -61,7 +64,8 @@ class Settings:
     top_k: int = 2
     """Experts of a token. Differs: the paper's number is not known; two keep the arithmetic of the dense layer."""
     selection: str = "all"
-    """all: the top k of both groups together; group: the first of each group. Differs: not known of the paper."""
+    """all: the top k of both groups together; group: the first of each group, and while translation experts are masked
+    every expert of the other. Differs: not known of the paper."""
     transform: str = "fft"
     """fft, dct, random (a fixed Gaussian matrix of the shape of fft) or none. The paper compares the first three.
     Differs: it does not say over which axis; here over the hidden dimension."""
@@ -92,7 +96,18 @@ class Settings:
     @property
     def preserves(self) -> bool:
         """Whether every language-model expert is chosen where translation experts are masked."""
-        return self.top_k >= self.experts and (self.selection == "all" or self.experts == 1)
+        return self.top_k >= self.experts or self.selection == "group"
+
+    @classmethod
+    def of(cls, config: Any) -> Settings:
+        """Those that a model's config holds. ModelError for some that this version does not know."""
+        given, known = dict(config.mix_moe), {field.name for field in fields(cls)}
+        if strange := sorted(set(given) - known):
+            raise ModelError(
+                f"the blocks of this model have the settings {', '.join(strange)}, which this version of dragoman does "
+                "not know; take a newer one"
+            )
+        return cls(**given)
 
 
 class MixRouter(nn.Module):
@@ -111,7 +126,7 @@ class MixRouter(nn.Module):
             self.register_buffer("random_2DX", torch.empty(2, width, bins))
 
     def forward(self, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits [T, E], minus infinity where masked; weights [T, K], which sum to one; indices [T, K]."""
+        """Logits [T, E], minus infinity where masked; weights [T, K], which sum to one if K > 1; indices [T, K]."""
         hidden_TD = hidden_TD.reshape(-1, hidden_TD.shape[-1])
         device = hidden_TD.device.type if hidden_TD.device.type != "meta" else "cpu"
         with torch.autocast(device, enabled=False):
@@ -124,15 +139,18 @@ class MixRouter(nn.Module):
                 kept_TE = logits_TE[:, : self.settings.experts]
                 logits_TE = nn.functional.pad(kept_TE, (0, self.translation), value=float("-inf"))
             chosen_TK, indices_TK = self._choose(logits_TE)
+            if chosen_TK.shape[-1] == 1:
+                return logits_TE, (chosen_TK - logits_TE.logsumexp(-1, keepdim=True)).exp(), indices_TK
             # the softmax over all, divided by the sum of the chosen, is the softmax over the chosen
             return logits_TE, chosen_TK.softmax(-1), indices_TK
 
     def _choose(self, logits_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = self.settings.experts
         groups = [logits_TE[:, :size]] if self.settings.masked else [logits_TE[:, :size], logits_TE[:, size:]]
-        if self.settings.selection == "all":
+        if self.settings.selection == "all" or self.settings.masked:
             eligible = sum(group.shape[-1] for group in groups)
-            return logits_TE.topk(min(self.settings.top_k, eligible), dim=-1)
+            wanted = self.settings.top_k if self.settings.selection == "all" else eligible
+            return logits_TE.topk(min(wanted, eligible), dim=-1)
         best = [group.max(-1) for group in groups]
         indices = [found.indices + at * size for at, found in enumerate(best)]
         return torch.stack([found.values for found in best], dim=-1), torch.stack(indices, dim=-1)
@@ -274,7 +292,7 @@ class _Mixed:
         config._experts_implementation_internal = "eager"  # the dense class would refuse any other
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         chosen = self._check_and_adjust_experts_implementation(wanted)  # type: ignore[attr-defined]
-        settings = Settings(**config.mix_moe)
+        settings = Settings.of(config)
         found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
         narrow = any(ffn.width // settings.experts % GROUPED_MULTIPLE for ffn in found)
         config._experts_implementation_internal = chosen if wanted else "eager" if narrow else BY_DEVICE
@@ -375,7 +393,7 @@ def settings_of(model: PreTrainedModel) -> Settings:
         raise ModelError(
             f"{type(model).__name__} is no Mix-MoE model; make one of a dense model with `dragoman mix convert`"
         )
-    return Settings(**model.config.mix_moe)
+    return Settings.of(model.config)
 
 
 def set_settings(model: PreTrainedModel, **changes: Any) -> None:
