@@ -27,6 +27,9 @@ CLASSES = {
     "gemma2": {"head_dim": 8},
     "gemma3_text": {"head_dim": 8},
     "smollm3": {},
+    "phi3": {},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
     "gpt_neox": {},
     "opt": {"ffn_dim": 32},
 }
@@ -122,7 +125,8 @@ def test_gate_is_found_whatever_it_is_called():
         model.model.layers[0].mlp = kind()
         ffn = feed_forwards(model)[0]
         if kind is Odd:
-            assert gate_first(ffn) == ("two", "one")
+            gate, up = gate_first(ffn)
+            assert gate[0] is ffn.holder.two.weight and up[1] is ffn.holder.one.bias
             continue
         with pytest.raises(ModelError, match="neither of one and two is a gate"):
             gate_first(ffn)

@@ -181,13 +181,13 @@ def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: 
     The other rows are zero where all slices are chosen; else those that are first would be, for every token.
     """
     experts, factor = block.experts, len(places_kW) if conversion.scale == "preserve" else 1
-    ups, down = [getattr(ffn.holder, n) for n in gate_first(ffn)], getattr(ffn.holder, ffn.down)
+    ups, down = gate_first(ffn), getattr(ffn.holder, ffn.down)
     first = getattr(experts, experts.first)
     for e, places_W in enumerate(places_kW):
-        first[e] = torch.cat([up.weight[places_W] for up in ups])
+        first[e] = torch.cat([weight_FD[places_W] for weight_FD, _ in ups])
         experts.down_proj[e] = factor * down.weight[:, places_W]
         if ffn.has_bias:
-            biases = [torch.zeros_like(up.weight[:, 0]) if up.bias is None else up.bias for up in ups]
+            biases = [torch.zeros_like(weight_FD[:, 0]) if bias_F is None else bias_F for weight_FD, bias_F in ups]
             getattr(experts, f"{experts.first}_bias")[e] = torch.cat([bias[places_W] for bias in biases])
             whole_D = torch.zeros_like(down.weight[:, 0]) if down.bias is None else down.bias
             experts.down_proj_bias[e] = factor / len(places_kW) * whole_D

@@ -39,7 +39,10 @@ from dragoman.modeling.feed_forwards import FeedForward, feed_forwards
 
 PREFIX = "mix_moe_"
 """Before the model type of the dense class."""
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "gpt_neox", "opt")
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"),
+    *("phi3", "glm", "glm4", "gpt_neox", "opt"),
+)
 """Types that `register()` knows without being told; any other dense type is registered by its name."""
 GROUPED_MULTIPLE = 8
 """Neurons that an expert's width must be a multiple of for `grouped_mm`: 16 bytes in half precision."""
@@ -203,8 +206,8 @@ class MixExperts(nn.Module):
     def __init__(self, config: Any, ffn: FeedForward, num_experts: int, width: int):
         super().__init__()
         self.num_experts, self.act_fn = num_experts, ffn.act
-        self.first = "gate_up_proj" if len(ffn.ups) == 2 else "up_proj"
-        rows, size = len(ffn.ups) * width, ffn.size
+        self.first = "gate_up_proj" if ffn.gated else "up_proj"
+        rows, size = (2 if ffn.gated else 1) * width, ffn.size
         self.register_parameter(self.first, nn.Parameter(torch.empty(num_experts, rows, size)))
         self.down_proj = nn.Parameter(torch.empty(num_experts, size, width))
         if ffn.has_bias:
@@ -274,7 +277,7 @@ class MixMoE(nn.Module):
         super().__init__()
         translation = settings.translation_of(ffn.layer_id)
         self.router = MixRouter(ffn.size, settings, translation)
-        kind = KINDS[len(ffn.ups) == 2, ffn.has_bias]
+        kind = KINDS[ffn.gated, ffn.has_bias]
         self.experts = kind(config, ffn, settings.experts + translation, ffn.width // settings.experts)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
