@@ -111,7 +111,7 @@ def assert_shares(shares):
         "source": 2, "translation": 2, "languages": 2, "directions": 4
     }  # fmt: skip
     assert all(x["paired"] and x["p_holm"] >= x["p_value"] for rows in found.values() for x in rows)
-    assert set(shares["placebo"]) == {"ru", "en", "de"} and shares["left_out"] == {}
+    assert set(shares["placebo"]) == {"ru", "en", "de"} and shares["left_out"] == {} and shares["same_rows"]
     assert all(0 < x["mean"] <= x["p95"] and x["splits"] == 200 for x in shares["placebo"].values())
 
 

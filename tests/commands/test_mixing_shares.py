@@ -1,11 +1,14 @@
 """Which tokens of prompts and translations are compared with which, on a toy whose router looks at the token alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dragoman.commands import scoring
-from dragoman.commands.mixing_shares import Direction, Part, Reader, contrasts, source_spans, span_of, told
+from dragoman.commands.mixing_shares import Direction, Part, Reader, contrasts, rows_of, source_spans, span_of, told
+from dragoman.commands.mixing_text import Train
 from dragoman.commands.pretrain import Vocabulary, train_tokenizer
 from dragoman.modeling import TextCodec, moe_layers
 from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
@@ -41,7 +44,7 @@ def read(token_alone, context=128):
 
 def part(values, keys="abcd"):
     sums_NL2 = np.stack([np.array(values, float), np.full(len(values), 10.0)], -1)[:, None]
-    return Part(sums_NL2, tuple(keys), "segment")
+    return Part(sums_NL2, tuple(keys), ("one",) * len(values))
 
 
 def test_a_run_is_found_behind_the_head():
@@ -76,7 +79,7 @@ def test_tags_alone_make_no_difference_of_prompts():
     assert found.found == found.segments == 20 and found.source.unit == "document"
     for a, b in ((found.source, found.source_alone), (found.translation, found.translation_alone)):
         assert np.allclose(a.sums_NL2, b.sums_NL2, atol=1e-4)
-        tested = contrast(a.sums_NL2, b.sums_NL2, paired=True, seed=0)
+        tested = contrast(a.by_unit, b.by_unit, paired=True, seed=0)
         assert abs(tested["difference"]) < 1e-6 and tested["p_value"] == 1
     prompts = reader.codec.prompts(scoring.cells(table, "en"), "en", "de", PLAIN)
     whole = summed(token_mass(reader.model, prompts, 2), [(1, len(ids)) for ids in prompts])
@@ -142,9 +145,35 @@ def test_families_of_contrasts_by_hand():
     assert [x["p_holm"] for x in found["directions"]][2:] == pytest.approx([4 / 2001] * 2)
 
 
+def test_parts_are_paired_on_the_rows_that_both_have_where_these_are_half_of_them():
+    texts = {"en": part([1, 2, 3, 4]), "de": part([9, 3, 4, 5], "xbcd"), "ru": part([5, 5, 5, 5], "xyzd")}
+    de, ru = contrasts(texts, {}, {}, seed=0)["languages"]
+    assert de["paired"] and de["units"] == 3 and [de["difference"], de["low"]] == pytest.approx([0.1, 0.1])
+    assert not ru["paired"] and ru["units"] == 4 and ru["difference"] == pytest.approx(0.25)
+
+
+def test_units_are_documents_where_there_are_several():
+    found = Part(part([1, 2, 3, 4]).sums_NL2, tuple("abcd"), tuple("xxyy"))
+    assert found.unit == "document" and found.by_unit[:, 0].tolist() == [[3, 20], [7, 20]]
+    assert part([1, 2]).unit == "segment" and part([1, 2]).by_unit.shape == (2, 1, 2)
+    assert found.only({"a", "d"}).documents == ("x", "y") and found.only({"a", "d"}).rows == ("a", "d")
+
+
+def test_rows_are_those_that_all_languages_have_where_there_are_enough():
+    text, pairs = corpus(), {"en-de": ("en", "de")}
+    gaps = {**text.columns, "ru": [None if i % 20 < 17 else t for i, t in enumerate(text.columns["ru"])]}
+    config = Train("x", stage=2, out="y", directions=("en-de",), segments=4)
+    rows, tables = rows_of(config, replace(text, columns=gaps), ["en", "de", "ru"], pairs)
+    assert rows["en"].keys == rows["ru"].keys == tables["en-de"].keys and len(rows["en"]) == 4
+    assert tables["en-de"].languages == ("en", "de")
+    wanted = replace(config, segments=60)
+    rows, tables = rows_of(wanted, replace(text, columns=gaps), ["en", "de", "ru"], pairs)
+    assert len(rows["ru"]) < len(rows["en"]) == len(tables["en-de"]) == 30
+
+
 def test_one_language_or_direction_has_nothing_beside_it():
     one = Direction(*[part([1, 2, 3, 4])] * 4, 4, 4)
-    found = contrasts({"de": part([1, 2])}, {"de-en": one}, {"de-en": ("de", "en")}, seed=0)
+    found = contrasts({"de": part([1, 2], "ab")}, {"de-en": one}, {"de-en": ("de", "en")}, seed=0)
     assert found["languages"] == found["directions"] == [] and len(found["source"]) == 1
 
 
@@ -168,14 +197,12 @@ def test_told_in_lines():
     assert told(record) == [
         "mass on translation experts: mean (lowest to highest)",
         "  text alone: 0.300 (en 0.200 to de 0.400)",
-        "  source in prompts: 0.500 (en-de 0.500 to en-de 0.500)",
-        "  source less the same text alone: +0.100 (en-de +0.100 to en-de +0.100); 1 of 1 with Holm p < 0.05",
-        "  text of a language less that of en: -0.200 (de -0.200 to de -0.200); 0 of 1 with Holm p < 0.05",
-        "  direction less the mean of the others, source in prompts: +0.100 (en-de +0.100 to en-de +0.100); "
-        "1 of 1 with Holm p < 0.05",
-        "  direction less the mean of the others, translations: +0.100 (en-de +0.100 to en-de +0.100); "
-        "1 of 1 with Holm p < 0.05",
-        "  halves of one text (placebo), 95th percentile: 0.020 (en 0.020 to en 0.020)",
+        "  source in prompts: 0.500 (en-de)",
+        "  source less the same text alone: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
+        "  text of a language less that of en: -0.200 (de); 0 of 1 with Holm p < 0.05",
+        "  direction less the mean of the others, source in prompts: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
+        "  direction less the mean of the others, translations: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
+        "  halves of one text (placebo), 95th percentile: 0.020 (en)",
         "prompts counted whole, as the source's tokens are not in them: en-de 1 of 4",
         "left out as too long: en-de 2",
     ]

@@ -8,7 +8,7 @@ Shape letters: N segments or documents, L MoE layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,27 @@ class Part:
     """Mass on translation experts of one kind of text."""
 
     sums_NL2: np.ndarray
-    """Mass and tokens, by document; by segment where all is one document."""
+    """Mass and tokens of each segment."""
     rows: tuple[str, ...]
-    """Keys of the segments: parts with the same ones are parallel."""
-    unit: str
+    """Keys of the segments."""
+    documents: tuple[str, ...]
+
+    @property
+    def unit(self) -> str:
+        """What is drawn and split: documents, or segments where all is one document."""
+        return "document" if len(set(self.documents)) > 1 else "segment"
+
+    @property
+    def by_unit(self) -> np.ndarray:
+        """Sums of each unit."""
+        from dragoman.routing.resampling import by_document
+
+        return by_document(self.sums_NL2, self.documents) if self.unit == "document" else self.sums_NL2
+
+    def only(self, rows: Collection[str]) -> Part:
+        """The segments of these rows."""
+        kept = [n for n, row in enumerate(self.rows) if row in rows]
+        return Part(self.sums_NL2[kept], *(tuple(names[n] for n in kept) for names in (self.rows, self.documents)))
 
 
 @dataclass(frozen=True)
@@ -117,15 +134,11 @@ class Reader:
 
     def _part(self, segments: Sequence[list[int]], spans: Sequence[tuple[int, int]], table: NText) -> Part:
         from dragoman.routing.group_shares import summed, token_mass
-        from dragoman.routing.resampling import by_document
 
         keys = [tuple(ids) for ids in segments]
         new = [key for key in dict.fromkeys(keys) if key not in self.masses]
         self.masses |= dict(zip(new, token_mass(self.model, new, self.first), strict=True))
-        sums_NL2 = summed([self.masses[key] for key in keys], spans)
-        if len(set(table.documents)) < 2:
-            return Part(sums_NL2, table.keys, "segment")
-        return Part(by_document(sums_NL2, table.documents), table.keys, "document")
+        return Part(summed([self.masses[key] for key in keys], spans), table.keys, table.documents)
 
 
 def source_spans(
@@ -161,22 +174,35 @@ def shares_of(
     from dragoman.routing import group_shares
 
     reader = Reader(model, codec, settings_of(model).experts, context_length(model))
-    rows = scoring.held_out(corpus, spoken, config.split, config.segments)
-    tables = {d: scoring.parallel(corpus, *pair, config.split, config.segments) for d, pair in directions.items()}
-    texts = {g: part for g in spoken if (part := reader.text(rows[g], g))}
+    rows, tables = rows_of(config, corpus, spoken, directions)
+    texts = {g: part for g, table in rows.items() if (part := reader.text(table, g))}
     pairs = {d: found for d, table in tables.items() if (found := reader.direction(table, d))}
     seed = config.seed
     record = {
         "layers": [layer.layer_id for layer in moe_layers(model)],
         "kinds": _kinds(texts, pairs, seed),
         "placebo": {  # draws of its own for each language: parallel rows would be split alike
-            g: group_shares.placebo(part.sums_NL2, [seed, i]) | {"unit": part.unit}
+            g: group_shares.placebo(part.by_unit, [seed, i]) | {"unit": part.unit}
             for i, (g, part) in enumerate(texts.items())
         },
         "contrasts": contrasts(texts, pairs, directions, seed),
+        "same_rows": len({part.rows for part in (*texts.values(), *(p.source for p in pairs.values()))}) == 1,
         "left_out": reader.left_out,
     }
     return record, _figure(record, directions) if config.stage == 2 and pairs and texts else None
+
+
+def rows_of(
+    config: Train, corpus: NText, spoken: Sequence[str], directions: Directions
+) -> tuple[dict[str, NText], dict[str, NText]]:
+    """Of each language and direction the rows: those that all languages have, so that content differs nowhere; where
+    these are fewer than half of what was asked for, those that are scored."""
+    common = corpus.select(spoken, config.split, complete=True)
+    if 2 * len(common) < config.segments:
+        pairs = {d: scoring.parallel(corpus, *pair, config.split, config.segments) for d, pair in directions.items()}
+        return scoring.held_out(corpus, spoken, config.split, config.segments), pairs
+    common = common.take(range(min(config.segments, len(common))))
+    return {g: common.select([g]) for g in spoken}, {d: common.select(pair) for d, pair in directions.items()}
 
 
 def _kinds(texts: Mapping[str, Part], pairs: Mapping[str, Direction], seed: int) -> dict[str, dict[str, Any]]:
@@ -184,9 +210,9 @@ def _kinds(texts: Mapping[str, Part], pairs: Mapping[str, Direction], seed: int)
 
     spans = {d: {"found": p.found, "segments": p.segments} for d, p in pairs.items()}
     return {
-        "text": {g: described(part.sums_NL2, seed) for g, part in texts.items()},
-        "source": {d: described(p.source.sums_NL2, seed) | spans[d] for d, p in pairs.items()},
-        "translation": {d: described(p.translation.sums_NL2, seed) for d, p in pairs.items()},
+        "text": {g: described(part.by_unit, seed) for g, part in texts.items()},
+        "source": {d: described(p.source.by_unit, seed) | spans[d] for d, p in pairs.items()},
+        "translation": {d: described(p.translation.by_unit, seed) for d, p in pairs.items()},
     }
 
 
@@ -224,13 +250,16 @@ def _against_the_rest(parts: Mapping[str, Part], tokens: str, seed: int) -> list
     ]
 
 
-def _contrast(a: str, b: str, part: Part, *others: Part, seed: int) -> dict[str, Any]:
-    """Paired where all parts are of the same rows."""
+def _contrast(a: str, b: str, *parts: Part, seed: int) -> dict[str, Any]:
+    """The first part against the others; on the rows that all have, paired, where these are at least half of them."""
     from dragoman.routing.group_shares import contrast
 
-    paired = all(other.rows == part.rows for other in others)
-    sums = (p.sums_NL2 for p in (part, *others))
-    return {"a": a, "b": b, **contrast(*sums, paired=paired, seed=seed), "unit": part.unit}
+    common = set(parts[0].rows).intersection(*(part.rows for part in parts))
+    paired = len(common) > 1 and 2 * len(common) >= max(len(part.rows) for part in parts)
+    if paired:
+        parts = tuple(part.only(common) for part in parts)
+    found = contrast(*(part.by_unit for part in parts), paired=paired, seed=seed)
+    return {"a": a, "b": b, **found, "unit": parts[0].unit}
 
 
 def _with_holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -289,4 +318,5 @@ def _differences(family: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _range(name: str, values: Mapping[str, float], sign: str) -> str:
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     mean = sum(values.values()) / len(values)
-    return f"  {name}: {mean:{sign}.3f} ({low} {values[low]:{sign}.3f} to {high} {values[high]:{sign}.3f})"
+    limits = low if len(values) == 1 else f"{low} {values[low]:{sign}.3f} to {high} {values[high]:{sign}.3f}"
+    return f"  {name}: {mean:{sign}.3f} ({limits})"
