@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dragoman import cli
-from dragoman.commands.mix import run_stage
+from dragoman.commands.mix import run_stage, train
 from dragoman.commands.mixing_text import Train, stage_rows
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import training
@@ -64,7 +64,10 @@ def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(fo
     numbers.write_text(json.dumps(record))
     cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(numbers), "--out", str(tmp_path / "mix")])
     one = settings(folder, model=str(tmp_path / "mix"), stage=1, out=tmp_path / "one", languages=("en", "es"))
-    run_stage(one)
+    train(one)
+    told = capsys.readouterr().out
+    assert "  mass on translation experts: mean (lowest to highest)\n    text alone: 0.000 (" in told
+    assert "text of a language less that of en: +0.000 (es); 0 of 1 with Holm p < 0.05" in told
     given = {"model": str(tmp_path / "one" / "model"), "out": tmp_path / "two", "directions": ("en-es",)}
     run_stage(replace(one, stage=2, languages=(), **given))
     before, after = (open_model(str(tmp_path / stage / "model")) for stage in ("one", "two"))
