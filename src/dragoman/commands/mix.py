@@ -19,7 +19,8 @@ from cyclopts import App, Parameter
 from dragoman.commands import Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.mixing_text import STAGED, Train, sample_of, shares_of, stage_rows
+from dragoman.commands.mixing_shares import shares_of, told
+from dragoman.commands.mixing_text import STAGED, Train, sample_of, stage_rows
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import claim_folder, environment, read_json, write_json
@@ -185,9 +186,8 @@ def train(config: Annotated[Train, Parameter(name="*")]) -> None:
             low, high = intervals["after"][label]
             before = "" if config.only_after else f"{values['before'][label]:7.3f} -> "
             print(f"  {name:13} {label:8} {before}{value:7.3f}  [{low:.3f}, {high:.3f}]")
-    for kind, found in record.get("shares", {}).get("kinds", {}).items():
-        low, high = found["low"], found["high"]
-        print(f"  mass on translation experts, {kind:8} {found['value']:.3f}  [{low:.3f}, {high:.3f}]")
+    for line in told(record["shares"]) if "shares" in record else ():
+        print(f"  {line}")
 
 
 def named(config: Train) -> str:

@@ -1,6 +1,6 @@
-"""What `dragoman mix train` reads: its settings, the rows of a stage, and the texts that router shares are measured on.
+"""What `dragoman mix train` reads: its settings and the rows of a stage.
 
-Shape letters: N rows, S tokens per row, L MoE layers.
+Shape letters: N rows, S tokens per row.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.commands import Switch, Tags, require_sample
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
@@ -211,48 +211,3 @@ def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int) -> list[
         raise ConfigError(f"segments is {segments}, but it has to be 1 or more: so many are read of each language")
     corpus.require([tag])
     return [[codec.start_id, *ids] for ids in codec.encode(list(islice(corpus.texts(tag, "train"), segments)))]
-
-
-def shares_of(
-    config: Train, model: Any, codec: TextCodec, corpus: NText, spoken: Sequence[str], directions: Directions
-) -> tuple[dict[str, Any], str | None]:
-    """Mass on translation experts for text alone and for translation prompts, with placebo; and the figure."""
-    from dragoman.evaluation import significance
-    from dragoman.modeling import moe_layers
-    from dragoman.modeling.mix_moe import settings_of
-    from dragoman.routing import group_shares as shares
-
-    first, rows = settings_of(model).experts, scoring.held_out(corpus, spoken, config.split, config.segments)
-    alone = {g: [[codec.start_id, *ids] for ids in codec.encode(scoring.cells(rows[g], g))] for g in spoken}
-    sums = {g: shares.group_mass(model, ids, first) for g, ids in alone.items()}
-    pairs, contrasts = {}, []
-    for label, (source, target) in directions.items():
-        table = scoring.parallel(corpus, source, target, config.split, config.segments)
-        texts, names = scoring.cells(table, source), {g: language(g).name for g in (source, target)}
-        pairs[label] = shares.group_mass(model, codec.prompts(texts, source, target, names), first)
-        same = shares.group_mass(model, [[codec.start_id, *ids] for ids in codec.encode(texts)], first)
-        contrasts.append({"a": label, "b": f"{source}, the same text", **_difference(pairs[label], same, config.seed)})
-    placebo = {g: shares.halves(x, config.seed) for g, x in sums.items()}
-    contrasts += [
-        {"a": f"half of {g}", "b": "the other (placebo)", **_difference(*both, config.seed)}
-        for g, both in placebo.items()
-    ]
-    kinds: dict[str, dict[str, Any]] = {}
-    for kind, x in (sums | pairs).items():
-        found = significance.interval(x.sum(0), shares.share, seed=config.seed)
-        kinds[kind] = {"value": found.value, "low": found.low, "high": found.high, "by_layer": shares.by_layer(x)}
-    layer_ids = [layer.layer_id for layer in moe_layers(model)]
-    one, other = placebo[spoken[0]]
-    halves = shares.by_layer(one), shares.by_layer(other)
-    curves = {kind: found["by_layer"] for kind, found in kinds.items()}
-    figure = shares.group_share_figure(curves, halves, layer_ids) if config.stage == 2 else None
-    return {"layers": layer_ids, "kinds": kinds, "contrasts": contrasts}, figure
-
-
-def _difference(a_LN2: np.ndarray, b_LN2: np.ndarray, seed: int) -> dict[str, float]:
-    """Share of a minus share of b over all layers, segments drawn together."""
-    from dragoman.evaluation import significance
-    from dragoman.routing.group_shares import share
-
-    found = significance.paired_bootstrap(a_LN2.sum(0), b_LN2.sum(0), share, seed=seed)
-    return {"difference": found.difference, "low": found.low, "high": found.high, "p_value": found.p_value}
