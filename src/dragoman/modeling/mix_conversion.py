@@ -30,7 +30,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first
-from dragoman.modeling.mix_moe import PREFIX, MixMoE, Settings, initial_std, register
+from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
+from dragoman.modeling.mix_router import Settings
 from dragoman.modeling.probing import find_routers
 from dragoman.modeling.upcycling import TOLERANCE, logit_difference
 
