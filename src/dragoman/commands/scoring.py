@@ -331,7 +331,7 @@ def mean_of_labels(by: Mapping[str, Any], name: str, labels: Sequence[str]) -> t
     from_sums = formula(name)
 
     def mean(sums: np.ndarray) -> np.ndarray:
-        return from_sums(sums.reshape(-1, width)).reshape(-1, len(labels)).mean(axis=1)
+        return from_sums(sums.reshape(-1, width)).reshape(*sums.shape[:-1], len(labels)).mean(axis=-1)
 
     return sums_ULS.reshape(len(documents), -1), documents, mean
 
