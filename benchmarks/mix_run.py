@@ -105,7 +105,7 @@ def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps
         micro_batch=12,
         warmup=max(1, steps // 20),
         decay=steps // 3,
-        balance=0.01 if stage.arm in ("mix_moe", "moe_lpr") else 0.0,
+        balance=0.01 if stage.arm in ("mix_moe", "moe_lpr") and stage.name != "review" else 0.0,
         seed=seed,
     )
     common: dict[str, Any] = {"corpus": CORPUS, "training": how, "seed": seed, "quiet": True, "only_after": True}
@@ -287,7 +287,8 @@ def _scores(record: dict[str, Any], when: str) -> dict[str, Any]:
 def _kept(record: dict[str, Any], rates: Path) -> dict[str, Any]:
     about = {"rates_on_dev": read_json(rates), "learning_rate": record["training"]["learning_rate"]}
     about |= {"steps": record["log"]["steps"], "tokens": record["log"]["tokens"], "parameters": record["parameters"]}
-    return about | {"seconds": record["log"]["seconds"], "method": record["method"], "shares": record.get("shares")}
+    shares = {name: record.get(name) for name in ("shares_before", "shares")}
+    return about | {"seconds": record["log"]["seconds"], "method": record["method"]} | shares
 
 
 def report(base: str, done: dict[int, dict[str, Any]], plan: Plan, out: Path, folder: Path) -> None:

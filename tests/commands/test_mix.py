@@ -10,7 +10,7 @@ from dragoman import cli
 from dragoman.commands.mix import run_stage, train
 from dragoman.commands.mixing_text import Train, stage_rows
 from dragoman.errors import ConfigError, DataError, ModelError
-from dragoman.methods import training
+from dragoman.methods import loop, training
 from dragoman.modeling import TextCodec, moe_layers, open_model, save_model
 from dragoman.modeling.mix_moe import settings_of
 from dragoman.routing.layer_moe import experts_per_layer
@@ -97,6 +97,10 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
     assert set(record["results"]["chrf"]["after"]) == {"en-de", "de-en"}
     assert set(record["results"]["bits_per_byte"]["after"]) == {"ru", "en", "de"}
     assert_shares(record["shares"])
+    assert_shares(record["shares_before"])
+    assert record["shares_before"] != record["shares"], "what stage 2 starts from"
+    segments = json.loads((tmp_path / "two" / "segments.json").read_text())
+    assert segments["sums"].keys() == {"before", "after"} and len(segments["outputs"]["after"]["en-de"]) == 6
     assert json.loads((tmp_path / "two" / "record.json").read_text())["shares"]["layers"] == [0, 1, 2]
     assert "<svg" in (tmp_path / "two" / "shares.svg").read_text()
     before, after = (open_model(str(tmp_path / s / "model")).state_dict() for s in ("one", "two"))
@@ -127,9 +131,8 @@ def test_moe_lpr_on_the_same_text(folder, tmp_path):
     cli.run(["models", "upcycle", str(folder / "dense"), "--out", str(tmp_path / "up")])
     common = {"method": "moe_lpr", "languages": ("en", "ca")}
     run_stage(settings(folder, model=str(tmp_path / "up"), stage=1, out=tmp_path / "one", **common))
-    last = run_stage(
-        settings(folder, model=str(tmp_path / "one/model"), stage=2, out=tmp_path / "two", old=("en",), **common)
-    )
+    common |= {"old": ("en",), "training": EVEN}
+    last = run_stage(settings(folder, model=str(tmp_path / "one/model"), stage=2, out=tmp_path / "two", **common))
     assert last["parameters"] == 3 * 4 * 16, "three routers of four experts"
     assert open_model(str(tmp_path / "two/model")).config.model_type == "mixtral"
 
@@ -190,9 +193,8 @@ def test_replay_has_its_share_of_tokens(folder):
 
 def test_rows_of_old_and_new_languages_take_turns(folder):
     _, codec = small()
-    config = settings(
-        folder, model="x", stage=2, method="moe_lpr", languages=("ca", "en", "ru"), old=("en", "ru"), out=folder / "no"
-    )
+    given = {"method": "moe_lpr", "languages": ("ca", "en", "ru"), "old": ("en", "ru"), "training": EVEN}
+    config = settings(folder, model="x", stage=2, out=folder / "no", **given)
     rows = stage_rows(config, codec, corpus(), {})
     assert rows.old_N == [False, True, True] * 4
     assert "fitxer" in codec.decode(rows.tokens_NS[0]) + codec.decode(rows.tokens_NS[3])
@@ -214,7 +216,9 @@ def test_rows_of_old_and_new_languages_take_turns(folder):
         ({"languages": ("en",), "method": "lora", "rank": 3, "parameters": 9, "training": EVEN}, "say the same"),
         ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
         ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
-        ({"languages": ("en",), "method": "full"}, "no routers to balance"),
+        ({"languages": ("en",), "method": "full"}, "full trains without a load balance here"),
+        ({"stage": 1, "languages": ("en",), "method": "moe_lpr", "lpr": 0.2}, "old, lpr and lpr_mode have"),
+        ({"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",)}, "no load balance beside its loss"),
         ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )
@@ -227,3 +231,41 @@ def test_stage_two_without_stage_one_leaves_no_folder(folder, tmp_path):
     with pytest.raises(ModelError, match="stage 2 goes on from a model that stage 1 has trained"):
         run_stage(settings(folder, model=str(folder / "mix"), stage=2, directions=("en-de",), out=tmp_path / "two"))
     assert not (tmp_path / "two").exists()
+
+
+def test_what_cannot_be_scored_is_said_before_anything_trains(folder, tmp_path):
+    one = settings(folder, model=str(folder / "mix"), stage=1, languages=("en", "de"), out=tmp_path / "one")
+    with pytest.raises(DataError, match=r"^the selection names the split 'devtset'; splits are [a-z, ]*$"):
+        run_stage(replace(one, only_after=True, split="devtset"))
+    corpus().save(tmp_path / "few.tsv")
+    rows = (tmp_path / "few.tsv").read_text().splitlines(keepends=True)
+    split = rows[0].rstrip("\n").split("\t").index("split")
+    held = [n for n, row in enumerate(rows) if row.rstrip("\n").split("\t")[split] == "devtest"]
+    (tmp_path / "few.tsv").write_text("".join(row for n, row in enumerate(rows) if n not in held[3:]))
+    with pytest.raises(DataError, match=r"4 segments or more of split devtest, .* fewer of en \(3\), de \(3\)"):
+        run_stage(replace(one, corpus=str(tmp_path / "few.tsv")))
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("method", ["mix_moe", "lora"])
+def test_a_killed_stage_goes_on_to_the_bit(method, folder, tmp_path, monkeypatch):
+    start = {"mix_moe": {"model": str(folder / "mix"), "stage": 1}, "lora": {"model": str(folder / "dense")}}[method]
+    steps = replace(STEPS if method == "mix_moe" else EVEN, steps=6, checkpoint_steps=2)
+    whole = settings(folder, method=method, languages=("en",), out=tmp_path / "whole", **start | {"training": steps})
+    wanted = run_stage(whole)
+    cut, save = replace(whole, out=tmp_path / "cut"), loop.Loop._seal
+
+    def die(loop, staged, folder):
+        save(loop, staged, folder)
+        if folder.name == "checkpoint-4":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Loop, "_seal", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cut)
+    monkeypatch.setattr(loop.Loop, "_seal", save)
+    with pytest.raises(ConfigError, match=r"was another \(training.learning_rate: .* -> 0.5\); resume with the old"):
+        run_stage(replace(cut, resume=True, training=replace(steps, learning_rate=0.5)))
+    record = run_stage(replace(cut, resume=True))
+    assert record["log"]["losses"] == wanted["log"]["losses"] and record["results"] == wanted["results"]
+    assert run_stage(replace(cut, resume=True))["created"] == record["created"], "what is done is not done again"

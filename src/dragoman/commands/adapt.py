@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
-from dragoman.commands.resuming import completed
+from dragoman.commands.resuming import claim, unclaim
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, UserError
-from dragoman.record import claim_folder, environment, read_json, write_json
+from dragoman.record import environment, write_json
 from dragoman.routing.plan import ExpertPlan
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
 """Fields that are settings of a method."""
 SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
-CONFIG_FILE = "config.json"
-"""What a run was started with."""
 CHANGEABLE = (
     "resume",
     "dry_run",
@@ -194,7 +192,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     try:
         trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
     except UserError:
-        sharding.on_first(lambda: _unclaim(config.out))
+        sharding.on_first(lambda: unclaim(config.out))
         raise
     about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
     record = environment() | about | trained
@@ -219,6 +217,8 @@ def _chosen(config: Config) -> Any:
     from dragoman.methods import METHODS
     from dragoman.methods.base import LossMethod, settings
 
+    if config.method in ("mix_moe", "moe_lpr"):
+        raise ConfigError(f"the method {config.method} trains in stages, on text of its own; use `dragoman mix train`")
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     if isinstance(METHODS[config.method], LossMethod):
@@ -281,27 +281,10 @@ def _copied_tag(
     return None
 
 
+def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    return claim(config.out, stamp, Config(config.model, target=config.target), resume=config.resume)
+
+
 def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(config).items() if k not in CHANGEABLE} | {"plan": plan and asdict(plan)}
     return json.loads(json.dumps(fields, default=str))
-
-
-def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the output folder, or find there what --resume goes on with; the record of a run that is done already."""
-    path = config.out / CONFIG_FILE
-    if not config.resume or not config.out.exists():
-        claim_folder(config.out)
-        write_json(path, stamp)
-        return None
-    before = completed(read_json(path), Config(config.model, target=config.target))
-    if changed := [f"{k}: {before.get(k)} -> {stamp[k]}" for k in stamp if before.get(k) != stamp[k]]:
-        raise ConfigError(f"the run in {config.out} was another ({'; '.join(changed)}); resume with the old settings")
-    done = config.out / "record.json"
-    return read_json(done) if done.is_file() else None
-
-
-def _unclaim(out: Path) -> None:
-    """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
-    if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
-        (out / CONFIG_FILE).unlink()
-        out.rmdir()

@@ -5,11 +5,12 @@ Shape letters: N rows, S tokens per row.
 
 from __future__ import annotations
 
-import functools
+import json
 import operator
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +21,12 @@ from dragoman.commands import Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_shares import shares_of, told
-from dragoman.commands.mixing_text import STAGED, Train, sample_of, stage_rows
+from dragoman.commands.mixing_text import STAGED, Train, require_scorable, sample_of, stage_rows
+from dragoman.commands.resuming import claim, unclaim
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError
-from dragoman.record import claim_folder, environment, read_json, write_json
+from dragoman.errors import ConfigError, DataError, UserError
+from dragoman.methods.settings import Config as TrainingConfig
+from dragoman.record import environment, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
     from dragoman.methods.training import Log
 
 app = App(name="mix")
+CHANGEABLE = ("checkpoint_minutes", "checkpoint_steps", "report_to", "expert_parallel")
+"""Settings of the training that no loss depends on."""
+ANY: dict[str, Any] = {"method": "full", "languages": ("en",), "training": TrainingConfig()}
+"""Makes a config of defaults that is possible."""
 
 
 @app.command
@@ -200,11 +207,16 @@ def run_stage(config: Train) -> dict[str, Any]:
 
     Under torchrun the processes share the training; the first one scores and writes.
     """
-    from dragoman.methods import sharding, training
+    from dragoman.methods import moe_lpr, sharding, training
 
+    of_lpr = moe_lpr.extra_loss(moe_lpr.Config(stage=2), []) if _is_lpr(config) else None
     with sharding.joined():
-        training.require_shareable(config.training)
+        training.require_shareable(config.training, of_lpr)
         return _stage(config)
+
+
+def _is_lpr(config: Train) -> bool:
+    return config.method == "moe_lpr" and config.stage == 2
 
 
 def _stage(config: Train) -> dict[str, Any]:
@@ -217,37 +229,63 @@ def _stage(config: Train) -> dict[str, Any]:
     asked = parse_directions(list(config.score), every, corpus.languages) if config.score else directions
     spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
+    require_scorable(config, corpus, spoken, asked)
     model, codec = open_both(config.model)
     total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
     rows = stage_rows(config, codec, corpus, directions)
-    out = sharding.on_first(lambda: claim_folder(config.out))
-    scored = functools.partial(_scored, config, model, codec, corpus, spoken, asked)
-    before = {} if config.only_after else {"before": sharding.on_first(scored)}
-    log, trained, settings = _trained(config, model, method, extra, rows, codec.pad_id)
-    sums = before | {"after": sharding.on_first(scored)}
-    record = environment() | {
-        "command": "mix train",
-        "config": asdict(config),
-        "corpus": corpus.about,
-        "model_sha256": model_checksum(config.model),
-        "parameters": trained,
-        "trained_share": trained / total,
-        "method": asdict(extra),
-        "read": list(directions),
-        "samples_too_long": rows.too_long,
-        "log": asdict(log),
-        "training": asdict(settings),
-        "processes": sharding.started(),
-        "results": scoring.tables(sums, config.seed),
-    }
+    checksums = {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    stamp, default = _comparable(config) | checksums, Train(config.model, out=config.out, **ANY)
+    if finished := sharding.on_first(lambda: claim(config.out, stamp, default, resume=config.resume)):
+        return finished
+    of = (config, model, codec, corpus, spoken, asked)
+    before = {} if config.only_after else sharding.on_first(lambda: _measured(*of))
+    try:
+        log, trained = _trained(config, model, method, extra, rows, codec.pad_id)
+    except UserError:
+        sharding.on_first(lambda: unclaim(config.out))
+        raise
     if sharding.first():
-        save_model(model, codec, out / "model")
-        if config.method == "mix_moe":
-            record["shares"], figure = shares_of(config, model, codec, corpus, spoken, asked)
-            if figure:
-                (out / "shares.svg").write_text(figure, encoding="utf-8")
-        write_json(out / "record.json", record)
+        save_model(model, codec, config.out / "model")
+    after = sharding.on_first(lambda: _measured(*of, figure=config.out / "shares.svg"))
+    about: dict[str, Any] = {"command": "mix train", "config": asdict(config), "corpus": corpus.about, **checksums}
+    about |= {"parameters": trained, "trained_share": trained / total, "method": asdict(extra)}
+    about |= {"read": list(directions), "samples_too_long": rows.too_long, "log": asdict(log)}
+    about |= {"training": asdict(config.training), "processes": sharding.started()}
+    record = environment() | about | sharding.on_first(lambda: _results(config, before, after))
+    if sharding.first():
+        write_json(config.out / "record.json", record)
     return record
+
+
+def _comparable(config: Train) -> dict[str, Any]:
+    """The settings that a run keeps when it goes on: those that a loss or a score depends on."""
+    fields = {name: value for name, value in asdict(config).items() if name not in ("out", "quiet", "resume")}
+    how = {name: value for name, value in fields["training"].items() if name not in CHANGEABLE}
+    return json.loads(json.dumps(fields | {"training": how}, default=str))
+
+
+def _measured(
+    config: Train, model: Any, codec: Any, corpus: Any, spoken: Any, directions: Any, figure: Path | None = None
+) -> dict[str, Any]:
+    """What the model scores now, and of Mix-MoE what its router does; with a figure of it."""
+    sums = scoring.score_model(
+        model, codec, corpus, spoken, directions, split=config.split, segments=config.segments, quiet=config.quiet
+    )
+    if config.method != "mix_moe" or (config.stage == 1 and figure is None):  # before stage 1 there is one group
+        return {"sums": sums}
+    shares, svg = shares_of(config, model, codec, corpus, spoken, directions)
+    if svg and figure:
+        figure.write_text(svg, encoding="utf-8")
+    return {"sums": sums, "shares": shares}
+
+
+def _results(config: Train, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Values with intervals and comparisons, segments in a file of their own, router shares before and after."""
+    sums = {when: found["sums"] for when, found in (("before", before), ("after", after)) if found}
+    found = {"results": scoring.tables(sums, config.seed)}
+    found["segments"] = scoring.write_segments(config.out / "segments.json", sums)
+    shares = {"shares_before": before.get("shares"), "shares": after.get("shares")}
+    return found | {name: value for name, value in shares.items() if value}
 
 
 def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
@@ -280,31 +318,27 @@ def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
 
 def _trained(
     config: Train, model: PreTrainedModel, method: Any, settings: Any, rows: Any, pad_id: int
-) -> tuple[Log, int, Any]:
+) -> tuple[Log, int]:
+    """The log, and how many parameters trained. Checkpoints, where the config asks for them, are in `out`."""
     from dragoman.methods import moe_lpr, training
     from dragoman.modeling import moe_layers
 
     ours = config.training
-    lpr = config.method == "moe_lpr" and config.stage == 2
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with tempfile.TemporaryDirectory() as scratch:
+    kept = ours.checkpoint_minutes or ours.checkpoint_steps or ours.report_to or config.resume
+    with nullcontext(config.out / "checkpoints") if kept else tempfile.TemporaryDirectory() as folder:
         log = training.train(
             model,
             rows.tokens_NS,
             ours,
-            layers=moe_layers(model) if config.method in STAGED and (ours.balance or lpr) else (),
-            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if lpr else None,
+            layers=moe_layers(model) if config.method in STAGED else (),
+            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if _is_lpr(config) else None,
             labels_NS=rows.labels_NS,
             pad_id=pad_id,
-            folder=Path(scratch),
+            folder=Path(folder),
+            resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
             quiet=config.quiet,
         )
     method.merge(model)
     model.requires_grad_(True)
-    return log, parameters, ours
-
-
-def _scored(config: Train, model: Any, codec: Any, corpus: Any, spoken: Any, directions: Any) -> dict[str, Any]:
-    return scoring.score_model(
-        model, codec, corpus, spoken, directions, split=config.split, segments=config.segments, quiet=config.quiet
-    )
+    return log, parameters

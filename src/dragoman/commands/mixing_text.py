@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, require_sample
+from dragoman.commands import Switch, Tags, require_sample, scoring
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 METHODS = ("mix_moe", "moe_lpr", "full", "lora")
 STAGED = METHODS[:2]
+SHARED = 4
+"""Segments that router shares are measured on, at least."""
+LPR = 0.1
+"""Weight of MoE-LPR's loss, the paper's."""
 Sample = tuple[list[int], int]
 Directions = Mapping[str, tuple[str, str]]
 
@@ -56,7 +60,7 @@ class Train:
     """Share of monolingual tokens beside parallel text."""
     old: Tags = ()
     """Languages that go back to expert 0, in stage 2 of moe_lpr."""
-    lpr: float = 0.1
+    lpr: float = LPR
     """Weight of that loss."""
     lpr_mode: str = "logits"
     """logits, or released: as the released code of moe_lpr has it."""
@@ -74,6 +78,8 @@ class Train:
     """At most so many segments per language and direction are scored."""
     seed: int = 0
     """Of the order of the text and of the bootstrap."""
+    resume: Switch = False
+    """Go on from the last whole checkpoint in `out` (training.checkpoint_steps, training.checkpoint_minutes)."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -106,16 +112,18 @@ class Train:
             "there is no text: give languages, directions or both": not (self.languages or self.directions),
             f"replay is {self.replay}, a share from 0 up to but not 1": not 0 <= self.replay < 1,
             "replay has no effect without languages and directions": bool(self.replay) and not both,
-            "old and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
-            and (bool(self.old) or self.lpr_mode != "logits"),
+            "old, lpr and lpr_mode have an effect in stage 2 of moe_lpr alone": not lpr
+            and (bool(self.old) or self.lpr != LPR or self.lpr_mode != "logits"),
             "stage 2 of moe_lpr reads monolingual text alone, and needs old languages among it": lpr
             and (bool(self.directions) or not set(self.old) & set(self.languages)),
             f"old languages {', '.join(self.old)} are not all in the text": lpr
             and not set(self.old) <= set(self.languages),
             f"block is {self.block}, at least 8": self.block < 8,
-            f"{self.method} has no routers to balance: set training.balance to 0": not staged
+            f"{self.method} trains without a load balance here: set training.balance to 0": not staged
             and bool(self.training.balance),
-            f"segments is {self.segments}, at least 4: the placebo compares halves": self.segments < 4
+            "stage 2 of moe_lpr has no load balance beside its loss: set training.balance to 0": lpr
+            and bool(self.training.balance),
+            f"segments is {self.segments}, at least {SHARED}: the placebo compares halves": self.segments < SHARED
             and self.method == "mix_moe",
             f"{self.method} has no stages: leave stage out": not staged and self.stage is not None,
             f"{self.method} has the stages 1 and 2, not {self.stage}": staged and self.stage not in (1, 2),
@@ -123,6 +131,29 @@ class Train:
             "rank and parameters say the same: give one": len(ranks) > 1,
         }
         return [fault for fault, holds in checks.items() if holds]
+
+
+def require_scorable(config: Train, corpus: NText, spoken: Sequence[str], directions: Directions) -> None:
+    """DataError where text is missing that is scored after training, or that router shares are measured on."""
+    faults: list[str] = []
+    found: dict[str, NText] = {}
+    for label in (*spoken, *directions):
+        try:
+            if label in directions:
+                found[label] = scoring.parallel(corpus, *directions[label], config.split, config.segments)
+            else:
+                found |= scoring.held_out(corpus, [label], config.split, config.segments)
+        except DataError as e:
+            faults.append(str(e))
+    least = SHARED if config.method == "mix_moe" else 2
+    few = [f"{label} ({len(table)})" for label, table in found.items() if len(table) < least]
+    if few:
+        faults.append(
+            f"router shares are measured on {least} segments or more of split {config.split}, and there are fewer of "
+            f"{', '.join(few)}"
+        )
+    if faults:
+        raise DataError("; ".join(dict.fromkeys(faults)))
 
 
 @dataclass(frozen=True)

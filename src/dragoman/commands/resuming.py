@@ -1,4 +1,4 @@
-"""What a run that goes on compares itself with."""
+"""Folders of runs that can go on, and what such a run compares itself with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.errors import ConfigError
+from dragoman.record import claim_folder, read_json, write_json
+
+CONFIG_FILE = "config.json"
+"""What a run was started with."""
+
+
+def claim(out: Path, stamp: dict[str, Any], default: Any, *, resume: bool) -> dict[str, Any] | None:
+    """Make the output folder, or find there what a run goes on with; the record of one that is done already.
+
+    stamp: what may not change, as JSON; default: a config with what an older version did not write. ConfigError for a
+    folder that is taken, or that holds another run.
+    """
+    path = out / CONFIG_FILE
+    if not resume or not out.exists():
+        claim_folder(out)
+        write_json(path, stamp)
+        return None
+    before, now = flat(completed(read_json(path), default)), flat(stamp)
+    if changed := [f"{k}: {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]:
+        raise ConfigError(f"the run in {out} was another ({'; '.join(changed)}); resume with the old settings")
+    done = out / "record.json"
+    return read_json(done) if done.is_file() else None
+
+
+def unclaim(out: Path) -> None:
+    """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
+    if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
+        (out / CONFIG_FILE).unlink()
+        out.rmdir()
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of settings side by side: {"training": {"steps": 5}} as {"training.steps": 5}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def completed(old: dict[str, Any], default: Any) -> dict[str, Any]:
