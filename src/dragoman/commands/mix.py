@@ -52,6 +52,7 @@ def convert(
     selection: str = "all",
     transform: str = "fft",
     parts: str = "mag",
+    compress: bool = True,
     scale: str = "preserve",
     slices: str = "contiguous",
     mt_init: str = "random",
@@ -83,6 +84,8 @@ def convert(
         What the router reads beside the state, over the hidden dimension: fft, dct, random or none.
     parts
         Of each coefficient: mag, mag+phase or real+imag.
+    compress
+        Logarithm of magnitudes, then a layer norm over the features.
     scale
         preserve: the model computes what it did; none: literal slices.
     slices
@@ -103,7 +106,7 @@ def convert(
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
-    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
+    chosen |= {"transform": transform, "parts": parts, "compress": compress, "scale": scale, "slices": slices}
     chosen |= {"mt_init": mt_init, "seed": seed, "translation": _numbers_in(numbers) if numbers else {}}
     conversion = Conversion(**chosen)
 
