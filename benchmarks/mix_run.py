@@ -31,11 +31,12 @@ from cyclopts import run
 from going_on import require_settings
 
 from dragoman import cli
-from dragoman.commands import Numbers, Parts
+from dragoman.commands import Numbers, Parts, scoring
 from dragoman.commands.mix import run_stage
 from dragoman.commands.mixing_text import Train, Training
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import UserError
+from dragoman.evaluation import significance
 from dragoman.evaluation.likelihood import text_bits
 from dragoman.modeling import model_checksum, open_both
 from dragoman.record import atomic_write, environment, read_json, write_json
@@ -96,7 +97,6 @@ def arms(plan: Plan, parameters: int) -> dict[str, list[Stage]]:
 
 def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps: int) -> Train:
     """Of one training; what it scores is for the caller to change."""
-    balanced = stage.arm in ("mix_moe", "moe_lpr") and stage.name != "review"  # which has a loss of its own
     how = Training(
         learning_rate=rate,
         steps=steps,
@@ -104,13 +104,15 @@ def settings(stage: Stage, model: Path, out: Path, seed: int, rate: float, steps
         micro_batch=12,
         warmup=max(1, steps // 20),
         decay=steps // 3,
-        balance=0.01 if balanced else 0.0,
+        balance=0.01 if stage.arm in ("mix_moe", "moe_lpr") and stage.name != "review" else 0.0,
         seed=seed,
     )
     common: dict[str, Any] = {"corpus": CORPUS, "training": how, "seed": seed, "quiet": True, "only_after": True}
     return Train(str(model), out=out, **(common | stage.given))
 
 
+STARTS = {"full, text": "base", "mix_moe, pairs": "mix_moe, start of pairs"}
+"""Stages that are scored before training, too, and what that shows: translation experts enter where pairs start."""
 BEYOND = 3
 """Rates that are tried beyond an end of the grid, at most."""
 
@@ -171,8 +173,8 @@ def run_arm(stages: Sequence[Stage], start: Path, folder: Path, seed: int, plan:
             shutil.rmtree(out, ignore_errors=True)
             rate = float(min(rates, key=lambda r: rates[r]))
             asked = settings(stage, model, out, seed, rate, stage.steps)
-            first = stage.arm == "full" and stage.name == "text"  # its "before" is the base
-            record = run_stage(replace(asked, segments=segments, score=DIRECTIONS, only_after=not first))
+            alone = stage.label not in STARTS
+            record = run_stage(replace(asked, segments=segments, score=DIRECTIONS, only_after=alone))
             print(f"{stage.label}: {record['log']['seconds']:.0f} s, {summary(record, 'after')}", flush=True)
         model = out / "model"
 
@@ -237,18 +239,43 @@ def trained_by_a_stage(folder: Path) -> int:
 # What is written
 
 
+MEANS = {
+    "bits per byte": ("bits_per_byte", lambda label: True),
+    "chrF from English": ("chrf", lambda label: label.startswith("en-")),
+    "chrF into English": ("chrf", lambda label: label.endswith("-en")),
+}
+"""Name of a mean -> its metric, and the languages or directions that it is over."""
+
+
 def collect(folder: Path, stages_of: dict[str, list[Stage]]) -> dict[str, Any]:
-    """Label -> what a stage's record says, for those that are done."""
+    """Label -> what a stage's record says, for those that are done; means with intervals, and against the base."""
     found: dict[str, Any] = {}
-    for stages in stages_of.values():
-        for stage in stages:
-            place = folder / stage.arm / stage.name / "record.json"
-            if place.exists():
-                record = read_json(place)
-                found[stage.label] = _kept(record, folder / stage.arm / f"{stage.name}-rates" / "rates.json")
-                if "before" in record["results"]["chrf"]:
-                    found = {"base": _scores(record, "before")} | found
-    return found
+    sums: dict[str, Any] = {}
+    for stage in [stage for stages in stages_of.values() for stage in stages]:
+        place = folder / stage.arm / stage.name
+        if not (place / "record.json").exists():
+            continue
+        record, segments = read_json(place / "record.json"), read_json(place / "segments.json")
+        start = {STARTS[stage.label]: "before"} if stage.label in STARTS else {}
+        for label, when in (start | {stage.label: "after"}).items():
+            found[label] = _scores(record, when)
+            sums[label] = segments["sums"][when] | {"documents": segments["documents"]}
+        found[stage.label] |= _kept(record, folder / stage.arm / f"{stage.name}-rates" / "rates.json")
+    for label, by in sums.items():
+        found[label]["means"] = {name: mean_of(by, sums.get("base"), *what) for name, what in MEANS.items()}
+    return dict(sorted(found.items(), key=lambda item: item[0] != "base"))
+
+
+def mean_of(by: dict[str, Any], base: dict[str, Any] | None, metric: str, chosen: Any) -> dict[str, Any]:
+    """A mean over languages or directions with its 95 % interval by document, and its difference from the base's."""
+    labels = [label for label in by[metric] if chosen(label)]
+    sums_US, _, formula = scoring.mean_of_labels(by, metric, labels)
+    found = {"value": significance.interval(sums_US, formula)}
+    if base is not None and base is not by:
+        found["over base"] = significance.paired_bootstrap(
+            sums_US, scoring.mean_of_labels(base, metric, labels)[0], formula
+        )
+    return {name: asdict(x) | {"unit": "document"} for name, x in found.items()}
 
 
 def _scores(record: dict[str, Any], when: str) -> dict[str, Any]:
@@ -259,8 +286,8 @@ def _scores(record: dict[str, Any], when: str) -> dict[str, Any]:
 def _kept(record: dict[str, Any], rates: Path) -> dict[str, Any]:
     about = {"rates_on_dev": read_json(rates), "learning_rate": record["training"]["learning_rate"]}
     about |= {"steps": record["log"]["steps"], "tokens": record["log"]["tokens"], "parameters": record["parameters"]}
-    about |= {"seconds": record["log"]["seconds"], "method": record["method"], "shares": record.get("shares")}
-    return about | _scores(record, "after")
+    shares = {name: record.get(name) for name in ("shares_before", "shares")}
+    return about | {"seconds": record["log"]["seconds"], "method": record["method"]} | shares
 
 
 def report(base: str, done: dict[int, dict[str, Any]], plan: Plan, out: Path, folder: Path) -> None:
@@ -276,12 +303,13 @@ def report(base: str, done: dict[int, dict[str, Any]], plan: Plan, out: Path, fo
 
 
 def table(done: dict[int, dict[str, Any]]) -> str:
-    """Means of each seed, then every language and direction of the first with its 95 % interval."""
+    """Means of each seed, what they differ by from the base, then languages and directions of the first seed."""
     first = next(iter(done.values()))
-    lines = ["| arm, after | seed | rate | trained | bits per byte | chrF from English | chrF into English |"]
-    lines.append("|:--|--:|--:|--:|--:|--:|--:|")
-    for label in first:
-        lines += [_mean_row(label, seed, found[label]) for seed, found in done.items() if label in found]
+    head = [f"| arm, after | seed | rate | trained | {' | '.join(MEANS)} |", f"|:--|--:|--:|--:|{'--:|' * len(MEANS)}"]
+    lines = ["Means over languages and directions, with 95 % intervals by document:", "", *head]
+    lines += [_mean_row(x, s, by[x], "value") for x in first for s, by in done.items() if x in by]
+    lines += ["", "The same less the base's, on the same documents:", "", *head]
+    lines += [_mean_row(x, s, by[x], "over base") for x in first for s, by in done.items() if x in by and x != "base"]
     for name, title in (("bits_per_byte", "Bits per byte"), ("chrf", "chrF")):
         columns = list(next(iter(first.values()))[name])
         lines += ["", f"{title}, seed {next(iter(done))}, with 95 % intervals:", ""]
@@ -291,12 +319,14 @@ def table(done: dict[int, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _mean_row(label: str, seed: int, found: dict[str, Any]) -> str:
-    chrf = found["chrf"]
-    sides = [mean(v for d, v in chrf.items() if d.startswith("en-")), mean(v for d, v in chrf.items() if "-en" in d)]
+def _mean_row(label: str, seed: int, found: dict[str, Any], kind: str) -> str:
     rate, trained = found.get("learning_rate", ""), f"{found['parameters']:,}" if "parameters" in found else ""
-    bits = mean(found["bits_per_byte"].values())
-    return f"| {label} | {seed} | {rate} | {trained} | {bits:.3f} | {sides[0]:.1f} | {sides[1]:.1f} |"
+    cells = []
+    for name, means in found["means"].items():
+        x, digits = means[kind], 3 if name == "bits per byte" else 1
+        sign, value = ("+", x["difference"]) if kind == "over base" else ("", x["value"])
+        cells.append(f"{value:{sign}.{digits}f} [{x['low']:{sign}.{digits}f}, {x['high']:{sign}.{digits}f}]")
+    return f"| {label} | {seed} | {rate} | {trained} | {' | '.join(cells)} |"
 
 
 def _cells(found: dict[str, Any], name: str, columns: Sequence[str], digits: int) -> list[str]:

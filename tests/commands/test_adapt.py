@@ -224,6 +224,7 @@ def test_divergence_says_at_which_step_and_leaves_the_last_good_state(toy, tmp_p
         ({"guard": "-1%"}, "the limit is a share from 0 on"),
         ({"resume": True, "dry_run": True}, "--resume has no effect on a dry run"),
         ({"method": "magic"}, "there is no method 'magic'"),
+        ({"method": "mix_moe"}, "mix_moe trains in stages, on text of its own; use `dragoman mix train`"),
     ],
 )
 def test_settings_without_effect_are_refused(toy, tmp_path, changes, message):

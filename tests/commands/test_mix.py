@@ -3,19 +3,16 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from dragoman import cli
-from dragoman.commands.mix import run_stage
+from dragoman.commands.mix import run_stage, train
 from dragoman.commands.mixing_text import Train, stage_rows
 from dragoman.errors import ConfigError, DataError, ModelError
-from dragoman.methods import training
-from dragoman.modeling import TextCodec, moe_layers, open_model, save_model, tap_routers
-from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
-from dragoman.modeling.mix_moe import set_settings, settings_of
-from dragoman.routing.group_shares import group_mass, group_share_figure, halves, share
+from dragoman.methods import loop, training
+from dragoman.modeling import TextCodec, moe_layers, open_model, save_model
+from dragoman.modeling.mix_moe import settings_of
 from dragoman.routing.layer_moe import experts_per_layer
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
@@ -67,7 +64,10 @@ def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(fo
     numbers.write_text(json.dumps(record))
     cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(numbers), "--out", str(tmp_path / "mix")])
     one = settings(folder, model=str(tmp_path / "mix"), stage=1, out=tmp_path / "one", languages=("en", "es"))
-    run_stage(one)
+    train(one)
+    told = capsys.readouterr().out
+    assert "  mass on translation experts: mean (lowest to highest)\n    text alone: 0.000 (" in told
+    assert "text of a language less that of en: +0.000 (es); 0 of 1 with Holm p < 0.05" in told
     given = {"model": str(tmp_path / "one" / "model"), "out": tmp_path / "two", "directions": ("en-es",)}
     run_stage(replace(one, stage=2, languages=(), **given))
     before, after = (open_model(str(tmp_path / stage / "model")) for stage in ("one", "two"))
@@ -78,12 +78,17 @@ def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(fo
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="has no numbers of translation experts; `dragoman mix layers` writes them"):
         cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
+    (tmp_path / "other.json").write_text('{"translation": {"0": 1.9}}')
+    with pytest.raises(DataError, match="has no numbers of translation experts"):
+        cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
+    with pytest.raises(ConfigError, match="segments is 0, but it has to be 1 or more"):
+        cli.run([*words, "--segments", "0", "--out", str(tmp_path / "none.json")])
 
 
 def test_two_stages_and_what_is_recorded(folder, tmp_path):
     one = run_stage(settings(folder, model=str(folder / "mix"), stage=1, languages=("en", "de"), out=tmp_path / "one"))
     assert set(one["results"]["bits_per_byte"]["after"]) == {"en", "de"}
-    assert all(kind["value"] == 0 for kind in one["shares"]["kinds"].values()), "masked experts get nothing"
+    assert all(kind["value"] == 0 for kind in one["shares"]["kinds"]["text"].values()), "masked experts get nothing"
     assert settings_of(open_model(str(tmp_path / "one" / "model"))).stage == 1
     two = settings(
         folder, model=str(tmp_path / "one" / "model"), stage=2, directions=("en-de", "de-en"), out=tmp_path / "two"
@@ -91,9 +96,11 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
     record = run_stage(replace(two, languages=("ru",), replay=0.3))
     assert set(record["results"]["chrf"]["after"]) == {"en-de", "de-en"}
     assert set(record["results"]["bits_per_byte"]["after"]) == {"ru", "en", "de"}
-    kinds = record["shares"]["kinds"]
-    assert set(kinds) == {"ru", "en", "de", "en-de", "de-en"} and all(0 < x["value"] < 1 for x in kinds.values())
-    assert sum("placebo" in x["b"] for x in record["shares"]["contrasts"]) == 3
+    assert_shares(record["shares"])
+    assert_shares(record["shares_before"])
+    assert record["shares_before"] != record["shares"], "what stage 2 starts from"
+    segments = json.loads((tmp_path / "two" / "segments.json").read_text())
+    assert segments["sums"].keys() == {"before", "after"} and len(segments["outputs"]["after"]["en-de"]) == 6
     assert json.loads((tmp_path / "two" / "record.json").read_text())["shares"]["layers"] == [0, 1, 2]
     assert "<svg" in (tmp_path / "two" / "shares.svg").read_text()
     before, after = (open_model(str(tmp_path / s / "model")).state_dict() for s in ("one", "two"))
@@ -102,21 +109,30 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
         assert torch.equal(before[name][rows], after[name][rows]), f"{name} is frozen in stage 2"
 
 
+def assert_shares(shares):
+    """All kinds, contrasts and placebos are there."""
+    kinds, found = shares["kinds"], shares["contrasts"]
+    assert {kind: set(x) for kind, x in kinds.items()} == {
+        "text": {"ru", "en", "de"},
+        "source": {"en-de", "de-en"},
+        "translation": {"en-de", "de-en"},
+    }
+    assert all(0 < x["value"] < 1 and len(x["by_layer"]) == 3 for kind in kinds.values() for x in kind.values())
+    assert all(x["found"] == x["segments"] == 6 for x in kinds["source"].values())
+    assert {family: len(rows) for family, rows in found.items()} == {
+        "source": 2, "translation": 2, "languages": 2, "directions": 4
+    }  # fmt: skip
+    assert all(x["paired"] and x["p_holm"] >= x["p_value"] for rows in found.values() for x in rows)
+    assert set(shares["placebo"]) == {"ru", "en", "de"} and shares["left_out"] == {} and shares["same_rows"]
+    assert all(0 < x["mean"] <= x["p95"] and x["splits"] == 200 for x in shares["placebo"].values())
+
+
 def test_moe_lpr_on_the_same_text(folder, tmp_path):
     cli.run(["models", "upcycle", str(folder / "dense"), "--out", str(tmp_path / "up")])
     common = {"method": "moe_lpr", "languages": ("en", "ca")}
     run_stage(settings(folder, model=str(tmp_path / "up"), stage=1, out=tmp_path / "one", **common))
-    last = run_stage(
-        settings(
-            folder,
-            model=str(tmp_path / "one/model"),
-            stage=2,
-            out=tmp_path / "two",
-            old=("en",),
-            training=EVEN,
-            **common,
-        )
-    )
+    common |= {"old": ("en",), "training": EVEN}
+    last = run_stage(settings(folder, model=str(tmp_path / "one/model"), stage=2, out=tmp_path / "two", **common))
     assert last["parameters"] == 3 * 4 * 16, "three routers of four experts"
     assert open_model(str(tmp_path / "two/model")).config.model_type == "mixtral"
 
@@ -177,40 +193,12 @@ def test_replay_has_its_share_of_tokens(folder):
 
 def test_rows_of_old_and_new_languages_take_turns(folder):
     _, codec = small()
-    given = {"method": "moe_lpr", "stage": 2, "languages": ("ca", "en", "ru"), "old": ("en", "ru"), "training": EVEN}
-    config = settings(folder, model="x", out=folder / "no", **given)
+    given = {"method": "moe_lpr", "languages": ("ca", "en", "ru"), "old": ("en", "ru"), "training": EVEN}
+    config = settings(folder, model="x", stage=2, out=folder / "no", **given)
     rows = stage_rows(config, codec, corpus(), {})
     assert rows.old_N == [False, True, True] * 4
     assert "fitxer" in codec.decode(rows.tokens_NS[0]) + codec.decode(rows.tokens_NS[3])
     assert "the" in codec.decode(rows.tokens_NS[1]) and "файл" in codec.decode(rows.tokens_NS[2])
-
-
-def test_group_mass_is_that_of_single_texts():
-    made = to_mix_moe(small()[0], Conversion())
-    for layer in moe_layers(made):
-        torch.nn.init.normal_(layer.router.weight)
-    set_settings(made, masked=False)
-    texts = [[1, 5, 9, 30, 7], [1, 8], [1, 60, 2, 11]]
-    found = group_mass(made, texts, 2)
-    for n, ids in enumerate(texts):
-        with torch.no_grad(), tap_routers(made, moe_layers(made)) as seen:
-            made(torch.tensor([ids]))
-        for row, routed in enumerate(seen):
-            mass = routed.weights_TK[1:][routed.indices_TK[1:] >= 2].sum()
-            assert found[row, n].tolist() == pytest.approx([float(mass), len(ids) - 1], abs=1e-5)
-    assert share(np.array([[3.0, 4.0]])).tolist() == [0.75]
-
-
-def test_halves_part_the_segments():
-    sums = np.arange(2 * 7 * 2).reshape(2, 7, 2)
-    a, b = halves(sums, seed=0)
-    assert a.shape == b.shape == (2, 3, 2)
-    assert len({*a[0, :, 0], *b[0, :, 0]}) == 6
-
-
-def test_figure_says_which_kind_is_largest():
-    svg = group_share_figure({"en": [0.1, 0.2], "en-de": [0.7, 0.9]}, ([0.1, 0.2], [0.12, 0.18]), [0, 1])
-    assert "largest on average is that of en-de, 0.80" in svg
 
 
 @pytest.mark.parametrize(
@@ -227,11 +215,10 @@ def test_figure_says_which_kind_is_largest():
         ({"stage": 1, "languages": ("en",), "rank": 3}, "on lora alone"),
         ({"languages": ("en",), "method": "lora", "rank": 3, "parameters": 9, "training": EVEN}, "say the same"),
         ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
-        ({"stage": 1, "languages": ("en",), "method": "moe_lpr", "lpr": 0.3}, "old, lpr and lpr_mode have an effect"),
         ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
-        ({"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",)}, "stage 2 of moe_lpr has no load bal"),
-        ({"languages": ("en",), "method": "full"}, "full trains without a load balance and z-loss of"),
-        ({"languages": ("en",), "method": "lora", "training": replace(EVEN, z_loss=0.1)}, "training.z_loss to 0"),
+        ({"languages": ("en",), "method": "full"}, "full trains without a load balance here"),
+        ({"stage": 1, "languages": ("en",), "method": "moe_lpr", "lpr": 0.2}, "old, lpr and lpr_mode have"),
+        ({"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",)}, "no load balance beside its loss"),
         ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )
@@ -244,3 +231,41 @@ def test_stage_two_without_stage_one_leaves_no_folder(folder, tmp_path):
     with pytest.raises(ModelError, match="stage 2 goes on from a model that stage 1 has trained"):
         run_stage(settings(folder, model=str(folder / "mix"), stage=2, directions=("en-de",), out=tmp_path / "two"))
     assert not (tmp_path / "two").exists()
+
+
+def test_what_cannot_be_scored_is_said_before_anything_trains(folder, tmp_path):
+    one = settings(folder, model=str(folder / "mix"), stage=1, languages=("en", "de"), out=tmp_path / "one")
+    with pytest.raises(DataError, match=r"^the selection names the split 'devtset'; splits are [a-z, ]*$"):
+        run_stage(replace(one, only_after=True, split="devtset"))
+    corpus().save(tmp_path / "few.tsv")
+    rows = (tmp_path / "few.tsv").read_text().splitlines(keepends=True)
+    split = rows[0].rstrip("\n").split("\t").index("split")
+    held = [n for n, row in enumerate(rows) if row.rstrip("\n").split("\t")[split] == "devtest"]
+    (tmp_path / "few.tsv").write_text("".join(row for n, row in enumerate(rows) if n not in held[3:]))
+    with pytest.raises(DataError, match=r"4 segments or more of split devtest, .* en \(3\), de \(3\); give more rows"):
+        run_stage(replace(one, corpus=str(tmp_path / "few.tsv")))
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("method", ["mix_moe", "lora"])
+def test_a_killed_stage_goes_on_to_the_bit(method, folder, tmp_path, monkeypatch):
+    start = {"mix_moe": {"model": str(folder / "mix"), "stage": 1}, "lora": {"model": str(folder / "dense")}}[method]
+    steps = replace(STEPS if method == "mix_moe" else EVEN, steps=6, checkpoint_steps=2)
+    whole = settings(folder, method=method, languages=("en",), out=tmp_path / "whole", **start | {"training": steps})
+    wanted = run_stage(whole)
+    cut, save = replace(whole, out=tmp_path / "cut"), loop.Loop._seal
+
+    def die(loop, staged, folder):
+        save(loop, staged, folder)
+        if folder.name == "checkpoint-4":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Loop, "_seal", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cut)
+    monkeypatch.setattr(loop.Loop, "_seal", save)
+    with pytest.raises(ConfigError, match=r"was another \(training.learning_rate: .* -> 0.5\); resume with the old"):
+        run_stage(replace(cut, resume=True, training=replace(steps, learning_rate=0.5)))
+    record = run_stage(replace(cut, resume=True))
+    assert record["log"]["losses"] == wanted["log"]["losses"] and record["results"] == wanted["results"]
+    assert run_stage(replace(cut, resume=True))["created"] == record["created"], "what is done is not done again"

@@ -31,7 +31,7 @@ METHODS = {
     "moe_lpr-1": {"method": "moe_lpr", "stage": 1, "languages": ("en", "ca")},
     "moe_lpr-2": {"method": "moe_lpr", "stage": 2, "languages": ("en", "ca"), "old": ("en",)},
 }
-STARTS = {"mix_moe-1": "mix", "mix_moe-2": "mix-1", "moe_lpr-1": "up", "moe_lpr-2": "up"}
+STARTS = {"mix_moe-1": "mix", "mix_moe-2": "mix-1", "moe_lpr-1": "up", "moe_lpr-2": "up-1"}
 """Folders; the others start from the dense model."""
 BALANCED = ("mix_moe-1", "mix_moe-2", "moe_lpr-1")
 
@@ -46,8 +46,9 @@ def folder(tmp_path_factory):
     corpus().save(folder / "toy.tsv.gz")
     cli.run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
     cli.run(["models", "upcycle", str(folder / "dense"), "--out", str(folder / "up")])
-    run_stage(settings(folder, "mix_moe-1", folder / "one", training=Training(**STEPS | {"steps": 4})))
-    (folder / "mix-1").symlink_to(folder / "one" / "model")
+    for start, name in (("mix", "mix_moe-1"), ("up", "moe_lpr-1")):
+        run_stage(settings(folder, name, folder / name, training=Training(**STEPS | {"steps": 4})))
+        (folder / f"{start}-1").symlink_to(folder / name / "model")
     return folder
 
 
@@ -117,6 +118,10 @@ def test_a_stage_is_resumed_with_its_own_settings_alone(folder, tmp_path):
     (tmp_path / "a" / "record.json").unlink()
     often = replace(first.training, checkpoint_minutes=1.0, checkpoint_steps=3)
     assert run_stage(replace(first, training=often, resume=True))["log"]["steps"] == 6
+    (tmp_path / "a" / "record.json").unlink()
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "checkpoint-6")
+    none = replace(first, training=replace(first.training, checkpoint_steps=0), resume=True)
+    assert run_stage(none)["log"]["steps"] == 6 and len(list((tmp_path / "a" / "checkpoints").iterdir())) == 2, "read"
 
 
 def test_the_model_is_there_when_scoring_fails_and_the_run_goes_on(folder, tmp_path, monkeypatch):
@@ -138,28 +143,6 @@ def untrained(monkeypatch):
 
 
 @pytest.mark.usefixtures("untrained")
-def test_text_that_is_not_there_is_told_before_training(folder, tmp_path):
-    with pytest.raises(DataError, match="--split names the split 'devtset'; splits are train, dev, devtest, test"):
-        run_stage(settings(folder, "full", tmp_path / "a", split="devtset"))
-    text = corpus()
-    held_out = [i for i, split in enumerate(text.splits) if split == "devtest"]
-    few = text.take([*(i for i, split in enumerate(text.splits) if split == "train"), *held_out[:3]])
-    few.columns["ru"][-3:] = [few.columns["ru"][-3], None, None]
-    few.save(tmp_path / "few.tsv")
-    given = {"corpus": str(tmp_path / "few.tsv"), "languages": ("ru", "es"), "score": ("en-de", "de-ru", "ru-en")}
-    with pytest.raises(DataError) as told:
-        run_stage(settings(folder, "mix_moe-1", tmp_path / "a", **given))
-    for said in (
-        "nothing was trained: fewer than two segments of ru in split devtest; take --split train",
-        "fewer than two pairs de -> ru in split devtest",
-        "fewer than two pairs ru -> en in split devtest",
-        "need 4 segments each, and split devtest has 3 of es, 3 of en, 3 of de, 3 of en-de; give more rows",
-    ):
-        assert said in str(told.value)
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.usefixtures("untrained")
 def test_prompts_that_fill_the_context_are_told_before_training(folder, tmp_path):
     text = corpus().take(range(120))
     at = text.splits.index("devtest")
@@ -169,6 +152,12 @@ def test_prompts_that_fill_the_context_are_told_before_training(folder, tmp_path
     with pytest.raises(DataError, match=r"split devtest fill the context of 128 tokens \(1 of de-en\), so nothing was"):
         run_stage(settings(folder, "full", tmp_path / "a", **given))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_z_loss_is_for_methods_with_routers(folder, tmp_path, method):
+    with pytest.raises(ConfigError, match=f"{method} trains without a z-loss of routers here: set training"):
+        settings(folder, method, tmp_path / "a", training=Training(balance=0.0, z_loss=0.1))
 
 
 def test_a_z_loss_alone_reaches_the_routers(folder, tmp_path):
@@ -200,12 +189,6 @@ def test_what_is_refused_while_training_leaves_no_folder(folder, tmp_path, monke
     with pytest.raises(DataError, match="no room"):
         run_stage(settings(folder, "full", tmp_path / "a", only_after=False))
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("method", ["mix_moe", "moe_lpr"])
-def test_adapt_names_the_command_for_methods_with_stages(method):
-    with pytest.raises(ConfigError, match=f"the method {method} trains in stages; use `dragoman mix train`"):
-        cli.run(["adapt", "mini-moe", "--target", "ca", "--method", method])
 
 
 def test_routers_are_balanced_whatever_else_is_set(monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dragoman.commands.resuming import claim, completed, no_checkpoint, stamp
+from dragoman.commands.resuming import claim, completed, no_checkpoint
 from dragoman.errors import ConfigError
 
 
@@ -13,7 +13,6 @@ from dragoman.errors import ConfigError
 class Part:
     steps: int = 5
     balance_every: int = 20
-    checkpoint_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Whole:
 def test_absent_settings_have_their_defaults():
     old = {"part": {"steps": 7}, "languages": {"es": 2.0}, "plan_sha256": "ab"}
     assert completed(old, Whole()) == {
-        "part": {"steps": 7, "balance_every": 20, "checkpoint_steps": 0},
+        "part": {"steps": 7, "balance_every": 20},
         "languages": {"es": 2.0},  # what a user names is no field: nothing is added to it
         "tags": [],
         "folder": "out",
@@ -42,15 +41,18 @@ def test_checkpoints_that_are_not_whole_are_named():
     )
 
 
-def test_what_differs_is_told_by_its_full_name(tmp_path):
-    started = Whole(part=Part(steps=7, checkpoint_steps=3), languages={"en": 1.0, "es": 2.0})
-    assert stamp(started)["part"] == {"steps": 7, "balance_every": 20}, "how often to write changes no loss"
-    assert claim(tmp_path / "a", True, stamp(started), Whole()) is None
-    assert claim(tmp_path / "a", True, stamp(started), Whole()) is None, "nothing is done yet"
-    said = r"part.steps: 7 -> 5; languages.es: 2.0 -> None; tags: \[\] -> \['de'\]\); resume with the old settings"
+def test_a_run_goes_on_with_what_it_was_started_with(tmp_path):
+    out, default = tmp_path / "a", Whole()
+    started = {"part": {"steps": 7}, "languages": {"1": [1], "2": [3]}, "tags": []}  # without what may change
+    assert claim(out, started, default, resume=True) is None
+    assert claim(out, started, default, resume=True) is None, "nothing is done yet"
+    other = {"part": {"steps": 5}, "languages": {"1": [1]}, "tags": None}
+    said = r"part.steps: 7 -> 5; languages.2: \[3\] -> None; tags: \[\] -> None\); resume with the old settings"
     with pytest.raises(ConfigError, match=said):
-        claim(tmp_path / "a", True, stamp(Whole(tags=("de",))), Whole())
+        claim(out, other, default, resume=True)
+    with pytest.raises(ConfigError, match=r"languages: {'1': \[1\], '2': \[3\]} -> None"):
+        claim(out, started | {"languages": None}, default, resume=True)
     with pytest.raises(ConfigError, match="is not empty"):
-        claim(tmp_path / "a", False, stamp(started), Whole())
-    (tmp_path / "a" / "record.json").write_text('{"created": "then"}')
-    assert claim(tmp_path / "a", True, stamp(started), Whole()) == {"created": "then"}
+        claim(out, started, default, resume=False)
+    (out / "record.json").write_text('{"created": "then"}')
+    assert claim(out, started, default, resume=True) == {"created": "then"}

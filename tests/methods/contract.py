@@ -38,7 +38,7 @@ FROM_DENSE: dict[str, tuple[Any, Any, str]] = {
     "mix_moe, stage 1": (mix_moe, mix_moe.Config(stage=1), "converted Llama"),
     "mix_moe, stage 2": (mix_moe, mix_moe.Config(stage=2), "the same after stage 1"),
     "moe_lpr, stage 1": (moe_lpr, moe_lpr.Config(stage=1), "upcycled Llama (Mixtral)"),
-    "moe_lpr, stage 2": (moe_lpr, moe_lpr.Config(stage=2), "upcycled Llama (Mixtral)"),
+    "moe_lpr, stage 2": (moe_lpr, moe_lpr.Config(stage=2), "upcycled Llama (Mixtral), the same after stage 1"),
     "lora": (lora, lora.Config(rank=2, parts=("attention", "feed_forward")), "Llama"),
 }
 """What trains a dense model or one made of it: method, settings, what it starts from."""
@@ -119,6 +119,7 @@ def from_dense(label: str) -> str:
     model = tiny("llama", intermediate_size=32)
     if start.startswith("upcycled"):
         model = upcycle(model, 4, 2)
+        model.config.moe_lpr_stage = settings.stage - 1
     elif method is mix_moe:
         model = to_mix_moe(model, Conversion())
         for layer in moe_layers(model):  # equal logits of a router of zeros are a tie

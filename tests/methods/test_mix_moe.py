@@ -8,6 +8,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import mix_moe, moe_lpr
@@ -100,8 +101,10 @@ def test_balance_counts_eligible_experts():
 # MoE-LPR
 
 
-def upcycled():
-    return upcycle(tiny("llama"), 4, 2, seed=0)
+def upcycled(stage=0):
+    model = upcycle(tiny("llama"), 4, 2, seed=0)
+    model.config.moe_lpr_stage = stage
+    return model
 
 
 def test_lpr_trains_new_experts_and_routers_then_routers_alone():
@@ -147,7 +150,7 @@ def test_lpr_loss_sees_old_rows_and_no_filler():
 
 
 def test_lpr_pulls_old_text_to_the_first_expert():
-    model = upcycled()
+    model = upcycled(stage=1)
     moe_lpr.apply(model, moe_lpr.Config(stage=2))
     layers, loss = moe_layers(model), moe_lpr.extra_loss(moe_lpr.Config(stage=2), [True] * 8)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
@@ -166,8 +169,26 @@ def test_lpr_pulls_old_text_to_the_first_expert():
 def test_lpr_settings_are_refused_in_a_sentence():
     with pytest.raises(ConfigError, match="modes logits and released"):
         moe_lpr.Config(mode="twice")
+    with pytest.raises(ConfigError, match=r"loss is -5, but it has to be above 0"):
+        moe_lpr.Config(lpr=-5)
     with pytest.raises(ConfigError, match="a plan has no effect"):
         moe_lpr.apply(upcycled(), moe_lpr.Config(), moe_lpr.new_experts(upcycled()))
+    with pytest.raises(ModelError, match=r"this OlmoeForCausalLM was not made by `dragoman models upcycle`"):
+        moe_lpr.apply(tiny("olmoe"), moe_lpr.Config())
+    with pytest.raises(ModelError, match=r"this MixtralForCausalLM was only upcycled; run stage 1"):
+        moe_lpr.apply(upcycled(), moe_lpr.Config(stage=2))
+    with pytest.raises(ModelError, match="given a model that stage 2 has trained"):
+        moe_lpr.apply(upcycled(stage=2), moe_lpr.Config())
+
+
+def test_lpr_keeps_in_the_saved_model_what_was_trained(tmp_path):
+    model = upcycled()
+    moe_lpr.apply(model, moe_lpr.Config(stage=1))
+    moe_lpr.merge(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again).__name__ == "MixtralForCausalLM"
+    moe_lpr.apply(again, moe_lpr.Config(stage=2))
 
 
 # Two processes

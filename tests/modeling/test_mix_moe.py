@@ -1,63 +1,20 @@
-"""Mix-MoE models: conversion keeps the dense model's logits, routing looks at no later token, and transformers treats
-the result like any model."""
+"""Mix-MoE models: conversion keeps the dense model's logits, and transformers treats the result like any model."""
 
 import copy
 import json
 
 import pytest
 import torch
-from scipy.fft import dct
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling import logit_difference, moe_layers, open_model, outline, router_kind, tap_routers
+from dragoman.modeling import logit_difference, moe_layers, open_model, outline, router_kind
 from dragoman.modeling.feed_forwards import feed_forwards, gate_first
 from dragoman.modeling.mix_conversion import Conversion, balanced, to_mix_moe
-from dragoman.modeling.mix_moe import MixRouter, Settings, cosine_transform, masking, set_settings, settings_of
+from dragoman.modeling.mix_moe import settings_of
+from tests.modeling.mix_models import CLASSES, IDS, SAMPLE, dense, logits, mixed, routed
 from tests.models import tiny
-
-CLASSES = {
-    "llama": {},
-    "llama with biases": {"mlp_bias": True},
-    "mistral": {"sliding_window": 4},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8},
-    "smollm3": {},
-    "gpt_neox": {},
-    "opt": {"ffn_dim": 32},
-}
-IDS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
-SAMPLE = IDS.tolist()
-
-
-def dense(name="llama", **changes):
-    return tiny(name.split()[0], **({"intermediate_size": 32} | CLASSES[name] | changes))
-
-
-def mixed(name="llama", masked=False, **conversion):
-    """A converted model whose router and whose biases say something."""
-    made = to_mix_moe(dense(name), Conversion(**conversion))
-    torch.manual_seed(2)
-    for layer in moe_layers(made):
-        nn.init.normal_(layer.router.weight, std=0.5)
-        for p in layer.experts.parameters():
-            nn.init.normal_(p, std=0.15)
-    set_settings(made, masked=masked)
-    return made
-
-
-def logits(model, ids=IDS, **inputs):
-    with torch.no_grad():
-        return model(ids, **inputs).logits
-
-
-def routed(model, ids=IDS):
-    with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:
-        model(ids)
-    return list(seen)
 
 
 @pytest.mark.parametrize("slices", ["contiguous", "balanced"])
@@ -121,81 +78,11 @@ def test_gate_is_found_whatever_it_is_called():
         model.model.layers[0].mlp = kind()
         ffn = feed_forwards(model)[0]
         if kind is Odd:
-            assert gate_first(ffn) == ("two", "one")
+            gate, up = gate_first(ffn)
+            assert gate[0] is ffn.holder.two.weight and up[1] is ffn.holder.one.bias
             continue
         with pytest.raises(ModelError, match="neither of one and two is a gate"):
             gate_first(ffn)
-
-
-# Router
-
-
-@pytest.mark.parametrize("transform", ["fft", "dct", "random", "none"])
-@pytest.mark.parametrize("name", ["llama", "opt"])
-def test_no_logit_depends_on_later_tokens(name, transform):
-    made = mixed(name, transform=transform)
-    changed = IDS.clone()
-    changed[:, 12:] = (changed[:, 12:] + 7) % 60 + 3
-    torch.testing.assert_close(logits(made)[:, :12], logits(made, changed)[:, :12], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits(made)[:, 12:], logits(made, changed)[:, 12:], atol=1e-2)
-
-
-@pytest.mark.parametrize("size", [1, 5, 16])
-def test_cosine_transform_is_scipys(size):
-    x = torch.randn(3, size)
-    wanted = torch.from_numpy(dct(x.double().numpy(), norm="ortho"))
-    torch.testing.assert_close(cosine_transform(x).double(), wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_spectrum_by_hand():
-    """A constant has its first coefficient alone; a wave of two periods its third."""
-    router = MixRouter(8, Settings(layers=(0,), compress=False), 2)
-    constant, wave = torch.ones(8), torch.cos(2 * torch.pi * 2 * torch.arange(8) / 8)
-    (size_TX,) = router.features(torch.stack([constant, wave]))
-    wanted = torch.tensor([[8**0.5, 0, 0, 0, 0], [0, 0, 2**0.5, 0, 0]])  # orthonormal: 8 / sqrt 8, 4 / sqrt 8
-    torch.testing.assert_close(size_TX, wanted, atol=1e-5, rtol=1e-5)
-    both = MixRouter(8, Settings(layers=(0,), compress=False, parts="mag+phase"), 2)
-    phase_TX = both.features(-constant[None])[1]
-    assert phase_TX[0, 0].abs() == 1, "minus one is half a turn"
-
-
-WIDTHS = {("fft", "mag"): 9, ("fft", "mag+phase"): 18, ("fft", "real+imag"): 18, ("random", "mag"): 9}
-WIDTHS |= {("dct", "mag"): 16, ("dct", "mag+phase"): 32, ("dct", "real+imag"): 16, ("none", "mag"): 0}
-
-
-@pytest.mark.parametrize(("transform", "parts"), WIDTHS)
-def test_every_feature_enters_the_router_and_trains(transform, parts):
-    made = mixed(transform=transform, parts=parts)
-    router = moe_layers(made)[0].router
-    assert router.weight.shape == (4, 16 + WIDTHS[transform, parts])
-    made(IDS, labels=IDS).loss.backward()
-    assert router.weight.grad.isfinite().all() and router.weight.grad.abs().sum(0).gt(0).float().mean() > 0.9
-    router.zero_grad()
-    router(torch.zeros(3, 16, requires_grad=True))[1].sum().backward()
-    assert router.weight.grad.isfinite().all(), "a state of zeros has no direction, and still a gradient"
-
-
-def test_selection_over_all_and_by_group():
-    both, group = mixed(), mixed(selection="group")
-    for one in routed(both):
-        assert torch.equal(one.indices_TK, one.logits_TE.topk(2).indices)
-        torch.testing.assert_close(one.weights_TK, one.logits_TE.topk(2).values.softmax(-1))
-    for one in routed(group):
-        best = [one.logits_TE[:, :2].argmax(-1), 2 + one.logits_TE[:, 2:].argmax(-1)]
-        assert torch.equal(one.indices_TK, torch.stack(best, -1))
-        torch.testing.assert_close(one.weights_TK.sum(-1), torch.ones(48))
-
-
-def test_masked_experts_get_nothing_and_change_nothing():
-    made = mixed(masked=True)
-    before = logits(made)
-    assert all((one.indices_TK < 2).all() and one.logits_TE[:, 2:].isneginf().all() for one in routed(made))
-    for layer in moe_layers(made):
-        layer.experts.down_proj.data[2:] += 1
-    assert torch.equal(logits(made), before)
-    with masking(made, False):
-        assert not torch.allclose(logits(made), before, atol=1e-3)
-    assert settings_of(made).masked and torch.equal(logits(made), before)
 
 
 # A model like any other
@@ -338,16 +225,25 @@ def test_balanced_slices_are_a_parting_in_equal_parts():
 # Bad input
 
 
-def refused(error, match, **conversion):
+def refused(error, match, of=None, **conversion):
     with pytest.raises(error, match=match):
-        to_mix_moe(dense(), Conversion(**conversion))
+        to_mix_moe(of or dense(), Conversion(**conversion))
+
+
+def tiny_bloom():
+    """Its feed-forwards are given the residual too."""
+    config = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=16, n_head=2, n_layer=1)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def test_what_cannot_be_converted_is_a_sentence():
-    refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3)
+    refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3, top_k=3)
     refused(ConfigError, r"layers \[7, 9\] cannot be .* LlamaForCausalLM has .* in layers 0 to 2", layers=(0, 7, 9))
     refused(ConfigError, "balanced slices need sample text", slices="balanced")
     refused(ConfigError, "scale is preserve, none, not 'twice'", scale="twice")
+    refused(ConfigError, "top-k 2 takes some of 4: take a top-k of 4, or scale none", experts=4)
+    refused(ConfigError, "layers 1 are named twice", layers=(1, 0, 1))
+    refused(ModelError, "no feed-forward was found in BloomForCausalLM", of=tiny_bloom())
     refused(ConfigError, "no effect without a transform", transform="none", parts="mag+phase")
     refused(ConfigError, "selection group takes one expert of each group", selection="group", top_k=3)
     refused(ModelError, "transform 'wavelet'", transform="wavelet")
@@ -365,4 +261,8 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     config["mix_moe"]["transform"] = "wavelet"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="'wavelet'; this version of dragoman knows fft, dct, random, none"):
+        open_model(str(tmp_path))
+    config["mix_moe"] |= {"transform": "fft", "window": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="the settings window, which this version of dragoman does not know"):
         open_model(str(tmp_path))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.routing.layer_moe import experts_per_layer, mean_unit_vectors, similarity
-from tests.models import dense
+from tests.models import dense, tiny
 
 
 def test_counts_by_hand():
@@ -45,3 +45,7 @@ def test_bad_input_is_a_sentence():
         experts_per_layer([0.1, 0.2, 0.3], 2)
     with pytest.raises(ConfigError, match="compares new languages with old ones"):
         similarity({"en": np.ones((1, 2))}, ["ca"], ["en"])
+    with pytest.raises(ModelError, match="OlmoeForCausalLM has experts already"):
+        mean_unit_vectors(tiny("olmoe"), {"ca": [[1, 5]]})
+    with pytest.raises(DataError, match="there is no text in ca to compare"):
+        mean_unit_vectors(dense(), {"ca": [], "en": [[1, 5]]})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
-from dragoman.commands.resuming import claim, stamp, unclaim
+from dragoman.commands.resuming import claim, unclaim
 from dragoman.commands.training_text import Rows, Text, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -33,6 +33,17 @@ OF_METHOD = ("rank", "alpha", "parts", "layers", "routers", "embeddings")
 """Fields that are settings of a method."""
 SAVE = {"model": ("model",), "delta": ("delta",), "both": ("model", "delta")}
 """Value of `save` -> folders that are written."""
+CHANGEABLE = (
+    "resume",
+    "dry_run",
+    "quiet",
+    "out",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "report_to",
+    "expert_parallel",
+)
+"""What may change when a run goes on: no loss depends on it."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +179,8 @@ def _adapted(config: Config) -> dict[str, Any]:
     tag = _copied_tag(config, model, codec, plan)
     if config.dry_run:
         return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
-    sources = {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    if finished := sharding.on_first(lambda: _claim(config, plan, sources)):
+    stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    if finished := sharding.on_first(lambda: _claim(config, stamp)):
         return finished
 
     def keep(model: PreTrainedModel) -> None:
@@ -203,15 +214,11 @@ def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
 
 def _chosen(config: Config) -> Any:
     """The method's settings."""
-    from dragoman.commands.mixing_text import STAGED
     from dragoman.methods import METHODS
     from dragoman.methods.base import LossMethod, settings
 
-    if config.method in STAGED:
-        raise ConfigError(
-            f"the method {config.method} trains in stages; use `dragoman mix train` (methods of adapt are "
-            f"{', '.join(METHODS)})"
-        )
+    if config.method in ("mix_moe", "moe_lpr"):
+        raise ConfigError(f"the method {config.method} trains in stages, on text of its own; use `dragoman mix train`")
     if config.method not in METHODS:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
     if isinstance(METHODS[config.method], LossMethod):
@@ -274,8 +281,10 @@ def _copied_tag(
     return None
 
 
-def _claim(config: Config, plan: ExpertPlan | None, sources: dict[str, str | None]) -> dict[str, Any] | None:
-    """The output folder, or the record of a run that is done already; a plan counts by what it says."""
-    of_plan = json.loads(json.dumps(plan and asdict(plan), default=str))
-    given = stamp(config) | {"plan": of_plan} | sources
-    return claim(config.out, config.resume, given, Config(config.model, target=config.target))
+def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    return claim(config.out, stamp, Config(config.model, target=config.target), resume=config.resume)
+
+
+def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
+    fields = {k: v for k, v in asdict(config).items() if k not in CHANGEABLE} | {"plan": plan and asdict(plan)}
+    return json.loads(json.dumps(fields, default=str))

@@ -85,7 +85,7 @@ def _trained_log(
     """The log, and how far logits from the trunk cache were from full ones, where there is one."""
     from dragoman.methods import training
 
-    kept = checkpoint_folder(config.out, config)
+    kept = checkpoint_folder(config.out, config, config.resume)
     with trunk_around(model, rows, config, settings, pad_id) as difference, kept as folder:
         log = training.train(
             model,

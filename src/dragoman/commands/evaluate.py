@@ -11,7 +11,6 @@ many to read: `{"documents": {metric: {label: [N]}}, "sums": {system: {metric: {
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from dragoman.corpora.reading import read_lines
 from dragoman.corpora.testsets import open_test_set
 from dragoman.errors import ConfigError
 from dragoman.evaluation.metrics import METRICS, Metric
-from dragoman.record import atomic_write, claim_folder, environment, sha256, write_json
+from dragoman.record import claim_folder, environment, sha256, write_json
 from dragoman.reporting.tables import FORMS, render, write_table
 
 FEW_UNITS = 30
@@ -153,7 +152,7 @@ def run(config: Config) -> dict[str, Any]:
     record = environment() | {"command": "evaluate", "config": asdict(config)} | about
     record |= summary(scored, config.seed) | {"left_out": left_out}
     if out:
-        record["segments"] = _write_segments(out / "segments.json", scored)
+        record["segments"] = scoring.write_segments(out / "segments.json", scored)
         write_json(out / "record.json", record)
     for file in config.table:
         write_table(record, Path(file))
@@ -163,18 +162,6 @@ def run(config: Config) -> dict[str, Any]:
 def show(record: dict[str, Any]) -> None:
     """Print the tables."""
     print(render(record, "txt"), end="")
-
-
-def _write_segments(path: Path, scored: scoring.Scored) -> dict[str, str]:
-    kept = ("outputs", "documents", "signatures")
-    content = {
-        "documents": {name: by for s in scored.values() for name, by in s["documents"].items()},
-        "sums": {s: {name: v for name, v in by.items() if name not in kept} for s, by in scored.items()},
-        "outputs": {s: by["outputs"] for s, by in scored.items()},
-    }
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return {"file": path.name, "sha256": sha256(path)}
 
 
 # Files of translations

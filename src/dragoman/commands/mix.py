@@ -5,10 +5,11 @@ Shape letters: N rows, S tokens per row.
 
 from __future__ import annotations
 
-import functools
+import json
+import operator
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,19 +18,9 @@ from cyclopts import App, Parameter
 from dragoman.commands import Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.mixing_text import (
-    STAGED,
-    Directions,
-    StageRows,
-    Train,
-    require_room,
-    require_scored,
-    sample_of,
-    shares_of,
-    stage_rows,
-)
-from dragoman.commands.resuming import checkpoint_folder, claim, stamp, unclaim
-from dragoman.corpora.ntext import NText
+from dragoman.commands.mixing_shares import shares_of, told
+from dragoman.commands.mixing_text import STAGED, Train, Training, require_room, require_scorable, sample_of, stage_rows
+from dragoman.commands.resuming import checkpoint_folder, claim, unclaim
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.record import atomic_write, environment, read_json, write_json
@@ -40,6 +31,10 @@ if TYPE_CHECKING:
     from dragoman.methods.training import Log
 
 app = App(name="mix")
+CHANGEABLE = ("checkpoint_minutes", "checkpoint_steps", "report_to", "expert_parallel")
+"""Settings of the training that no loss depends on."""
+ANY: dict[str, Any] = {"method": "full", "languages": ("en",), "training": Training(balance=0.0)}
+"""Makes a config of defaults that is possible."""
 
 
 @app.command
@@ -54,6 +49,7 @@ def convert(
     selection: str = "all",
     transform: str = "fft",
     parts: str = "mag",
+    compress: bool = True,
     scale: str = "preserve",
     slices: str = "contiguous",
     mt_init: str = "random",
@@ -85,6 +81,8 @@ def convert(
         What the router reads beside the state, over the hidden dimension: fft, dct, random or none.
     parts
         Of each coefficient: mag, mag+phase or real+imag.
+    compress
+        Logarithm of magnitudes, then a layer norm over the features.
     scale
         preserve: the model computes what it did; none: literal slices.
     slices
@@ -105,7 +103,7 @@ def convert(
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
-    chosen |= {"transform": transform, "parts": parts, "scale": scale, "slices": slices}
+    chosen |= {"transform": transform, "parts": parts, "compress": compress, "scale": scale, "slices": slices}
     chosen |= {"mt_init": mt_init, "seed": seed, "translation": _numbers_in(numbers) if numbers else {}}
     conversion = Conversion(**chosen)
 
@@ -121,7 +119,7 @@ def convert(
 def _numbers_in(path: Path) -> dict[int, int]:
     """Layer -> translation experts. DataError for another file."""
     try:
-        return {int(layer): int(number) for layer, number in read_json(path)["translation"].items()}
+        return {int(layer): operator.index(number) for layer, number in read_json(path)["translation"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(f"{path} has no numbers of translation experts; `dragoman mix layers` writes them") from None
 
@@ -195,9 +193,8 @@ def train(config: Annotated[Train, Parameter(name="*")]) -> None:
             low, high = intervals["after"][label]
             before = "" if config.only_after else f"{values['before'][label]:7.3f} -> "
             print(f"  {name:13} {label:8} {before}{value:7.3f}  [{low:.3f}, {high:.3f}]")
-    for kind, found in record.get("shares", {}).get("kinds", {}).items():
-        low, high = found["low"], found["high"]
-        print(f"  mass on translation experts, {kind:8} {found['value']:.3f}  [{low:.3f}, {high:.3f}]")
+    for line in told(record["shares"]) if "shares" in record else ():
+        print(f"  {line}")
 
 
 def named(config: Train) -> str:
@@ -213,95 +210,87 @@ def run_stage(config: Train) -> dict[str, Any]:
     from dragoman.methods import sharding, training
 
     with sharding.joined():
-        training.require_shareable(config.training, extra_loss=config.reviews)
+        training.require_shareable(config.training, extra_loss=_is_lpr(config))
         return _stage(config)
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a stage reads and what is scored."""
-
-    corpus: NText
-    read: Directions
-    asked: Directions
-    spoken: tuple[str, ...]
-    """Languages whose text is scored."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """How a model was made trainable."""
-
-    method: Any
-    settings: Any
-    total: int
-    """Its parameters before that."""
+def _is_lpr(config: Train) -> bool:
+    return config.method == "moe_lpr" and config.stage == 2
 
 
 def _stage(config: Train) -> dict[str, Any]:
     from dragoman.methods import sharding
-    from dragoman.modeling import model_checksum, open_both
+    from dragoman.modeling import model_checksum, open_both, save_model
 
-    text = _text(config)
-    model, codec = open_both(config.model)
-    require_room(config, model, codec, text.corpus, text.asked)
-    prepared = _prepared(config, model)
-    rows = stage_rows(config, codec, text.corpus, text.read)
-    sources = {"model_sha256": model_checksum(config.model), "corpus_sha256": text.corpus.checksum()}
-    default = Train("", out=Path(), stage=1, languages=("en",))
-    if finished := sharding.on_first(lambda: claim(config.out, config.resume, stamp(config) | sources, default)):
-        return finished
-    try:
-        return _run(config, text, model, codec, prepared, rows)
-    except UserError:
-        sharding.on_first(lambda: unclaim(config.out))
-        raise
-
-
-def _text(config: Train) -> Text:
     corpus = open_corpus(config.corpus)
     every = config.languages or corpus.languages
     directions = parse_directions(list(config.directions), every, corpus.languages)
     asked = parse_directions(list(config.score), every, corpus.languages) if config.score else directions
     spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
-    require_scored(config, corpus, spoken, asked)
-    return Text(corpus, directions, asked, spoken)
-
-
-def _run(config: Train, text: Text, model: Any, codec: Any, prepared: Prepared, rows: StageRows) -> dict[str, Any]:
-    """Train and score. The model is written first: what goes wrong later loses a record, not both."""
-    from dragoman.methods import sharding
-    from dragoman.modeling import model_checksum, save_model
-
-    scored = functools.partial(_scored, config, text, model, codec)
-    before = {} if config.only_after else {"before": sharding.on_first(scored)}
-    log, trained = _trained(config, model, prepared, rows, codec.pad_id)
-    sharding.on_first(lambda: save_model(model, codec, config.out / "model"))
-    sums = before | {"after": sharding.on_first(scored)}
-    record = environment() | {
-        "command": "mix train",
-        "config": asdict(config),
-        "corpus": text.corpus.about,
-        "model_sha256": model_checksum(config.model),
-        "parameters": trained,
-        "trained_share": trained / prepared.total,
-        "method": asdict(prepared.settings),
-        "read": list(text.read),
-        "samples_too_long": rows.too_long,
-        "log": asdict(log),
-        "training": asdict(config.training),
-        "processes": sharding.started(),
-        "results": scoring.tables(sums, config.seed),
-    }
-    if config.method == "mix_moe":
-        record["shares"] = sharding.on_first(lambda: _shares(config, text, model, codec))
-    sharding.on_first(lambda: write_json(config.out / "record.json", record))
+    require_scorable(config, corpus, spoken, asked)
+    model, codec = open_both(config.model)
+    require_room(config, model, codec, corpus, asked)
+    total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
+    rows = stage_rows(config, codec, corpus, directions)
+    checksums = {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    stamp, default = _comparable(config) | checksums, Train(config.model, out=config.out, **ANY)
+    if finished := sharding.on_first(lambda: claim(config.out, stamp, default, resume=config.resume)):
+        return finished
+    of = (config, model, codec, corpus, spoken, asked)
+    try:
+        before = {} if config.only_after else sharding.on_first(lambda: _measured(*of))
+        log, trained = _trained(config, model, method, extra, rows, codec.pad_id)
+    except UserError:
+        sharding.on_first(lambda: unclaim(config.out))
+        raise
+    if sharding.first():
+        save_model(model, codec, config.out / "model")
+    after = sharding.on_first(lambda: _measured(*of, figure=config.out / "shares.svg"))
+    about: dict[str, Any] = {"command": "mix train", "config": asdict(config), "corpus": corpus.about, **checksums}
+    about |= {"parameters": trained, "trained_share": trained / total, "method": asdict(extra)}
+    about |= {"read": list(directions), "samples_too_long": rows.too_long, "log": asdict(log)}
+    about |= {"training": asdict(config.training), "processes": sharding.started()}
+    record = environment() | about | sharding.on_first(lambda: _results(config, before, after))
+    if sharding.first():
+        write_json(config.out / "record.json", record)
     return record
 
 
-def _prepared(config: Train, model: PreTrainedModel) -> Prepared:
-    """Freeze the model and make trainable what the method trains."""
+def _comparable(config: Train) -> dict[str, Any]:
+    """The settings that a run keeps when it goes on: those that a loss or a score depends on."""
+    fields = {name: value for name, value in asdict(config).items() if name not in ("out", "quiet", "resume")}
+    how = {name: value for name, value in fields["training"].items() if name not in CHANGEABLE}
+    return json.loads(json.dumps(fields | {"training": how}, default=str))
+
+
+def _measured(
+    config: Train, model: Any, codec: Any, corpus: Any, spoken: Any, directions: Any, figure: Path | None = None
+) -> dict[str, Any]:
+    """What the model scores now, and of Mix-MoE what its router does; with a figure of it."""
+    sums = scoring.score_model(
+        model, codec, corpus, spoken, directions, split=config.split, segments=config.segments, quiet=config.quiet
+    )
+    if config.method != "mix_moe" or (config.stage == 1 and figure is None):  # before stage 1 there is one group
+        return {"sums": sums}
+    shares, svg = shares_of(config, model, codec, corpus, spoken, directions)
+    if svg and figure:
+        with atomic_write(figure) as partial:
+            partial.write_text(svg, encoding="utf-8")
+    return {"sums": sums, "shares": shares}
+
+
+def _results(config: Train, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Values with intervals and comparisons, segments in a file of their own, router shares before and after."""
+    sums = {when: found["sums"] for when, found in (("before", before), ("after", after)) if found}
+    found = {"results": scoring.tables(sums, config.seed)}
+    found["segments"] = scoring.write_segments(config.out / "segments.json", sums)
+    shares = {"shares_before": before.get("shares"), "shares": after.get("shares")}
+    return found | {name: value for name, value in shares.items() if value}
+
+
+def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
+    """Freeze the model and make trainable what the method trains; the method and its settings."""
     from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding
 
     stage: dict[str, Any] = {"stage": config.stage}
@@ -312,10 +301,9 @@ def _prepared(config: Train, model: PreTrainedModel) -> Prepared:
         "lora": (lora, lambda: _lora_settings(config, model)),
     }
     method, settings = methods[config.method][0], methods[config.method][1]()
-    total = sum(p.numel() for p in model.parameters())
     method.apply(model, settings, None)
     sharding.require_spreadable(model, config.training.expert_parallel)
-    return Prepared(method, settings, total)
+    return method, settings
 
 
 def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
@@ -330,42 +318,27 @@ def _lora_settings(config: Train, model: PreTrainedModel) -> Any:
 
 
 def _trained(
-    config: Train, model: PreTrainedModel, prepared: Prepared, rows: StageRows, pad_id: int
+    config: Train, model: PreTrainedModel, method: Any, settings: Any, rows: Any, pad_id: int
 ) -> tuple[Log, int]:
-    """The log, and how many parameters were trained."""
+    """The log, and how many parameters trained. Checkpoints, where the config asks for them, are in `out`."""
     from dragoman.methods import moe_lpr, training
     from dragoman.modeling import moe_layers
 
     ours = config.training
-    routed = config.method in STAGED and bool(ours.balance or ours.z_loss or config.reviews)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with checkpoint_folder(config.out, ours) as folder:
+    with checkpoint_folder(config.out, ours, config.resume) as folder:
         log = training.train(
             model,
             rows.tokens_NS,
             ours,
-            layers=moe_layers(model) if routed else (),
-            extra_loss=moe_lpr.extra_loss(prepared.settings, rows.old_N) if config.reviews else None,
+            layers=moe_layers(model) if config.method in STAGED else (),
+            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if _is_lpr(config) else None,
             labels_NS=rows.labels_NS,
             pad_id=pad_id,
             folder=Path(folder),
             resume=next(iter(training.checkpoints(Path(folder))[::-1]), None),
             quiet=config.quiet,
         )
-    prepared.method.merge(model)
+    method.merge(model)
     model.requires_grad_(True)
     return log, parameters
-
-
-def _scored(config: Train, text: Text, model: Any, codec: Any) -> dict[str, Any]:
-    how: dict[str, Any] = {"split": config.split, "segments": config.segments, "quiet": config.quiet}
-    return scoring.score_model(model, codec, text.corpus, text.spoken, text.asked, **how)
-
-
-def _shares(config: Train, text: Text, model: Any, codec: Any) -> dict[str, Any]:
-    """Router shares, and their figure into the output."""
-    shares, figure = shares_of(config, model, codec, text.corpus, text.spoken, text.asked)
-    if figure:
-        with atomic_write(config.out / "shares.svg") as partial:
-            partial.write_text(figure, encoding="utf-8")
-    return shares

@@ -1,11 +1,11 @@
-"""What `dragoman mix train` reads: its settings, the rows of a stage, and the texts that router shares are measured on.
+"""What `dragoman mix train` reads: its settings and the rows of a stage.
 
-Shape letters: N rows, S tokens per row, L MoE layers.
+Shape letters: N rows, S tokens per row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from dragoman.commands import Switch, Tags, require_sample, scoring
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import language
-from dragoman.corpora.ntext import NText, check_splits
+from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
 
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 METHODS = ("mix_moe", "moe_lpr", "full", "lora")
 STAGED = METHODS[:2]
-HALVES = 4
-"""Segments that router shares need: a half of two is the least that can be resampled."""
+SHARED = 4
+"""Segments that router shares are measured on, at least."""
 LPR = 0.1
+"""Weight of MoE-LPR's loss, the paper's."""
 Sample = tuple[list[int], int]
 Directions = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(training.Config):
-    """How to train, routers balanced."""
+    """How to train, routers balanced: a default of the field alone would be lost where any other setting is given."""
 
     balance: float = 0.01
     """Weight of the load-balance loss, per MoE layer; 0 for full, lora and stage 2 of moe_lpr."""
@@ -86,7 +87,7 @@ class Train:
     seed: int = 0
     """Of the order of the text and of the bootstrap."""
     resume: Switch = False
-    """Go on from the last whole checkpoint in `out`, or from the start where there is none yet."""
+    """Go on from the last whole checkpoint in `out` (training.checkpoint_steps, training.checkpoint_minutes)."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -110,13 +111,8 @@ class Train:
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
 
-    @property
-    def reviews(self) -> bool:
-        """Whether old languages go back to expert 0: stage 2 of moe_lpr."""
-        return self.method == "moe_lpr" and self.stage == 2
-
     def _faults(self) -> list[str]:
-        lpr = self.reviews
+        lpr = self.method == "moe_lpr" and self.stage == 2
         both = bool(self.languages and self.directions)
         staged = self.method in STAGED
         ranks = [x for x in (self.rank, self.parameters) if x is not None]
@@ -131,11 +127,13 @@ class Train:
             f"old languages {', '.join(self.old)} are not all in the text": lpr
             and not set(self.old) <= set(self.languages),
             f"block is {self.block}, at least 8": self.block < 8,
-            f"{self.method} trains without a load balance and z-loss of routers here: set training.balance and "
-            "training.z_loss to 0": not staged and bool(self.training.balance or self.training.z_loss),
-            "stage 2 of moe_lpr has no load balance, its loss on old text is for the routers alone: set "
-            "training.balance to 0": lpr and bool(self.training.balance),
-            f"segments is {self.segments}, at least {HALVES}: the placebo compares halves": self.segments < HALVES
+            f"{self.method} trains without a load balance here: set training.balance to 0": not staged
+            and bool(self.training.balance),
+            f"{self.method} trains without a z-loss of routers here: set training.z_loss to 0": not staged
+            and bool(self.training.z_loss),
+            "stage 2 of moe_lpr has no load balance beside its loss: set training.balance to 0": lpr
+            and bool(self.training.balance),
+            f"segments is {self.segments}, at least {SHARED}: the placebo compares halves": self.segments < SHARED
             and self.method == "mix_moe",
             f"{self.method} has no stages: leave stage out": not staged and self.stage is not None,
             f"{self.method} has the stages 1 and 2, not {self.stage}": staged and self.stage not in (1, 2),
@@ -143,6 +141,45 @@ class Train:
             "rank and parameters say the same: give one": len(ranks) > 1,
         }
         return [fault for fault, holds in checks.items() if holds]
+
+
+def require_scorable(config: Train, corpus: NText, spoken: Sequence[str], directions: Directions) -> None:
+    """DataError where text is missing that is scored after training, or that router shares are measured on."""
+    faults: list[str] = []
+    found: dict[str, NText] = {}
+    for label in (*spoken, *directions):
+        try:
+            if label in directions:
+                found[label] = scoring.parallel(corpus, *directions[label], config.split, config.segments)
+            else:
+                found |= scoring.held_out(corpus, [label], config.split, config.segments)
+        except DataError as e:
+            faults.append(str(e))
+    least = SHARED if config.method == "mix_moe" else 2
+    few = [f"{label} ({len(table)})" for label, table in found.items() if len(table) < least]
+    if few:
+        faults.append(
+            f"router shares are measured on {least} segments or more of split {config.split}, and there are fewer of "
+            f"{', '.join(few)}; give more rows or another --split"
+        )
+    if faults:
+        raise DataError("; ".join(dict.fromkeys(faults)))
+
+
+def require_room(config: Train, model: Any, codec: TextCodec, corpus: NText, directions: Directions) -> None:
+    """DataError where prompts that are to be translated fill the context: that too would end a run after training."""
+    from dragoman.modeling import context_length
+
+    context, full = context_length(model), {}
+    for label, (source, target) in directions.items():
+        texts = scoring.cells(scoring.parallel(corpus, source, target, config.split, config.segments), source)
+        prompts = codec.prompts(texts, source, target, {g: language(g).name for g in (source, target)})
+        full[label] = sum(len(ids) >= context for ids in prompts)
+    if found := [f"{n} of {label}" for label, n in full.items() if n]:
+        raise DataError(
+            f"prompts of split {config.split} fill the context of {context} tokens ({', '.join(found)}), so nothing "
+            "was trained; leave out these segments, split them, or score other directions"
+        )
 
 
 @dataclass(frozen=True)
@@ -156,53 +193,10 @@ class StageRows:
     """Pairs left out because they do not fit into a row, among those looked at."""
 
 
-def require_scored(config: Train, corpus: NText, spoken: Sequence[str], directions: Directions) -> None:
-    """DataError where text that is to be scored, or to have router shares, is not there; nothing is trained before."""
-    check_splits([config.split], "--split")
-    faults = [_refusal(scoring.held_out, corpus, spoken, config.split, config.segments)]
-    faults += [_refusal(scoring.parallel, corpus, *pair, config.split, config.segments) for pair in directions.values()]
-    if config.method == "mix_moe":
-        asked: dict[str, tuple[str, ...]] = {**{g: (g,) for g in spoken}, **directions}
-        rows = {label: len(corpus.select(g, config.split, complete=True)) for label, g in asked.items()}
-        if few := [f"{n} of {label}" for label, n in rows.items() if 2 <= n < HALVES]:
-            faults.append(
-                f"router shares compare halves and need {HALVES} segments each, and split {config.split} has "
-                f"{', '.join(few)}; give more rows or another --split"
-            )
-    if found := [fault for fault in faults if fault]:
-        raise DataError(f"what is to be scored is not there, so nothing was trained: {'; '.join(found)}")
-
-
-def require_room(config: Train, model: Any, codec: TextCodec, corpus: NText, directions: Directions) -> None:
-    """DataError where prompts that are to be translated fill the context: that too would end a run after training."""
-    from dragoman.modeling import context_length
-
-    context = context_length(model)
-    full = {}
-    for label, (source, target) in directions.items():
-        texts = scoring.cells(scoring.parallel(corpus, source, target, config.split, config.segments), source)
-        prompts = codec.prompts(texts, source, target, {g: language(g).name for g in (source, target)})
-        full[label] = sum(len(ids) >= context for ids in prompts)
-    if found := [f"{n} of {label}" for label, n in full.items() if n]:
-        raise DataError(
-            f"prompts of split {config.split} fill the context of {context} tokens ({', '.join(found)}), so nothing "
-            "was trained; leave out these segments, split them, or score other directions"
-        )
-
-
-def _refusal(read: Callable[..., object], *given: Any) -> str:
-    """What a reader says of text that it refuses."""
-    try:
-        read(*given)
-    except DataError as e:
-        return str(e)
-    return ""
-
-
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
     """Rows enough for all steps, a pure function of config and corpus; only the split train is read."""
     needed = config.training.steps * config.training.batch
-    if config.reviews:
+    if config.method == "moe_lpr" and config.stage == 2:
         return _by_language(config, codec, corpus, needed)
     if not directions:
         tokens_NS = mixing.pack(_monolingual(config, codec, corpus, config.languages), needed, config.block)
@@ -269,51 +263,8 @@ def _pairs(codec: TextCodec, corpus: NText, source: str, target: str) -> list[Sa
 
 
 def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int) -> list[list[int]]:
-    """Token ids of the first train segments of a language."""
+    """Token ids of the first train segments of a language. ConfigError for none."""
+    if segments < 1:
+        raise ConfigError(f"segments is {segments}, but it has to be 1 or more: so many are read of each language")
     corpus.require([tag])
     return [[codec.start_id, *ids] for ids in codec.encode(list(islice(corpus.texts(tag, "train"), segments)))]
-
-
-def shares_of(
-    config: Train, model: Any, codec: TextCodec, corpus: NText, spoken: Sequence[str], directions: Directions
-) -> tuple[dict[str, Any], str | None]:
-    """Mass on translation experts for text alone and for translation prompts, with placebo; and the figure."""
-    from dragoman.evaluation import significance
-    from dragoman.modeling import moe_layers
-    from dragoman.modeling.mix_moe import settings_of
-    from dragoman.routing import group_shares as shares
-
-    first, rows = settings_of(model).experts, scoring.held_out(corpus, spoken, config.split, config.segments)
-    alone = {g: [[codec.start_id, *ids] for ids in codec.encode(scoring.cells(rows[g], g))] for g in spoken}
-    sums = {g: shares.group_mass(model, ids, first) for g, ids in alone.items()}
-    pairs, contrasts = {}, []
-    for label, (source, target) in directions.items():
-        table = scoring.parallel(corpus, source, target, config.split, config.segments)
-        texts, names = scoring.cells(table, source), {g: language(g).name for g in (source, target)}
-        pairs[label] = shares.group_mass(model, codec.prompts(texts, source, target, names), first)
-        same = shares.group_mass(model, [[codec.start_id, *ids] for ids in codec.encode(texts)], first)
-        contrasts.append({"a": label, "b": f"{source}, the same text", **_difference(pairs[label], same, config.seed)})
-    placebo = {g: shares.halves(x, config.seed) for g, x in sums.items()}
-    contrasts += [
-        {"a": f"half of {g}", "b": "the other (placebo)", **_difference(*both, config.seed)}
-        for g, both in placebo.items()
-    ]
-    kinds: dict[str, dict[str, Any]] = {}
-    for kind, x in (sums | pairs).items():
-        found = significance.interval(x.sum(0), shares.share, seed=config.seed)
-        kinds[kind] = {"value": found.value, "low": found.low, "high": found.high, "by_layer": shares.by_layer(x)}
-    layer_ids = [layer.layer_id for layer in moe_layers(model)]
-    one, other = placebo[spoken[0]]
-    halves = shares.by_layer(one), shares.by_layer(other)
-    curves = {kind: found["by_layer"] for kind, found in kinds.items()}
-    figure = shares.group_share_figure(curves, halves, layer_ids) if config.stage == 2 else None
-    return {"layers": layer_ids, "kinds": kinds, "contrasts": contrasts}, figure
-
-
-def _difference(a_LN2: np.ndarray, b_LN2: np.ndarray, seed: int) -> dict[str, float]:
-    """Share of a minus share of b over all layers, segments drawn together."""
-    from dragoman.evaluation import significance
-    from dragoman.routing.group_shares import share
-
-    found = significance.paired_bootstrap(a_LN2.sum(0), b_LN2.sum(0), share, seed=seed)
-    return {"difference": found.difference, "low": found.low, "high": found.high, "p_value": found.p_value}

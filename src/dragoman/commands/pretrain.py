@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dragoman.commands.resuming import completed, no_checkpoint
+from dragoman.commands.resuming import completed, flat, no_checkpoint
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import TABLE
 from dragoman.corpora.ntext import NText, load
@@ -259,8 +259,8 @@ def _resumable(config: Config) -> tuple[Path | None, bool]:
     found = training.checkpoints(config.out / "checkpoints")
     if not found:
         raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
-    before = _flat(completed(read_json(stamp), Config(out=config.out, data=config.data)))
-    changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in _flat(now).items() if before.get(k) != v}
+    before = flat(completed(read_json(stamp), Config(out=config.out, data=config.data)))
+    changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in flat(now).items() if before.get(k) != v}
     if fixed := [line for key, line in changed.items() if key not in LENGTH]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
     if changed:
@@ -269,13 +269,6 @@ def _resumable(config: Config) -> tuple[Path | None, bool]:
             raise ConfigError(f"every checkpoint in {config.out} is from the decay; resume with the old length")
         write_json(stamp, now)
     return found[-1], bool(changed)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _comparable(config: Config) -> dict[str, Any]:

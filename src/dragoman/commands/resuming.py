@@ -1,11 +1,11 @@
-"""What a run that goes on compares itself with, and where its checkpoints are."""
+"""Folders of runs that can go on, and what such a run compares itself with."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +14,44 @@ from dragoman.record import claim_folder, read_json, write_json
 
 CONFIG_FILE = "config.json"
 """What a run was started with."""
-CHANGEABLE = (
-    "resume",
-    "dry_run",
-    "quiet",
-    "out",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "report_to",
-    "expert_parallel",
-)
-"""What may change when a run goes on: no loss depends on it."""
 
 
-def stamp(config: Any) -> dict[str, Any]:
-    """A config as JSON has it, without what may change, in its parts too."""
-    return _fixed(json.loads(json.dumps(asdict(config), default=str)))
+def claim(out: Path, stamp: dict[str, Any], default: Any, *, resume: bool) -> dict[str, Any] | None:
+    """Make the output folder, or find there what a run goes on with; the record of one that is done already.
 
-
-def _fixed(given: dict[str, Any]) -> dict[str, Any]:
-    return {k: _fixed(v) if isinstance(v, dict) else v for k, v in given.items() if k not in CHANGEABLE}
-
-
-def claim(out: Path, resume: bool, stamp: dict[str, Any], default: Any) -> dict[str, Any] | None:
-    """Make the output folder, or find there what --resume goes on with; the record of a run that is done already.
-
-    stamp: what the run depends on; default: a config with the values of settings that an older version did not know.
+    stamp: what may not change, as JSON; default: a config with what an older version did not write. ConfigError for a
+    folder that is taken, or that holds another run.
     """
     path = out / CONFIG_FILE
     if not resume or not out.exists():
         claim_folder(out)
         write_json(path, stamp)
         return None
-    before = _fixed(completed(read_json(path), default))
-    if changed := _changes({k: before.get(k) for k in stamp}, stamp):
+    if changed := _changes(completed(read_json(path), default), stamp, default):
         raise ConfigError(f"the run in {out} was another ({'; '.join(changed)}); resume with the old settings")
     done = out / "record.json"
     return read_json(done) if done.is_file() else None
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """`setting: old -> new` of each that differs, those of parts by their full names."""
+def _changes(before: dict[str, Any], now: dict[str, Any], default: Any, prefix: str = "") -> list[str]:
+    """`setting: old -> new` of each that differs. What is no config, such as a plan, counts by all its keys."""
     lines = []
-    for key in before | now:
+    for key in now if is_dataclass(default) else before | now:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += _changes(old, new, f"{prefix}{key}.")
+            lines += _changes(old, new, getattr(default, key, None), f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {old} -> {new}")
     return lines
+
+
+def checkpoint_folder(out: Path, config: Any, resume: bool) -> AbstractContextManager[Any]:
+    """Where a training writes: `checkpoints` in its output where there is or will be something, else a scratch folder.
+
+    config: one with settings of checkpoints and trackers.
+    """
+    kept = bool(resume or config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
+    return nullcontext(out / "checkpoints") if kept else tempfile.TemporaryDirectory()
 
 
 def unclaim(out: Path) -> None:
@@ -72,13 +61,12 @@ def unclaim(out: Path) -> None:
         out.rmdir()
 
 
-def checkpoint_folder(out: Path, config: Any) -> AbstractContextManager[Any]:
-    """Where a training writes: `checkpoints` in its output where there is something to keep, else a scratch folder.
-
-    config: one with settings of checkpoints and trackers.
-    """
-    kept = bool(config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    return nullcontext(out / "checkpoints") if kept else tempfile.TemporaryDirectory()
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of settings side by side: {"training": {"steps": 5}} as {"training.steps": 5}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def completed(old: dict[str, Any], default: Any) -> dict[str, Any]:

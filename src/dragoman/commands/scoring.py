@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from dragoman.corpora.parting import refuse_untranslated
 from dragoman.errors import DataError
 from dragoman.evaluation import significance
 from dragoman.evaluation.metrics import CHRF, METRICS, BitsPerByte, Metric
-from dragoman.record import sha256
+from dragoman.record import atomic_write, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -315,3 +316,37 @@ def _interval(by: Mapping[str, Any], name: str, label: str, from_sums: Formula, 
 def _units(documents: list[str]) -> list[str] | None:
     """Documents to resample by; None (segments are resampled) where all is one document."""
     return documents if len(set(documents)) > 1 else None
+
+
+def mean_of_labels(by: Mapping[str, Any], name: str, labels: Sequence[str]) -> tuple[np.ndarray, list[str], Formula]:
+    """Of one system and metric: sums by document with the labels side by side, the documents, and the mean's formula.
+
+    What is drawn is a document in all its languages, so that the labels are not taken for independent.
+    """
+    documents = sorted({d for g in labels for d in by["documents"][name][g]})
+    place, width = {d: u for u, d in enumerate(documents)}, len(by[name][labels[0]][0])
+    sums_ULS = np.zeros((len(documents), len(labels), width))
+    for at, g in enumerate(labels):
+        np.add.at(sums_ULS[:, at], [place[d] for d in by["documents"][name][g]], np.array(by[name][g]))
+    from_sums = formula(name)
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        return from_sums(sums.reshape(-1, width)).reshape(*sums.shape[:-1], len(labels)).mean(axis=-1)
+
+    return sums_ULS.reshape(len(documents), -1), documents, mean
+
+
+# Segments
+
+
+def write_segments(path: Path, scored: Scored) -> dict[str, str]:
+    """Outputs and sums of every segment, from which values can be had again; name and checksum of the file."""
+    kept = ("outputs", "documents", "signatures")
+    content = {
+        "documents": {name: by for s in scored.values() for name, by in s["documents"].items()},
+        "sums": {s: {name: v for name, v in by.items() if name not in kept} for s, by in scored.items()},
+        "outputs": {s: by["outputs"] for s, by in scored.items()},
+    }
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return {"file": path.name, "sha256": sha256(path)}

@@ -23,7 +23,8 @@ from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import expert_tuning
 from dragoman.methods.base import Rows
 from dragoman.modeling import moe_layers
-from dragoman.modeling.mix_moe import Settings, set_settings, settings_of
+from dragoman.modeling.mix_moe import set_settings, settings_of
+from dragoman.modeling.mix_router import Settings
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
 STARTS_AT_BASE = False  # in stage 2 translation experts enter

@@ -1,15 +1,17 @@
 """MoE-LPR: train copies of the dense experts on new text, then routers alone, so that old languages go back.
 
-    stage 1: W_e = tuned_e  for e > 0, router tuned;   expert 0 is the dense feed-forward and frozen, as all the rest
-    stage 2: router tuned alone;   loss = CE + a balance + g LPR
+    stage 1: W_e = tuned_e  for e > 0, router tuned;   expert 0 is the dense feed-forward and frozen, as all the rest;
+             loss = CE + a balance
+    stage 2: router tuned alone;   loss = CE + g LPR
     LPR = mean over tokens of old languages of -log softmax(router logits)_0, per layer
 
 Starts from a model that `dragoman models upcycle` made, and stays of that class (Mixtral, Qwen-MoE), which vLLM loads.
 
 Source: Zhou et al. 2024 (MoE-LPR, arXiv:2408.11396), sec. 3.
 Differs: the released code applies a softmax to probabilities once more, so its loss ends at 0.744 with 4 experts in
-place of 0 and its gradients shrink; `mode: released` does that, for replication. Tuned rows are parameters of their own
-(see `expert_tuning`).
+place of 0 and its gradients shrink; `mode: released` does that, for replication. Routers start normal with deviation
+0.02, the paper's by Xavier. Stage 1 may read parallel text, the paper's is monolingual. Tuned rows are parameters of
+their own (see `expert_tuning`).
 Trains: stage 1, all experts but the first, and routers; stage 2, routers. Merges: exactly.
 
 Shape letters: N rows of text, B sequences, S positions, T tokens, E experts.
@@ -17,6 +19,7 @@ Shape letters: N rows of text, B sequences, S positions, T tokens, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,16 +27,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import expert_tuning
 from dragoman.methods.base import Rows
 from dragoman.methods.training import ExtraLoss
 from dragoman.modeling import Routed, moe_layers
+from dragoman.modeling.upcycling import UPCYCLED
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
 STARTS_AT_BASE = True
 MERGE = "bits"
 NEEDS_PLAN = False
+TRAINED = "moe_lpr_stage"
+"""What the config has more: the last stage that was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +59,19 @@ class Config:
                 f"MoE-LPR has the stages 1 and 2 and the modes logits and released, not stage {self.stage} and mode "
                 f"{self.mode!r}"
             )
+        if not (self.lpr > 0 and math.isfinite(self.lpr)):
+            raise ConfigError(f"the weight of MoE-LPR's loss is {self.lpr}, but it has to be above 0")
 
 
 def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> None:
-    """Freeze the model and make new experts and routers trainable, or routers alone. ConfigError for a plan."""
+    """Freeze the model and make new experts and routers trainable, or routers alone.
+
+    Raises ConfigError for a plan, ModelError for a model that was not upcycled or that the stage cannot go on from.
+    """
     if plan is not None:
         raise ConfigError("MoE-LPR says itself what trains, a plan has no effect; leave out --plan")
+    _require_stage(model, config.stage)
+    setattr(model.config, TRAINED, config.stage)
     layers = moe_layers(model)
     if config.stage == 1:
         expert_tuning.apply(model, expert_tuning.Config(routers=True), new_experts(model))
@@ -66,6 +79,22 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     model.requires_grad_(False)
     for layer in layers:
         layer.router.requires_grad_(True)
+
+
+def _require_stage(model: PreTrainedModel, stage: int) -> None:
+    name, trained = type(model).__name__, getattr(model.config, TRAINED, 0)
+    if not hasattr(model.config, UPCYCLED):
+        raise ModelError(
+            f"MoE-LPR needs a model whose expert 0 is the feed-forward of a dense one, and this {name} was not made by "
+            "`dragoman models upcycle`; upcycle a dense model and give the result"
+        )
+    if stage == 2 and not trained:
+        raise ModelError(
+            f"stage 2 of MoE-LPR goes on from a model that stage 1 has trained, and this {name} was only upcycled; run "
+            "stage 1 on it first and give its output"
+        )
+    if stage == 1 and trained == 2:
+        raise ModelError("stage 1 of MoE-LPR was given a model that stage 2 has trained; give the upcycled one")
 
 
 def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> Rows:

@@ -2,14 +2,17 @@
 
     gated: W_d (act(W_g x) * W_u x)        plain: W_d act(W_u x)
 
-No names are known: a feed-forward is a module with one linear map D -> F, or two, one F -> D, no other linear map, and
-one activation. Which of two maps is the gate is found by running it.
+No names are known: a feed-forward is a module with one linear map D -> F, or two, or both in one D -> 2F (Phi-3, GLM),
+one F -> D, no other linear map, and one activation, that is called with the state alone. Which of two maps is the gate
+is found by running it. Not found are maps that are no `nn.Linear` (GPT-2), activations with weights (Apertus), and
+those that take the residual too (BLOOM, MPT).
 
 Shape letters: T tokens, D model width, F width of the feed-forward.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +37,7 @@ class FeedForward:
     holder: nn.Module
     parent: nn.Module
     ups: tuple[str, ...]
-    """Maps into the inner width; of two, `gate_first` says which is the gate."""
+    """Maps into the inner width; of two, or of the halves of one, `gate_first` says which is the gate."""
     down: str
     act_name: str
     size: int
@@ -49,6 +52,16 @@ class FeedForward:
     def has_bias(self) -> bool:
         """Whether a map has a bias."""
         return any(getattr(self.holder, n).bias is not None for n in (*self.ups, self.down))
+
+    @property
+    def fused(self) -> bool:
+        """Whether one map holds the gate and the other."""
+        return getattr(self.holder, self.ups[0]).out_features == 2 * self.width
+
+    @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return len(self.ups) == 2 or self.fused
 
     @property
     def is_layer(self) -> bool:
@@ -96,30 +109,49 @@ def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedF
     if len(maps) not in (2, 3) or len(downs) != 1 or not numbers:
         return None
     width = maps[downs[0]].in_features
-    ups = [n for n, m in maps.items() if m.in_features == size and m.out_features == width]
+    inner = (width, 2 * width) if len(maps) == 2 else (width,)
+    ups = [n for n, m in maps.items() if m.in_features == size and m.out_features in inner]
     bare = {n: m for n, m in children.items() if next(m.parameters(), None) is None}
     acts = [n for n, m in bare.items() if not isinstance(m, NO_ACTIVATION)]
     if len(ups) != len(maps) - 1 or len(acts) != 1:
         return None
     parent = model.get_submodule(path.rpartition(".")[0])
-    return FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
+    found = FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
+    return found if found.is_layer or _inputs(module) == 1 else None
+
+
+def _inputs(module: nn.Module) -> int:
+    """How many tensors its forward has to be given."""
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.kind is named and p.default is p.empty for p in parameters)
+
+
+Map = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight [F, D] and bias [F] of a linear map."""
 
 
 @torch.no_grad()
-def gate_first(ffn: FeedForward) -> tuple[str, ...]:
-    """Names of the maps into the inner width, the gate before the other. ModelError where neither order explains it."""
-    if len(ffn.ups) == 1:
-        return ffn.ups
-    weight_FD = getattr(ffn.holder, ffn.ups[0]).weight
-    generator = torch.Generator().manual_seed(0)
+def gate_first(ffn: FeedForward) -> list[Map]:
+    """The maps into the inner width, the gate before the other. ModelError where neither order explains it."""
+    maps = [(m.weight, m.bias) for m in (getattr(ffn.holder, n) for n in ffn.ups)]
+    if not ffn.gated:
+        return maps
+    if ffn.fused:
+        (weight_XD, bias_X), width = maps[0], ffn.width
+        biases = (None, None) if bias_X is None else bias_X.split(width)
+        maps = list(zip(weight_XD.split(width), biases, strict=True))
+    generator, linear = torch.Generator().manual_seed(0), nn.functional.linear
+    weight_FD = maps[0][0]
     x_TD = torch.randn(8, ffn.size, generator=generator).to(weight_FD.device, weight_FD.dtype)
     wanted_TD = ffn.holder(x_TD).float()
-    for order in (ffn.ups, ffn.ups[::-1]):
-        gate, up = (getattr(ffn.holder, n) for n in order)
-        made_TD = getattr(ffn.holder, ffn.down)(ffn.act(gate(x_TD)) * up(x_TD)).float()
+    for order in (maps, maps[::-1]):
+        gate_TF, up_TF = (linear(x_TD, weight_FD, bias_F) for weight_FD, bias_F in order)
+        made_TD = getattr(ffn.holder, ffn.down)(ffn.act(gate_TF) * up_TF).float()
         if (made_TD - wanted_TD).norm() <= 1e-2 * wanted_TD.norm():
             return order
+    part = "half " if ffn.fused else ""
     raise ModelError(
-        f"{ffn.path} is no gated feed-forward: neither of {' and '.join(ffn.ups)} is a gate that explains what it "
-        "computes; only W_d (act(W_g x) * W_u x) can be split"
+        f"{ffn.path} is no gated feed-forward: neither {part}of {' and '.join(ffn.ups)} is a gate that explains what "
+        "it computes; only W_d (act(W_g x) * W_u x) can be split"
     )

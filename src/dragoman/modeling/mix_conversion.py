@@ -5,6 +5,11 @@
 A gate sums to one, so a uniform mixture of k slices returns f(x) / k. With `scale: preserve` the second map of every
 slice is k times the dense one, and with a router of zeros the block computes what the feed-forward does.
 
+The router's rows of translation experts are random, as those are: with zeros all of them would tie, and each token
+would take the first. Where stage 2 starts is another model still. Of two slices, both always chosen, stage 1 moves the
+router's rows by opposite gradients, so their logits are +a and -a, with those of translation experts between: nearly
+every token gives up one slice for a translation expert.
+
 Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681); the identity is Zhang et al. 2022 (MoEfication, arXiv:2110.01786).
 Differs: `Conversion` has a field for what the paper leaves open.
 
@@ -25,7 +30,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first
-from dragoman.modeling.mix_moe import PREFIX, MixMoE, Settings, initial_std, register
+from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
+from dragoman.modeling.mix_router import Settings
 from dragoman.modeling.probing import find_routers
 from dragoman.modeling.upcycling import TOLERANCE, logit_difference
 
@@ -55,8 +61,8 @@ class Conversion:
     compress: bool = True
     """Logarithm of magnitudes and layer norm."""
     scale: str = "preserve"
-    """preserve: slices are made k times larger, so that the model computes what it did; none: literal slices. Differs:
-    not known of the paper."""
+    """preserve: slices are made k times larger, so that the model computes what it did, which needs all of them to be
+    chosen; none: literal slices. Differs: not known of the paper."""
     slices: str = "contiguous"
     """contiguous runs of neurons, or balanced: as many neurons each, grouped by being active together on sample text.
     Differs: not known of the paper. While all slices are chosen both compute the same; they differ once routing
@@ -77,6 +83,13 @@ class Conversion:
             faults.append(f"layers need 1 translation expert or more, not {few}")
         if self.selection == "group" and self.top_k != 2:
             faults.append("selection group takes one expert of each group, so top_k is 2")
+        if self.scale == "preserve" and self.selection == "all" and self.top_k < self.experts:
+            faults.append(
+                f"scale preserve needs every language-model expert to be chosen, and top-k {self.top_k} takes some of "
+                f"{self.experts}: take a top-k of {self.experts}, or scale none"
+            )
+        if twice := sorted({i for i in self.layers if self.layers.count(i) > 1}):
+            faults.append(f"layers {', '.join(map(str, twice))} are named twice")
         if self.transform == "none" and (self.parts != "mag" or not self.compress):
             faults.append("parts and compress have no effect without a transform")
         if faults:
@@ -109,7 +122,7 @@ def to_mix_moe(
         _fill(ffn, block, places_kW, conversion)
     made.generation_config = copy.deepcopy(model.generation_config)
     made.eval()
-    if conversion.scale == "preserve" and settings.preserves:
+    if conversion.scale == "preserve":
         _check(model, made)
     return made
 
@@ -164,15 +177,18 @@ def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedM
 
 @torch.no_grad()
 def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion) -> None:
-    """Slices into the language-model group, random weights into the other; the router is zero."""
+    """Slices into the language-model group, random weights into the other and its rows of the router.
+
+    The other rows are zero where all slices are chosen; else those that are first would be, for every token.
+    """
     experts, factor = block.experts, len(places_kW) if conversion.scale == "preserve" else 1
-    ups, down = [getattr(ffn.holder, n) for n in gate_first(ffn)], getattr(ffn.holder, ffn.down)
+    ups, down = gate_first(ffn), getattr(ffn.holder, ffn.down)
     first = getattr(experts, experts.first)
     for e, places_W in enumerate(places_kW):
-        first[e] = torch.cat([up.weight[places_W] for up in ups])
+        first[e] = torch.cat([weight_FD[places_W] for weight_FD, _ in ups])
         experts.down_proj[e] = factor * down.weight[:, places_W]
         if ffn.has_bias:
-            biases = [torch.zeros_like(up.weight[:, 0]) if up.bias is None else up.bias for up in ups]
+            biases = [torch.zeros_like(weight_FD[:, 0]) if bias_F is None else bias_F for weight_FD, bias_F in ups]
             getattr(experts, f"{experts.first}_bias")[e] = torch.cat([bias[places_W] for bias in biases])
             whole_D = torch.zeros_like(down.weight[:, 0]) if down.bias is None else down.bias
             experts.down_proj_bias[e] = factor / len(places_kW) * whole_D
@@ -183,7 +199,10 @@ def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: 
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))
         for bias in [p for n, p in experts.named_parameters() if n.endswith("_bias")]:
             bias[e] = 0
-    nn.init.zeros_(block.router.weight)
+    weight_EX, settings = block.router.weight, block.router.settings
+    weight_EX.copy_(std * torch.randn(weight_EX.shape, generator=generator))
+    if settings.preserves:
+        weight_EX[: len(places_kW)] = 0
 
 
 def _check(model: PreTrainedModel, made: PreTrainedModel) -> None:

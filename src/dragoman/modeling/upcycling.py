@@ -44,6 +44,8 @@ TARGETS: dict[str, tuple[str, Callable[[Any, int, int], Settings]]] = {
     "qwen3": ("qwen3_moe", _qwen3_moe),
 }
 """Type of a dense model -> the type whose layers differ from it by their experts alone, and what its config adds."""
+UPCYCLED = "upcycled_from"
+"""What the config of an upcycled model has more: the type of the dense one."""
 ROUTER_STD = 0.02
 TOLERANCE = {torch.float32: 1e-4}
 """Of logits, relative to the largest; 0.1 in half precision."""
@@ -87,7 +89,9 @@ def _config(model: PreTrainedModel, num_experts: int, top_k: int) -> Any:
     model_type, added = TARGETS[dense.model_type]
     known = AutoConfig.for_model(model_type).to_dict().keys() - {"model_type", "architectures", "transformers_version"}
     settings = {name: value for name, value in dense.to_dict().items() if name in known}
-    return AutoConfig.for_model(model_type, **(settings | added(dense, num_experts, top_k)))
+    made = AutoConfig.for_model(model_type, **(settings | added(dense, num_experts, top_k)))
+    setattr(made, UPCYCLED, dense.model_type)
+    return made
 
 
 def _carry_over(model: PreTrainedModel, made: PreTrainedModel, rest: dict[str, torch.Tensor]) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.modeling import hidden_states
 from dragoman.modeling.feed_forwards import feed_forwards
+from dragoman.modeling.probing import find_routers
 
 LEAST = 1e-3
 
@@ -57,9 +58,16 @@ def experts_per_layer(similarity_L: Sequence[float], budget: int, least: float =
 def mean_unit_vectors(model: PreTrainedModel, texts: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, np.ndarray]:
     """Of each language, the mean over its tokens of the direction of each feed-forward's input, [L, D].
 
-    texts: token ids behind a start token, which is not counted.
+    texts: token ids behind a start token, which is not counted. Raises ModelError for a model that is not dense,
+    DataError for a language without text.
     """
     found = feed_forwards(model)
+    if find_routers(model) or not found:
+        why = "has experts already" if find_routers(model) else "has no feed-forward that was found"
+        name = type(model).__name__
+        raise ModelError(f"LayerMoE compares languages at the feed-forwards of a dense model, and {name} {why}")
+    if empty := [g for g, segments in texts.items() if not any(len(ids) > 1 for ids in segments)]:
+        raise DataError(f"there is no text in {', '.join(empty)} to compare; give other languages or more segments")
     holders = [getattr(ffn.holder, ffn.ups[0]) for ffn in found]
     result = {}
     for g, segments in texts.items():

@@ -122,12 +122,15 @@ def bootstrap_interval(
     return Interval(value, low, high, signature)
 
 
-def half_placebo(statistic: Statistic, *segment_counts_NX: np.ndarray, seed: int, splits: int = 20) -> np.ndarray:
+def half_placebo(
+    statistic: Statistic, *segment_counts_NX: np.ndarray, seed: int | Sequence[int], splits: int = 20
+) -> np.ndarray:
     """A statistic between two random halves of one language's segments: what sampling noise alone looks like; [S, ...].
 
     statistic: takes the summed first halves [S, X] of every array, then their second halves; returns [S, ...].
     segment_counts_NX: arrays of the same segments, split alike. A half holds N/2 segments (one is left out where N is
         odd), so this is the noise of a comparison on half as much text: a cautious floor.
+    seed: a number, or several for draws of their own, as of each language.
     Raises DataError for fewer than two segments.
     Source: none; the placebo that stands beside every claim here.
     """
@@ -144,7 +147,7 @@ def half_placebo(statistic: Statistic, *segment_counts_NX: np.ndarray, seed: int
     return statistic(*sums)
 
 
-def _halves(number: int, seed: int, splits: int) -> np.ndarray:
+def _halves(number: int, seed: int | Sequence[int], splits: int) -> np.ndarray:
     """Weights 0 or 1 of the two halves, [2, S, N]."""
     rng, half = np.random.default_rng(seed), number // 2
     weights = np.zeros((2, splits, number))
