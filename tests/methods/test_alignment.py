@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import METHODS, alignment, reference, training
 from dragoman.methods.alignment import Pairs, allocation_term, coarse, jensen_shannon, kl, mass_term
-from dragoman.modeling import moe_layers, tap_routers, upstream_parameters
+from dragoman.modeling import Routed, moe_layers, tap_routers, upstream_parameters
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import FAMILIES, tiny
 
@@ -89,6 +89,19 @@ def test_jensen_shannon_is_that_of_scipy():
     p, q = distributions(20, 0), distributions(20, 1)
     expected = [jensenshannon(a, b) ** 2 for a, b in zip(p.numpy(), q.numpy(), strict=True)]
     np.testing.assert_allclose(jensen_shannon(p, q).numpy(), expected, rtol=1e-9)
+
+
+def test_layers_of_unlike_width_and_recorded_probabilities_are_read_one_by_one():
+    logits = [torch.randn(6, width, generator=torch.Generator().manual_seed(width)) for width in (4, 8)]
+    counted = torch.tensor([[False, True, True], [True, True, False]])
+    recorded = Routed(logits[1].softmax(-1), torch.zeros(6, 2), torch.zeros(6, 2))  # as some versions record
+    routed = [Routed(x, torch.zeros(6, 2), torch.zeros(6, 2)) for x in logits]
+    found = alignment.sequence_means([*routed, recorded], ["softmax"] * 3, counted)
+    for row, x in enumerate([logits[0], logits[1], logits[1]]):
+        share = x.softmax(-1).view(2, 3, -1)
+        wanted = torch.stack([share[0, 1:].mean(0), share[1, :2].mean(0)])
+        torch.testing.assert_close(found[:, row, : x.shape[-1]], wanted)
+        assert not found[:, row, x.shape[-1] :].any()
 
 
 def test_which_tokens_count():

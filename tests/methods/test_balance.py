@@ -7,7 +7,7 @@ import torch
 from dragoman.methods.balance import Balance
 from dragoman.methods.losses import balance_loss
 from dragoman.methods.training import Config, train
-from dragoman.modeling import Routed, moe_layers, score_names, tap_routers
+from dragoman.modeling import Routed, moe_layers, score_names, slots_per_expert, tap_routers
 from dragoman.routing.capture import capture
 from tests.models import FAMILIES, tiny
 
@@ -17,6 +17,14 @@ ROWS = np.random.default_rng(0).integers(3, 64, (8, 16)).astype(np.int32)
 def routed(*indices):
     chosen = torch.tensor(indices)
     return Routed(torch.zeros(len(chosen), 8), chosen, torch.ones(chosen.shape))
+
+
+@pytest.mark.parametrize("experts", [8, 6144, 24576])
+def test_slots_of_many_experts_are_counted_each_in_its_bin(experts):
+    counts = slots_per_expert(torch.arange(experts)[:, None], experts)
+    assert (counts == 1).all()
+    text = torch.arange(experts) % 2 == 0
+    assert torch.equal(slots_per_expert(torch.arange(experts)[:, None], experts, text).bool(), text)
 
 
 def test_by_hand():

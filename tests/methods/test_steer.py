@@ -189,3 +189,23 @@ def test_every_architecture_is_steered_or_refused(model_type):
         pushed = chosen()
     assert (pushed == 1).sum() > (plain == 1).sum()
     assert torch.equal(chosen(), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_forced_experts_are_chosen_at_any_size_of_the_logits(dtype):
+    z_TE = (8 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    chosen_P, none = torch.arange(0, 64, 8), torch.zeros(0)
+    on = steer.RULES["hard"](z_TE, chosen_P=chosen_P, shares_P=none, strength=1)
+    assert (on.topk(8).indices.sort(-1).values == chosen_P).all()
+    off = steer.RULES["hard"](z_TE, chosen_P=chosen_P, shares_P=none, strength=-1)
+    assert not torch.isin(off.topk(56).indices, chosen_P).any()
+
+
+def test_steering_within_steering_leaves_the_outer_one():
+    model = tiny("olmoe")
+    first, second = (steering(plan_of(model, ids), "soft", 2.0) for ids in ((2, 5), (1, 3)))
+    with torch.no_grad(), steered(model, first):
+        once = model(IDS).logits
+        with steered(model, second):
+            assert not torch.equal(model(IDS).logits, once)
+        assert torch.equal(model(IDS).logits, once)

@@ -13,7 +13,6 @@ Shape letters: B rows, S positions, T tokens, E experts, L layers that are align
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,11 +67,8 @@ def sequence_means(routed: Sequence[Routed], scores: Sequence[str], counted_BS: 
     scores: of the router of each layer.
     """
     widest = max(r.logits_TE.shape[-1] for r in routed)
-    wide = [pad(r.logits_TE, (0, widest - r.logits_TE.shape[-1]), value=-math.inf) for r in routed]
-    if len(set(scores)) == 1:
-        share_LTE = expert_shares(torch.stack(wide), scores[0])
-    else:
-        share_LTE = torch.stack([expert_shares(x_TE, score) for x_TE, score in zip(wide, scores, strict=True)])
+    shares = [expert_shares(r.logits_TE, score) for r, score in zip(routed, scores, strict=True)]
+    share_LTE = torch.stack([pad(share_TE, (0, widest - share_TE.shape[-1])) for share_TE in shares])
     weight_BS = counted_BS.float() / counted_BS.sum(1, keepdim=True)
     return torch.einsum("bs,lbse->ble", weight_BS, share_LTE.unflatten(1, counted_BS.shape))
 

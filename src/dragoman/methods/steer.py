@@ -112,13 +112,16 @@ def steered(model: PreTrainedModel, how: Steering) -> Iterator[PreTrainedModel]:
         raise ModelError(NOT_LINEAR)
     _require_room(how, {layer.layer_id: layer.top_k for layer in layers})
     routers = [(by_id[i].router, by_id[i].num_experts, _change(how, i)) for i in how.experts]
+    before = [vars(router).get("forward") for router, *_ in routers]  # of a block around this one, or of a library
     try:
         for router, num_experts, change in routers:
             router.forward = _steering(router.forward, num_experts, change)
         yield model
     finally:
-        for router, *_ in routers:
+        for (router, *_), forward in zip(routers, before, strict=True):
             vars(router).pop("forward", None)
+            if forward is not None:
+                router.forward = forward
 
 
 def _require_room(how: Steering, top_k: Mapping[int, int]) -> None:
@@ -150,7 +153,9 @@ def _soft(z_TE: torch.Tensor, chosen_P: torch.Tensor, shares_P: torch.Tensor, st
 
 
 def _hard(z_TE: torch.Tensor, chosen_P: torch.Tensor, shares_P: torch.Tensor, strength: float) -> torch.Tensor:
-    edge_T1 = z_TE.amax(-1, keepdim=True) + STEP if strength > 0 else z_TE.amin(-1, keepdim=True) - STEP
+    edge_T1 = z_TE.amax(-1, keepdim=True) if strength > 0 else z_TE.amin(-1, keepdim=True)
+    step_T1 = STEP + 2 * torch.finfo(z_TE.dtype).eps * edge_T1.abs()  # in half precision STEP alone may round away
+    edge_T1 = edge_T1 + step_T1 if strength > 0 else edge_T1 - step_T1
     return z_TE.index_copy(-1, chosen_P, edge_T1.expand(*z_TE.shape[:-1], len(chosen_P)))
 
 

@@ -101,11 +101,13 @@ def slots_per_expert(
     indices_TK: torch.Tensor, num_experts: int, real_T: torch.Tensor | None = None
 ) -> torch.Tensor:
     """How many slots each expert has, [E]; with real_T those of text alone. Nothing here waits for a device."""
-    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only
-    counted = indices_TK.float() if indices_TK.device.type in ("cpu", "mps") else indices_TK.int()
+    # histc, as in transformers: bincount has no fixed shape, which compilers need; on a CPU it takes floats only, and
+    # of thousands of bins rounding would mistake some: there each number stands in the middle of its bin
+    floats = indices_TK.device.type in ("cpu", "mps")
+    counted = indices_TK.float() + 0.5 if floats else indices_TK.int()
     if real_T is not None:
         counted = counted.masked_fill(~real_T.view(-1, *[1] * (counted.ndim - 1)), -1)
-    return torch.histc(counted, bins=num_experts, min=0, max=num_experts - 1)
+    return torch.histc(counted, bins=num_experts, min=0, max=num_experts if floats else num_experts - 1)
 
 
 def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
