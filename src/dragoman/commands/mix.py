@@ -210,12 +210,8 @@ def run_stage(config: Train) -> dict[str, Any]:
     from dragoman.methods import sharding, training
 
     with sharding.joined():
-        training.require_shareable(config.training, extra_loss=_is_lpr(config))
+        training.require_shareable(config.training, extra_loss=config.reviews)
         return _stage(config)
-
-
-def _is_lpr(config: Train) -> bool:
-    return config.method == "moe_lpr" and config.stage == 2
 
 
 def _stage(config: Train) -> dict[str, Any]:
@@ -332,7 +328,7 @@ def _trained(
             rows.tokens_NS,
             ours,
             layers=moe_layers(model) if config.method in STAGED else (),
-            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if _is_lpr(config) else None,
+            extra_loss=moe_lpr.extra_loss(settings, rows.old_N) if config.reviews else None,
             labels_NS=rows.labels_NS,
             pad_id=pad_id,
             folder=Path(folder),

@@ -111,8 +111,13 @@ class Train:
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
 
+    @property
+    def reviews(self) -> bool:
+        """Whether old languages go back to their expert: stage 2 of MoE-LPR."""
+        return self.method == "moe_lpr" and self.stage == 2
+
     def _faults(self) -> list[str]:
-        lpr = self.method == "moe_lpr" and self.stage == 2
+        lpr = self.reviews
         both = bool(self.languages and self.directions)
         staged = self.method in STAGED
         ranks = [x for x in (self.rank, self.parameters) if x is not None]
@@ -196,7 +201,7 @@ class StageRows:
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
     """Rows enough for all steps, a pure function of config and corpus; only the split train is read."""
     needed = config.training.steps * config.training.batch
-    if config.method == "moe_lpr" and config.stage == 2:
+    if config.reviews:
         return _by_language(config, codec, corpus, needed)
     if not directions:
         tokens_NS = mixing.pack(_monolingual(config, codec, corpus, config.languages), needed, config.block)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dragoman.commands.resuming import completed, flat, no_checkpoint
+from dragoman.commands.resuming import changes, completed, no_checkpoint
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import TABLE
 from dragoman.corpora.ntext import NText, load
@@ -259,8 +259,8 @@ def _resumable(config: Config) -> tuple[Path | None, bool]:
     found = training.checkpoints(config.out / "checkpoints")
     if not found:
         raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
-    before = flat(completed(read_json(stamp), Config(out=config.out, data=config.data)))
-    changed = {k: f"{k}: {before.get(k)} -> {v}" for k, v in flat(now).items() if before.get(k) != v}
+    default = Config(out=config.out, data=config.data)
+    changed = changes(completed(read_json(stamp), default), now, default)
     if fixed := [line for key, line in changed.items() if key not in LENGTH]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
     if changed:

@@ -27,21 +27,25 @@ def claim(out: Path, stamp: dict[str, Any], default: Any, *, resume: bool) -> di
         claim_folder(out)
         write_json(path, stamp)
         return None
-    if changed := _changes(completed(read_json(path), default), stamp, default):
-        raise ConfigError(f"the run in {out} was another ({'; '.join(changed)}); resume with the old settings")
+    if changed := changes(completed(read_json(path), default), stamp, default):
+        found = "; ".join(changed.values())
+        raise ConfigError(f"the run in {out} was another ({found}); resume with the old settings")
     done = out / "record.json"
     return read_json(done) if done.is_file() else None
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], default: Any, prefix: str = "") -> list[str]:
-    """`setting: old -> new` of each that differs. What is no config, such as a plan, counts by all its keys."""
-    lines = []
+def changes(before: dict[str, Any], now: dict[str, Any], default: Any, prefix: str = "") -> dict[str, str]:
+    """Of each setting that differs, `training.steps` or the like: `setting: old -> new`.
+
+    What is no config, such as a plan, counts by all its keys.
+    """
+    lines: dict[str, str] = {}
     for key in now if is_dataclass(default) else before | now:
-        old, new = before.get(key), now.get(key)
+        old, new, name = before.get(key), now.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += _changes(old, new, getattr(default, key, None), f"{prefix}{key}.")
+            lines |= changes(old, new, getattr(default, key, None), f"{name}.")
         elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
+            lines[name] = f"{name}: {old} -> {new}"
     return lines
 
 
@@ -59,14 +63,6 @@ def unclaim(out: Path) -> None:
     if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
         (out / CONFIG_FILE).unlink()
         out.rmdir()
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of settings side by side: {"training": {"steps": 5}} as {"training.steps": 5}."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def completed(old: dict[str, Any], default: Any) -> dict[str, Any]:
