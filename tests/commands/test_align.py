@@ -165,17 +165,23 @@ def test_steering_moves_translations_too(place, plan, tmp_path):
 
 
 def test_translation_items_are_right_from_the_median_of_english_on(place, tmp_path):
-    run("categorize", place / "model", "--task", "translation", "--targets", "ca", "--into", "de", "--items", 8,
+    run("categorize", place / "model", "--task", "translation", "--targets", "ca", "--into", "de", "--items", 20,
         "--corpus", place / "text.tsv.gz", "--out", tmp_path / "t")  # fmt: skip
     record = json.loads((tmp_path / "t" / "record.json").read_text())
     assert record["accuracy"]["en"]["share"] >= 0.5
     assert "judged:translation|threshold:" in record["signature"] and "chrF" in record["signature"]
-    run("align", place / "model", "--task", "translation", "--target", "ca", "--into", "de", "--items", 8, "--method",
+    run("align", place / "model", "--task", "translation", "--target", "ca", "--into", "de", "--items", 20, "--method",
         "sara", "--categories", tmp_path / "t", "--corpus", place / "text.tsv.gz", "--epochs", 1,
         "--references", tmp_path, "--out", tmp_path / "a")  # fmt: skip
     counts = record["counts"]["ca"]
     trained = json.loads((tmp_path / "a" / "record.json").read_text())
     assert trained["aligned"] == counts["cc"] + counts["ci"]
+    plain, asked = (RoutingTrace.load(tmp_path / "t" / f"{name}.npz") for name in ("plain", "tasks"))
+    assert plain.languages == ("plain",) and len(plain.segment_chosen_NLE["plain"]) == 2 * record["items"]
+    assert asked.tokens_G.sum() - plain.tokens_G.sum() == 2 * record["items"], "the same text, but for the template"
+    run("plan", tmp_path / "t" / "plain.npz", "--planner", "task", "--tasks", tmp_path / "t" / "tasks.npz", "--general",
+        "plain", "--middle", 1, 2, "--tau", 0.001, "--out", tmp_path / "plan.json")  # fmt: skip
+    assert ExpertPlan.load(tmp_path / "plan.json").settings["general"] == "plain"
 
 
 def test_items_of_files_are_answered_by_text(place, tmp_path):
@@ -286,6 +292,13 @@ def test_mistakes_with_methods(place, categorized, plan, settings):
         align("sft", plan=None, weight=1.0, match="mass")
     with pytest.raises(ConfigError, match="match is one of both, mass, allocation, not 'masses'"):
         align(match="masses")
+    with pytest.raises(ConfigError, match="the weight of the alignment is inf, not a number above 0"):
+        align(weight=float("inf"))
+    for rate in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"with the learning rate {rate} nothing trains"):
+            align(learning_rate=rate)
+    with pytest.raises(ConfigError, match=r"learning_rate is 0 or more, not inf; balance is 0 or more, not -1"):
+        align(categories=categorized, learning_rate=float("inf"), balance=-1.0)
     with pytest.raises(ConfigError, match="the middle band 1 to 7 does not fit"):
         align(categories=categorized, band=(1, 7))
     with pytest.raises(ConfigError, match=r"trains on parallel items of a task; use `dragoman align`"):
@@ -322,6 +335,12 @@ def test_mistakes_with_categories_and_plans(place, categorized, plan, settings, 
         align(categories=changed(labels=none))
     with pytest.raises(DataError, match="holds no categories"):
         align(categories=plan)
+    with pytest.raises(DataError, match="holds no categories"):
+        align(categories=changed(labels=None))
+    with pytest.raises(DataError, match="its labels and its advice are not of the same languages"):
+        align(categories=changed(advice={}))
+    with pytest.raises(DataError, match=r"has no label of .* in ca, or one that is none of cc, ci, ic, ii"):
+        align(categories=changed(labels={"ca": {}}))
     with pytest.raises(ModelError, match="the plan is of another model"):
         align(plan=tmp_path / "plan.json")
 
@@ -330,6 +349,26 @@ def test_what_speaks_against_alignment_is_said_before_training(place, plan, cate
     dragoman.align(str(place / "model"), target="ca", plan=plan, categories=categorized, epochs=1, out=tmp_path / "y",
                    corpus=str(place / "text.tsv.gz"), references=tmp_path)  # fmt: skip
     assert "before training: English itself is not above chance" in capsys.readouterr().err
+
+
+def test_what_is_not_known_is_said_before_training(place, plan, tmp_path, capsys):
+    """No categories, and a plan of other weights of the same shape."""
+    made = json.loads(plan.read_text()) | {"model_sha256": "0" * 64}
+    (tmp_path / "other.json").write_text(json.dumps(made))
+    common = {"target": "ca", "corpus": str(place / "text.tsv.gz"), "epochs": 1, "items": 16, "references": tmp_path}
+    dragoman.align(
+        str(place / "model"), plan=tmp_path / "other.json", align="all", out=tmp_path / "y", **common
+    )
+    said = capsys.readouterr().err
+    assert "before training: without --categories it is not known whether the model can do the task in English" in said
+    assert "before training: the plan was made from other weights than those of this model" in said
+    dragoman.align(str(place / "model"), task="text", method="sft", out=tmp_path / "z", **common)
+    assert "before training" not in capsys.readouterr().err
+    dragoman.steer(tmp_path / "other.json", out=tmp_path / "s.json")
+    settings = {"corpus": str(place / "text.tsv.gz"), "quiet": True, "out": tmp_path / "e", "segments": 4}
+    steer = (str(tmp_path / "s.json"),)
+    dragoman.evaluate(str(place / "model"), task="next", languages=("ca",), steer=steer, **settings)
+    assert "s.json was made from other weights than those of this model" in capsys.readouterr().err
 
 
 def test_steering_of_another_model_is_refused(place, plan, tmp_path):

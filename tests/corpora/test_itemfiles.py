@@ -41,6 +41,8 @@ def test_belebele(tmp_path):
     made = read_items(write(tmp_path, eng_Latn=[row, second], cat_Latn=[second, row]))
     assert [i.key for i in made.items["ca"]] == ["u#1", "u#2"]
     assert made.items["en"][0].prompt == "P.\nQ?\n" and made.items["en"][0].answer == "o3"
+    with pytest.raises(DataError, match=r"item 2 has no mc_answer2"):
+        read_items(write(tmp_path, eng_Latn=[row, second | {"mc_answer2": None}]))
 
 
 def test_gsm8k_and_mgsm(tmp_path):
@@ -64,6 +66,8 @@ def test_ifeval(tmp_path):
     expected = (("keywords:existence", {"keywords": ["a"]}), ("punctuation:no_comma", {}))
     assert made.items["en"][0] == Item("7", "7", "Write.\n", "", instructions=expected)
     assert made.items["de"][0].answer == "ja"
+    with pytest.raises(DataError, match=r"item 1: kwargs has 'a' where the arguments of an instruction are an object"):
+        read_items(write(tmp_path, en=[row | {"kwargs": ["a", None]}]))
 
 
 def test_prompts_with_answers(tmp_path):
@@ -90,6 +94,8 @@ def test_bad_files_are_told(tmp_path):
     assert "line 2 is no JSON object" in message("e", en=[mmlu("x"), "{"])
     assert "item 2 has no choices" in message("f", en=[mmlu("x"), {"question": "?", "answer": 1}])
     assert "four options and one of them as answer are needed, not 4 and 9" in message("g", en=[mmlu("x", 9)])
+    for n, odd in enumerate(("BC", "", True, 2.0)):
+        assert f"not 4 and {odd!r}" in message(f"g{n}", en=[mmlu("x", odd)])
     assert "cannot tell what" in message("h", en=[{"text": "x"}])
     gsm = {"question": "?", "answer": "no number"}
     assert "item 1: there is neither ####" in message("i", en=[gsm])

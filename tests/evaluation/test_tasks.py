@@ -5,7 +5,7 @@ import pytest
 from dragoman.corpora.items import Item
 from dragoman.errors import DataError
 from dragoman.evaluation.base import score
-from dragoman.evaluation.instructions import CHECKS, follows
+from dragoman.evaluation.instructions import CHECKS, follows, require_checks
 from dragoman.evaluation.metrics import METRICS
 from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, TaskAccuracy, number_in
 
@@ -118,7 +118,11 @@ def test_all_instructions_have_to_be_followed():
     assert not follows('"a, b"', both)
     assert not follows("  ", (("punctuation:no_comma", {}),)), "an empty answer follows nothing"
     with pytest.raises(DataError, match="no check for the instructions length:lines; leave those items out"):
-        TASKS["instructions"]().chance([Item("1", "d", "p", "", instructions=(("length:lines", {}),))])
+        require_checks([("length:lines", {})])
+    lacking = [("length_constraints:number_paragraphs", {}), ("keywords:forbidden_words", {"forbidden_words": 3})]
+    with pytest.raises(DataError, match=r"need: keywords:forbidden_words .*number_paragraphs \({}: missing"):
+        require_checks(lacking)
+    require_checks([(name, arguments) for name, (arguments, _, _) in FOLLOWED.items()])
     with pytest.raises(DataError, match="relation 'around'"):
         follows("a", (("length_constraints:number_words", {"relation": "around", "num_words": 1}),))
 

@@ -279,6 +279,8 @@ def test_the_reference_is_computed_once_and_checked(tmp_path, monkeypatch):
         read(ENGLISH[:2])
     with pytest.raises(TypeError):
         read(m=tiny("olmoe", seed=1))
+    with pytest.raises(TypeError):  # the same weights, read otherwise
+        read(m=tiny("olmoe", norm_topk_prob=not model.config.norm_topk_prob))
     (kept,) = tmp_path.glob("*.npz")
     data = bytearray(kept.read_bytes())
     data[len(data) // 4] ^= 1

@@ -1,5 +1,6 @@
 """Steering: each rule by hand, what the router then chooses, decoding, files, controls."""
 
+import json
 import math
 
 import pytest
@@ -145,8 +146,31 @@ def test_controls_have_the_size_of_the_plan_and_none_of_its_experts():
         elsewhere(whole)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rule": "firm"}, "the rule 'firm' is none of soft, hard, shared"),
+        ({"strength": "much"}, "the strength is 'much', not a finite number"),
+        ({"strength": float("nan"), "rule": 1}, "the rule 1 is none of .*; the strength is nan"),
+        ({"experts": {"2": [99]}}, "layer 2 has 8 experts, so there is no expert 99 in it"),
+        ({"experts": {"9": [0]}}, "layer 9 has 0 experts"),
+        ({"experts": [2]}, "is damaged"),
+        ({"shares": {"2": [0.5]}}, "layer 2 has 1 shares for 2 experts"),
+        ({"num_experts": {"two": 8}}, "is damaged"),
+    ],
+)
+def test_a_file_that_was_edited_badly_is_told(tmp_path, change, said):
+    steering(plan_of(tiny("olmoe")), "shared", 0.5).save(tmp_path / "s.json")
+    kept = json.loads((tmp_path / "s.json").read_text())
+    (tmp_path / "s.json").write_text(json.dumps(kept | change))
+    with pytest.raises(DataError, match=rf"s\.json is damaged: .*{said}|s\.json {said}"):
+        Steering.load(tmp_path / "s.json")
+
+
 def test_errors():
     model = tiny("olmoe")
+    with pytest.raises(ConfigError, match="the strength is inf, not a finite number"):
+        steering(plan_of(model), "soft", float("inf"))
     with pytest.raises(ConfigError, match=r"has no strength 0\.5"):
         steering(plan_of(model), "hard", 0.5)
     with pytest.raises(DataError, match="the plan has none in layers 2"):

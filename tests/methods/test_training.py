@@ -339,6 +339,8 @@ def test_trackers_get_losses_and_evaluations(tmp_path, monkeypatch):
 def test_impossible_settings_are_all_named():
     with pytest.raises(ConfigError, match=r"no multiple.*do not fit.*precision"):
         Config(batch=5, micro_batch=2, steps=3, warmup=2, decay=4, precision="fp8")
+    with pytest.raises(ConfigError, match=r"learning_rate is 0 or more, not nan; clip .* -1; balance .* inf"):
+        Config(learning_rate=float("nan"), clip=-1, balance=float("inf"))
 
 
 def test_an_extra_loss_trains_and_knows_its_rows_and_routers(tmp_path):
@@ -352,7 +354,8 @@ def test_an_extra_loss_trains_and_knows_its_rows_and_routers(tmp_path):
 
     layers = moe_layers(model)
     before = layers[0].router.weight.detach().norm()
-    train(model, ROWS[:6], config(learning_rate=1e-2), folder=tmp_path, layers=layers, extra_loss=extra)
+    log = train(model, ROWS[:6], config(learning_rate=1e-2), folder=tmp_path, layers=layers, extra_loss=extra)
+    assert len(log.extra_losses) == log.steps and log.extra_losses[-1] < log.extra_losses[0]
     assert layers[0].router.weight.norm() < 0.9 * before
     assert [rows for rows, _, _ in seen[:3]] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
     assert all(ids == ROWS[rows].tolist() and n == len(layers) for rows, ids, n in seen)

@@ -7,6 +7,7 @@ target gained, the worst that a known language lost, and the trained share (docs
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, UserError
 from dragoman.record import environment, write_json
-from dragoman.routing.plan import ExpertPlan
+from dragoman.routing.plan import ExpertPlan, other_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,15 +134,17 @@ class Config:
         if self.vocabulary and "delta" in SAVE[self.save]:
             faults.append("a delta fits its base alone, so it cannot hold --vocabulary (--save model can)")
         if self.guard_action != "stop" and not self.guard:
-            faults.append("guard_action has no effect without --guard")
+            faults.append("guard_action has no effect without --guard; give both or none")
         if self.guard and not self.evaluation.segments:
-            faults.append("--guard has no effect without evaluation.segments")
+            faults.append("--guard has no effect without evaluation.segments; give both or none")
         if self.resume and self.dry_run:
-            faults.append("--resume has no effect on a dry run")
+            faults.append("--resume has no effect on a dry run; leave out one of them")
+        if not self.learning_rate > 0:
+            faults.append(f"with the learning rate {self.learning_rate} nothing trains; it is a number above 0")
         if self.trunk_dtype != "bf16" and not self.trunk_cache:
-            faults.append("trunk_dtype has no effect without --trunk-cache")
+            faults.append("trunk_dtype has no effect without --trunk-cache; give both or none")
         if faults:
-            raise ConfigError(f"the adaptation cannot run so: {'; '.join(faults)}; leave out one or the other")
+            raise ConfigError(f"the adaptation cannot run so: {'; '.join(faults)}")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -282,6 +285,9 @@ def _copied_tag(
 
 
 def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    made_from = (stamp["plan"] or {}).get("model_sha256")
+    for sentence in other_weights(made_from, stamp["model_sha256"], "plan"):
+        print(f"dragoman: {sentence}", file=sys.stderr)
     return claim(config.out, stamp, Config(config.model, target=config.target), resume=config.resume)
 
 

@@ -140,11 +140,12 @@ def steered(config: Config, engine: Strategist) -> Iterator[None]:
     if config.steer is None:
         yield
         return
-    from dragoman.methods.steer import Steering, steered
+    from dragoman.commands.steer import opened
+    from dragoman.methods.steer import steered
     from dragoman.translation.local import LocalEngine
 
     assert isinstance(engine.engine, LocalEngine)
-    with steered(engine.engine.model, Steering.load(config.steer)):
+    with steered(engine.engine.model, opened(config.steer, config.model)):
         yield
 
 

@@ -4,7 +4,7 @@ The record holds, for each language, `accuracy` (share, Wilson interval); for ea
 ci, ic and ii (first letter: correct or incorrect in English, second: in the target), `p_value` of English being better
 than the target (exact, one-sided, on the items that differ) and `advice`. `categories.json` beside it keeps the label
 of every item, for `dragoman align`; `tasks.npz` has the routing of the English items, prompt and answer, for
-`dragoman plan --planner task`.
+`dragoman plan --planner task`; for translation `plain.npz` has that of the same segments as plain text, to contrast.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from dragoman.evaluation.tasks import ByMetric, Task
 from dragoman.record import claim_folder, environment, read_json, write_json
 
 FORMAT = "dragoman-categories/1"
+KEPT = {"task", "items", "items_sha256", "model_sha256", "advice", "labels"}
+"""What a file of categories has beside its format."""
 LABELS = ("cc", "ci", "ic", "ii")
 LITTLE = 0.10
 """Share of ci items under which alignment has little to gain, at the upper end of its interval."""
@@ -61,7 +63,7 @@ class Config:
     threshold: float | None = None
     """For translation: the value from which on a segment counts as right; default: the median from English."""
     out: Path = Path("categories")
-    """New folder for record.json, categories.json and tasks.npz."""
+    """New folder for record.json, categories.json, tasks.npz, and for translation plain.npz."""
     quiet: Switch = False
     """No progress bars."""
 
@@ -94,8 +96,10 @@ def run(config: Config) -> dict[str, Any]:
     kept = {"format": FORMAT, **facts, "model_sha256": model_sha256, "advice": found["advice"], "labels": labels}
     write_json(out / "categories.json", kept)
     about = {"model": config.model, "model_sha256": model_sha256}
-    if (profile := tasking.english_routing(model, codec, items, about)) is not None:
-        profile.save(out / "tasks.npz")
+    traces = {"tasks.npz": tasking.english_routing, "plain.npz": tasking.plain_routing}
+    for name, routing_of in traces.items():
+        if (trace := routing_of(model, codec, items, about)) is not None:
+            trace.save(out / name)
     write_json(out / "record.json", record)
     return record
 
@@ -200,9 +204,16 @@ def read_categories(path: Path) -> dict[str, Any]:
     """What `categorize` wrote, a folder or the file in it. DataError for anything else."""
     file = path / "categories.json" if path.is_dir() else path
     raw = read_json(file)
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT or KEPT - raw.keys() or not _labelled(raw):
         raise DataError(f"{file} holds no categories ({FORMAT}); make them with `dragoman categorize`")
+    if raw["labels"].keys() != raw["advice"].keys():
+        raise DataError(f"{file} is damaged: its labels and its advice are not of the same languages; make it anew")
     return raw | {"file": str(file)}
+
+
+def _labelled(raw: Mapping[str, Any]) -> bool:
+    kept = (raw["advice"], raw["labels"])
+    return all(isinstance(x, dict) for x in kept) and all(isinstance(x, dict) for x in raw["labels"].values())
 
 
 def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, model_sha256: str | None) -> list[str]:
@@ -217,4 +228,7 @@ def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, mod
             f"{file} is of other items ({categories['task']}, {categories['items']} items) than the {len(items)} to "
             "train on; categorize the same task, corpus, split, number of items, shots and chat"
         )
-    return [labels[target][key] for key in items.keys()]  # noqa: SIM118
+    kept = labels[target]
+    if odd := [key for key in items.keys() if kept.get(key) not in LABELS]:  # noqa: SIM118
+        raise DataError(f"{file} has no label of {odd[0]!r} in {target}, or one that is none of {', '.join(LABELS)}")
+    return [kept[key] for key in items.keys()]  # noqa: SIM118

@@ -22,7 +22,7 @@ class Config:
     """Trace that `dragoman diagnose` wrote."""
     _: KW_ONLY
     planner: str = "ssft"
-    """ssft, seft, esft, rise, activation, task, random, layers or all; docs/planning.md says which for what."""
+    """ssft, seft, esft, rise, activation, task, shared, random, layers or all; docs/planning.md says which for what."""
     target: str | None = None
     """New language (all but random; needed by ssft, seft, esft, rise, activation)."""
     known: Tags = ()
@@ -55,8 +55,15 @@ class Config:
     """Difference in share of tokens above which an expert is the task's (task); default 0.3."""
     middle: Numbers = ()
     """First and last model layer of the middle band (task); default: by rule from the curve of divergence."""
+    between: Tags = ()
+    """Two languages that share experts; the first one's share weighs them (shared); default en zh."""
+    below: float | None = None
+    """Share of an expert's use that neither of them has (shared); default 0.7."""
+    keep: int | None = None
+    """Most used experts of a layer that count in each of them (shared); default 20 of 128."""
     layers: Numbers = ()
-    """Model layers (ssft, seft, layers: default the last two MoE layers; esft, activation: default all)."""
+    """Model layers (ssft, seft, layers: default the last two MoE layers; esft, activation: default all; shared: default
+    from 10/48 to 39/48 of the depth)."""
     budget: str | None = None
     """Largest share of the model's parameters that may train, as 2% or 0.02; takes the place of alpha, p, experts, tau
     or layers."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dragoman.errors import ConfigError
 from dragoman.routing.controls import CONTROLS
-from dragoman.routing.plan import ExpertPlan
+from dragoman.routing.plan import ExpertPlan, other_weights
 
 if TYPE_CHECKING:
     from dragoman.methods.steer import Steering
@@ -26,7 +27,8 @@ class Config:
     strength: float = 0.5
     """soft: standard deviations of a token's logits; hard: 1 on, -1 off; shared: share of the logit. 0 does nothing."""
     control: Literal["random", "elsewhere"] | None = None
-    """Instead of the plan's experts, as many by lot: others of the same layers, or those of other layers."""
+    """Instead of the plan's experts, as many by lot: others of the same layers, or, as far as there is room, experts of
+    other layers."""
     seed: int | None = None
     """Of a control; default 0."""
     out: Path = Path("steer.json")
@@ -48,6 +50,17 @@ def run(config: Config) -> Steering:
         plan = CONTROLS[config.control](plan, config.seed or 0)
     how = steering(plan, config.rule, config.strength)
     how.save(config.out)
+    return how
+
+
+def opened(file: Path, model: str) -> Steering:
+    """The file, for a model; where that has other weights than the plan's, a sentence says so on standard error."""
+    from dragoman.methods.steer import Steering
+    from dragoman.modeling import model_checksum
+
+    how = Steering.load(file)
+    for sentence in other_weights(how.model_sha256, model_checksum(model), f"plan of {file}"):
+        print(f"dragoman: {sentence}", file=sys.stderr)
     return how
 
 

@@ -19,6 +19,7 @@ from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.quizzes import GROUP, QUIZZES
 from dragoman.errors import ConfigError, DataError
+from dragoman.evaluation.instructions import require_checks
 from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, Task, TaskAccuracy
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 OF_CORPUS = (*QUIZZES, "translation", "text")
 """Tasks that are made of n-way text; `text` has nothing to answer and is there to train on."""
+PLAIN = "plain"
+"""What the general corpus of translation is called in its trace."""
 MAX_NEW = 256
 """Most tokens of a generated answer."""
 
@@ -64,6 +67,7 @@ def open_task(
     else:
         raise ConfigError(f"there is no task {name!r}; tasks are {', '.join(OF_CORPUS)}, or a folder of JSON lines")
     made.require(spoken)
+    require_checks([told for g in spoken for item in made.items[g] for told in item.instructions])
     chosen = replace(made, items={g: made.items[g] for g in spoken})
     if (shots or chat) and name in ("translation", "text"):
         raise ConfigError(f"shots and chat have no effect on the task {name}, which has a form of its own")
@@ -251,9 +255,10 @@ def systems_of(model: str, steer: Sequence[str], against: Sequence[str]) -> dict
     """
     if not steer:
         return {name: (name, nullcontext) for name in (model, *against)}
-    from dragoman.methods.steer import Steering, steered
+    from dragoman.commands.steer import opened
+    from dragoman.methods.steer import steered
 
-    labels = {f"{model}+{Path(file).stem}": Steering.load(Path(file)) for file in steer}
+    labels = {f"{model}+{Path(file).stem}": opened(Path(file), model) for file in steer}
     if len(labels) < len(steer):
         raise ConfigError(f"steering files are told apart by their names, and {', '.join(steer)} share one; rename one")
     found: dict[str, tuple[str, Installed]] = {
@@ -299,14 +304,33 @@ def english_routing(
 ) -> RoutingTrace | None:
     """Routing of the English items, prompt and answer, as a trace whose one language is the task's name.
 
-    The general corpus to contrast it with is English text; special tokens are read and not counted. None for a model
-    without MoE layers.
+    The general corpus to contrast it with is English text, for translation that of `plain_routing`; special tokens are
+    read and not counted. None for a model without MoE layers.
     """
+    answered = all(item.answer for item in items.items[REFERENCE])
+    rows = [ids[1:] for ids, _ in samples_of(codec, items, REFERENCE, answered)]
+    return _routing(model, codec, items.name, rows, about)
+
+
+def plain_routing(
+    model: PreTrainedModel, codec: TextCodec, items: TaskItems, about: dict[str, Any]
+) -> RoutingTrace | None:
+    """For `translation`, the English sources and the references as plain text, one language `plain`; else None.
+
+    What differs between the two is the format alone, as both languages are in both.
+    """
+    if not items.into:
+        return None
+    texts = [text for item in items.items[REFERENCE] for text in (item.prompt, item.answer)]
+    return _routing(model, codec, PLAIN, codec.encode(texts), about)
+
+
+def _routing(
+    model: PreTrainedModel, codec: TextCodec, name: str, rows: list[list[int]], about: dict[str, Any]
+) -> RoutingTrace | None:
     from dragoman.modeling import find_routers
     from dragoman.routing.capture import capture
 
     if not find_routers(model):
         return None
-    answered = all(item.answer for item in items.items[REFERENCE])
-    rows = [ids[1:] for ids, _ in samples_of(codec, items, REFERENCE, answered)]
-    return capture(model, {items.name: rows}, codec=codec, count_special=False, about=about)
+    return capture(model, {name: rows}, codec=codec, count_special=False, about=about)

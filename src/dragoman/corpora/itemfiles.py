@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from dragoman.corpora.codes import tags_of
@@ -28,6 +29,7 @@ from dragoman.corpora.reading import read_lines
 from dragoman.errors import DataError
 
 LETTERS = "ABCD"
+BELEBELE = ("mc_answer1", "mc_answer2", "mc_answer3", "mc_answer4")
 SHAPES_IN_WORDS = (
     "MMLU, Global-MMLU, Belebele, GSM8K, MGSM, IFEval or lines with prompt and answer, one .jsonl file a language in a "
     "folder"
@@ -97,8 +99,9 @@ def _items(file: Path, rows: list[Row], shape: Shape) -> Iterator[Item]:
 
 def _lettered(row: Row, line: int, choices: list[str], answer: Any) -> Item:
     """A question with its options listed, answered by a letter."""
-    right = LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and answer.strip() else answer
-    if len(choices) != len(LETTERS) or not isinstance(right, int) or not 0 <= right < len(LETTERS):
+    letter = answer.strip().upper() if isinstance(answer, str) else ""
+    right = LETTERS.find(letter) if len(letter) == 1 else answer
+    if len(choices) != len(LETTERS) or type(right) is not int or not 0 <= right < len(LETTERS):
         raise ValueError(f"four options and one of them as answer are needed, not {len(choices)} and {answer!r}")
     listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
     options = tuple(f" {letter}" for letter in LETTERS)
@@ -116,7 +119,7 @@ def _global_mmlu(row: Row, line: int) -> Item:
 
 
 def _belebele(row: Row, line: int) -> Item:
-    options = tuple(str(row[f"mc_answer{n}"]) for n in range(1, 5))
+    options = tuple(str(row[name]) for name in BELEBELE)
     answer = str(row["correct_answer_num"]).removesuffix(".0")
     if answer not in ("1", "2", "3", "4"):
         raise ValueError(f"the answer is {answer!r}; it is a number from 1 to 4")
@@ -144,6 +147,8 @@ def _ifeval(row: Row, line: int) -> Item:
     names, arguments = list(row["instruction_id_list"]), list(row["kwargs"])
     if len(names) != len(arguments) or not names:
         raise ValueError(f"{len(names)} instructions and {len(arguments)} sets of arguments; one for each is needed")
+    if odd := [given for given in arguments if not isinstance(given, (dict, NoneType))]:
+        raise ValueError(f"kwargs has {odd[0]!r} where the arguments of an instruction are an object, or null")
     kept = [{k: v for k, v in (given or {}).items() if v is not None} for given in arguments]
     pairs = tuple(zip(map(str, names), kept, strict=True))
     key = str(row["key"])
@@ -155,7 +160,7 @@ SHAPES: dict[str, Shape] = {
     "global-mmlu": Shape("options", ("question", *(f"option_{c}" for c in "abcd"), "answer"), _global_mmlu),
     "belebele": Shape(
         "options",
-        ("link", "question_number", "flores_passage", "question", "mc_answer1", "mc_answer4", "correct_answer_num"),
+        (*("link", "question_number", "flores_passage", "question", "correct_answer_num"), *BELEBELE),
         _belebele,
     ),
     "ifeval": Shape("instructions", ("key", "prompt", "instruction_id_list", "kwargs"), _ifeval),

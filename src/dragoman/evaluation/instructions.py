@@ -9,6 +9,7 @@ Japanese one by one; sentences end in . ! ? or 。！？; the language of an ans
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +22,34 @@ WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9ff
 Check = Callable[..., bool]
 
 
-def follows(answer: str, instructions: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
+Instruction = tuple[str, Mapping[str, Any]]
+"""Name and arguments."""
+
+
+def follows(answer: str, instructions: Sequence[Instruction]) -> bool:
     """Whether an answer does all that it is told. Raises DataError for what cannot be checked."""
-    require_known([name for name, _ in instructions])
+    require_checks(instructions)
     return bool(answer.strip()) and all(CHECKS[name](answer, **arguments) for name, arguments in instructions)
 
 
-def require_known(names: Sequence[str]) -> None:
-    """DataError that names every instruction without a check."""
-    if unknown := sorted(set(names) - set(CHECKS)):
+def require_checks(instructions: Sequence[Instruction]) -> None:
+    """DataError that names every instruction without a check, or every one whose arguments its check cannot take."""
+    if unknown := sorted({name for name, _ in instructions} - set(CHECKS)):
         raise DataError(
             f"no check for the instructions {', '.join(unknown)}; leave those items out. There are {', '.join(CHECKS)}"
         )
+    if faults := sorted({f"{name} ({fault})" for name, given in instructions if (fault := _fault(name, given))}):
+        raise DataError(f"instructions without the arguments they need: {'; '.join(faults)}; mend the items")
+
+
+def _fault(name: str, given: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments; the check is tried on a text, as their types are known to it alone."""
+    try:
+        inspect.signature(CHECKS[name]).bind("", **given)
+        CHECKS[name]("A text. ", **given)
+    except (TypeError, AttributeError, ValueError) as e:
+        return f"{json.dumps(given, ensure_ascii=False)}: {e}"
+    return ""
 
 
 def _holds(count: int, relation: str, number: int) -> bool:

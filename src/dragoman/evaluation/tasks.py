@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from dragoman.corpora.items import Item
 from dragoman.errors import DataError
 from dragoman.evaluation.base import Metric, ratio, score
-from dragoman.evaluation.instructions import follows, require_known
+from dragoman.evaluation.instructions import follows
 from dragoman.evaluation.options import OptionAccuracy
 
 
@@ -101,10 +101,6 @@ class ByInstructions(_Generated):
 
     def points(self, answer: str, item: Item) -> float:
         return float(follows(answer, item.instructions))
-
-    def chance(self, items: Sequence[Item]) -> float:
-        require_known([name for item in items for name, _ in item.instructions])
-        return 0.0
 
 
 @dataclass(frozen=True)

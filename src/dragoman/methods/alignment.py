@@ -13,6 +13,7 @@ Shape letters: B rows, S positions, T tokens, E experts, L layers that are align
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,7 +120,7 @@ def single_layers(model: PreTrainedModel) -> tuple[MoELayer, ...]:
 
 
 def band_of(layers: Sequence[MoELayer], band: tuple[int, int] | None) -> Band:
-    """The band as set, or by default from 7/48 to 34/48 of the depth. ConfigError for a band outside the model."""
+    """The band as set, or by default from 7/48 to 34/48 of the MoE layers. ConfigError for a band outside the model."""
     ids = [layer.layer_id for layer in layers]
     if band is not None:
         return given_band(*band, ids)
@@ -203,5 +204,5 @@ def kept_reference(reference_NLE: np.ndarray) -> English:
 
 def require_weight(weight: float) -> None:
     """ConfigError for a weight that switches the loss off or turns it round."""
-    if not weight > 0:
-        raise ConfigError(f"the weight of the alignment is {weight}, but it has to be above 0; without it train by sft")
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"the weight of the alignment is {weight}, not a number above 0; without it train by sft")

@@ -24,6 +24,8 @@ class Log:
 
     losses: list[float] = field(default_factory=list)
     """Cross-entropy in nats per token of every update, extra losses left out."""
+    extra_losses: list[float] = field(default_factory=list)
+    """The method's own term of every update, its weight included; empty without one."""
     tokens: int = 0
     """Tokens that entered the model, filler included."""
     seconds: float = 0.0

@@ -61,6 +61,7 @@ class Loop(Trainer):
         self.cross_entropy = torch.compile(cross_entropy) if config.compile else cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
+        self.pending_extra: list[float] = []
         self.labels = torch.zeros(())
         self.balance = Balance(())
         self.scores: Sequence[str] = ()
@@ -198,7 +199,11 @@ class Loop(Trainer):
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)
         loss = loss + self._router_losses(real_T)
-        return loss + self.extra_loss(inputs, row_B, self.routed) if self.extra_loss else loss
+        if self.extra_loss is None:
+            return loss
+        extra = self.extra_loss(inputs, row_B, self.routed)
+        self.pending_extra.append(float(extra.detach()))
+        return loss + extra
 
     def _require_all_ran(self) -> None:
         """ModelError where a layer that is measured, or that a loss needs, was left out of the pass."""
@@ -283,6 +288,9 @@ class Watch(TrainerCallback):
         log.losses.append(sum(pending) / len(pending))
         log.steps, log.tokens = len(log.losses), log.tokens + self.tokens_per_step
         pending.clear()
+        if extra := self.trainer.pending_extra:
+            log.extra_losses.append(sum(extra) / len(extra))
+            extra.clear()
         self.bar.update()
         self.bar.set_postfix(loss=f"{log.losses[-1]:.3f}", refresh=False)
         self.trainer.refuse_divergence()

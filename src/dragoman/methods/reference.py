@@ -1,7 +1,7 @@
 """How the base model routes the English items: computed once, kept on disk, and checked when it is read again.
 
 A file holds `share_NLE`, float32, and the SHA-256 of its bytes. Its name is a checksum of everything that it depends
-on: all weights of the model, the samples, which tokens count, which layers.
+on: weights and config of the model, the samples, which tokens count, which layers.
 
 Shape letters: N items, B rows, S positions, L layers, E experts.
 """
@@ -33,6 +33,8 @@ from dragoman.modeling import MoELayer, hidden_states, score_names, state_checks
 from dragoman.record import atomic_write, sha256
 
 BATCH_TOKENS = 4096
+SAYS_NOTHING = ("_name_or_path", "transformers_version", "use_cache", "output_router_logits")
+"""Fields of a config that routing does not depend on."""
 
 
 def base_routing(
@@ -86,8 +88,10 @@ def against_base(
 
 
 def _key(model: PreTrainedModel, layers: Sequence[MoELayer], samples: Sequence[Sample], sequence: str) -> str:
-    ids = [layer.layer_id for layer in layers]
-    return sha256(state_checksum(model), json.dumps([ids, sequence, [[list(map(int, i)), n] for i, n in samples]]))[:32]
+    ids, config = [layer.layer_id for layer in layers], model.config.to_dict()
+    shape = {name: value for name, value in sorted(config.items()) if name not in SAYS_NOTHING}
+    read = [shape, ids, sequence, [[list(map(int, i)), n] for i, n in samples]]
+    return sha256(state_checksum(model), json.dumps(read, default=str))[:32]
 
 
 def _read(path: Path) -> np.ndarray:

@@ -9,6 +9,9 @@ import torch
 
 from dragoman.errors import ConfigError
 
+NOT_BELOW_0 = ("learning_rate", "weight_decay", "clip", "balance", "z_loss", "diverged", "minutes")
+"""Settings that are finite and not negative."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -71,6 +74,8 @@ class Config:
             faults.append(f"precision is auto, bf16 or fp32, not {self.precision!r}")
         if self.balance_every < 1:
             faults.append(f"balance_every is 1 or more, not {self.balance_every}")
+        given = {name: getattr(self, name) for name in NOT_BELOW_0}
+        faults += [f"{name} is 0 or more, not {value}" for name, value in given.items() if not 0 <= value < math.inf]
         if faults:
             raise ConfigError(f"training cannot run so: {'; '.join(faults)}")
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ class Steering:
     """Model layer -> experts it has: the file fits no other model."""
     planner: str
     """What made the plan."""
+    model_sha256: str | None = None
+    """Checksum of the model that the plan was made for, where it is known."""
+
+    def __post_init__(self) -> None:
+        if faults := _faults(self):
+            raise ConfigError(f"experts cannot be steered so: {'; '.join(faults)}")
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -71,22 +78,22 @@ class Steering:
         """Read what `save` wrote. DataError for anything else."""
         raw = read_json(path)
         names = {"format", *cls.__dataclass_fields__}
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT or set(raw) != names:
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT or set(raw) | {"model_sha256"} != names:
             raise DataError(f"{path} is no steering file ({FORMAT}); make one with `dragoman steer`")
-        return cls(
-            rule=raw["rule"],
-            strength=float(raw["strength"]),
-            experts={int(layer): tuple(ids) for layer, ids in raw["experts"].items()},
-            shares={int(layer): tuple(shares) for layer, shares in raw["shares"].items()},
-            num_experts={int(layer): n for layer, n in raw["num_experts"].items()},
-            planner=raw["planner"],
-        )
+        plain: dict[str, Any] = {name: raw.get(name) for name in ("rule", "strength", "planner", "model_sha256")}
+        try:
+            return cls(
+                experts={int(layer): tuple(ids) for layer, ids in raw["experts"].items()},
+                shares={int(layer): tuple(shares) for layer, shares in raw["shares"].items()},
+                num_experts={int(layer): n for layer, n in raw["num_experts"].items()},
+                **plain,
+            )
+        except (AttributeError, TypeError, ValueError, ConfigError) as e:
+            raise DataError(f"{path} is damaged: {e}; make it anew with `dragoman steer`") from None
 
 
 def steering(plan: ExpertPlan, rule: Rule, strength: float) -> Steering:
     """Steer the experts of a plan. Raises for a strength the rule does not have, or a plan without what it needs."""
-    if rule == "hard" and strength not in (-1, 0, 1):
-        raise ConfigError(f"hard steering forces experts on (strength 1) or off (-1), it has no strength {strength}")
     shares: dict[int, tuple[float, ...]] = {}
     if rule == "shared":
         found = {i: [e.statistic for e in sorted(x, key=lambda e: e.id)] for i, x in sorted(plan.layers.items())}
@@ -96,7 +103,27 @@ def steering(plan: ExpertPlan, rule: Rule, strength: float) -> Steering:
                 f"{', '.join(unknown)}; take a plan with statistics, or the rule soft"
             )
         shares = {i: tuple(float(v) for v in values if v is not None) for i, values in found.items()}
-    return Steering(rule, strength, plan.experts(), shares, plan.num_experts, plan.planner)
+    return Steering(rule, strength, plan.experts(), shares, plan.num_experts, plan.planner, plan.model_sha256)
+
+
+def _faults(how: Steering) -> list[str]:
+    """Everything that is wrong with it, in words."""
+    faults = [] if how.rule in RULES else [f"the rule {how.rule!r} is none of {', '.join(RULES)}"]
+    if not _finite(how.strength):
+        faults.append(f"the strength is {how.strength!r}, not a finite number")
+    elif how.rule == "hard" and how.strength not in (-1, 0, 1):
+        faults.append(f"hard steering forces experts on (strength 1) or off (-1), it has no strength {how.strength}")
+    for layer, ids in how.experts.items():
+        there, shares = how.num_experts.get(layer, 0), how.shares.get(layer, ())
+        if odd := [e for e in ids if type(e) is not int or not 0 <= e < there]:
+            faults.append(f"layer {layer} has {there} experts, so there is no expert {odd[0]!r} in it")
+        if how.rule == "shared" and not (len(shares) == len(ids) and all(map(_finite, shares))):
+            faults.append(f"layer {layer} has {len(shares)} shares for {len(ids)} experts; a finite number for each")
+    return faults
+
+
+def _finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Controls of a plan, made from the plan alone: as many experts by lot, or the same number in other layers."""
+"""Controls of a plan, made from the plan alone: as many experts by lot, in its own layers or in others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def by_lot(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
 
 
 def elsewhere(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
-    """As many experts by lot, in layers that the plan does not name; ConfigError where there are no such layers.
+    """As many experts by lot, or as there is room for, in layers that the plan does not name; ConfigError without any.
 
     The plan's layers in order take the others in order, from the first again where these are fewer; a layer gives no
     more than it has.
@@ -37,7 +37,9 @@ def elsewhere(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
         wanted[others[i % len(others)]] += len(planned)
     sizes = {layer: (n, plan.num_experts[layer]) for layer, n in sorted(wanted.items())}
     drawn = {layer: draw(range(there), min(n, there), seed, layer) for layer, (n, there) in sizes.items()}
-    return _control(plan, drawn, "elsewhere", f"as many experts in layers that the plan leaves out (seed {seed})")
+    number = sum(map(len, drawn.values()))
+    reason = f"{number} experts for the plan's {plan.size}, in layers that it leaves out (seed {seed})"
+    return _control(plan, drawn, "elsewhere", reason)
 
 
 CONTROLS = {"random": by_lot, "elsewhere": elsewhere}

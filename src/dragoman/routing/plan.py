@@ -63,6 +63,8 @@ class ExpertPlan:
     """Whether the routers of the planned layers train too."""
     trace_sha256: str | None = None
     """Checksum of the trace the plan was made from."""
+    model_sha256: str | None = None
+    """Checksum of the model of that trace; None where it was not on the disk."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Thresholds and choices as resolved, in JSON types."""
     why: tuple[str, ...] = ()
@@ -175,6 +177,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "parent": (str, type(None)),
     "train_routers": (bool,),
     "trace_sha256": (str, type(None)),
+    "model_sha256": (str, type(None)),
     "settings": (dict,),
     "why": (list,),
     "num_experts": (dict,),
@@ -182,7 +185,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "experts": (list,),
 }
 REQUIRED = ("format", "planner", "num_experts", "experts")
-PLAIN = ("planner", "target", "parent", "train_routers", "trace_sha256")
+PLAIN = ("planner", "target", "parent", "train_routers", "trace_sha256", "model_sha256")
 EXPERT_FIELDS = ("layer", "expert", "role", "statistic", "threshold")
 MEASURED = ("statistic", "threshold")
 SIZES = ("total", "expert", "router")
@@ -316,6 +319,19 @@ def _size_faults(sizes: dict[str, Any] | None, num_experts: dict[str, int]) -> l
 
 def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def other_weights(made_from: str | None, here: str | None, what: str) -> list[str]:
+    """A sentence where a plan, or what was made of it, is used on a model with other weights than its own.
+
+    made_from, here: checksums of the two models; what: of which nothing is said where one is not known.
+    """
+    if None in (made_from, here) or made_from == here:
+        return []
+    return [
+        f"the {what} was made from other weights than those of this model: its numbers of experts mean the same only "
+        "where one model was trained from the other"
+    ]
 
 
 # ---- two plans -----------------------------------------------------------------------------------------------------

@@ -125,13 +125,20 @@ def fraction(counted: Counted, config: FractionConfig) -> Sharing:
     """
     if len(counted.count_GLE) < 3:
         raise DataError(f"the rule `fraction` needs three languages or more, {len(counted.count_GLE)} given")
-    share_GLE = token_share(counted.count_GLE, counted.top_k_L)
-    keep_L = _per_layer(counted, config.keep, 20 / 128)
-    kept_GLE = np.stack([np.where(_largest(share_LE, keep_L), share_LE, 0) for share_LE in share_GLE])
-    total_LE = kept_GLE.sum(axis=0)
-    part_GLE = kept_GLE / np.where(total_LE > 0, total_LE, 1)
+    kept_GLE, part_GLE = kept_shares(counted, config.keep)
     shared_LE = np.all((kept_GLE > 0) & (part_GLE < config.shared), axis=0)
     return Sharing(part_GLE > config.exclusive, shared_LE)
+
+
+def kept_shares(counted: Counted, keep: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each language's tokens that chose an expert, zero outside its K most used of the layer; and the same
+    over its sum over languages; both [G, L, E]. keep: K; default 20 E / 128.
+    """
+    share_GLE = token_share(counted.count_GLE, counted.top_k_L)
+    keep_L = _per_layer(counted, keep, 20 / 128)
+    kept_GLE = np.stack([np.where(_largest(share_LE, keep_L), share_LE, 0) for share_LE in share_GLE])
+    total_LE = kept_GLE.sum(axis=0)
+    return kept_GLE, kept_GLE / np.where(total_LE > 0, total_LE, 1)
 
 
 def specificity(counted: Counted, config: SpecificityConfig) -> Sharing:

@@ -21,6 +21,7 @@ from dragoman.routing.planners import (
     RandomConfig,
     RiseConfig,
     SeftConfig,
+    SharedConfig,
     SsftConfig,
     TaskConfig,
 )
@@ -67,6 +68,7 @@ def test_every_planner_makes_a_plan_that_survives_its_file(tmp_path, trace, coun
         "rise": RiseConfig(target="ca", known=KNOWN),
         "activation": ActivationConfig(target="ca"),
         "task": TaskConfig(tasks=tasks, middle=(2, 3)),
+        "shared": SharedConfig(between=("en", "ru"), keep=2),
         "random": RandomConfig(like=like, disjoint=(like,)),
         "layers": LayersConfig(target="ca"),
         "all": AllConfig(),

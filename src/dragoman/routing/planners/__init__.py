@@ -8,6 +8,7 @@ from dragoman.routing.planners.control import RandomConfig, random_like, random_
 from dragoman.routing.planners.esft import EsftConfig, esft_plan
 from dragoman.routing.planners.gap import SeftConfig, SsftConfig, seft, ssft
 from dragoman.routing.planners.rise import RiseConfig, rise_plan
+from dragoman.routing.planners.shared import SharedConfig, shared_plan
 from dragoman.routing.planners.task import TaskConfig, task_experts, task_plan
 
 PLANNERS: dict[str, Planner] = {
@@ -17,6 +18,7 @@ PLANNERS: dict[str, Planner] = {
     "rise": Planner(RiseConfig, rise_plan),
     "activation": Planner(ActivationConfig, activation_plan),
     "task": Planner(TaskConfig, task_plan),
+    "shared": Planner(SharedConfig, shared_plan),
     "random": Planner(RandomConfig, random_plan),
     "layers": Planner(LayersConfig, complete_layers),
     "all": Planner(AllConfig, all_experts),
@@ -32,6 +34,7 @@ __all__ = [
     "RandomConfig",
     "RiseConfig",
     "SeftConfig",
+    "SharedConfig",
     "SsftConfig",
     "TaskConfig",
     "activation_plan",
@@ -43,6 +46,7 @@ __all__ = [
     "random_plan",
     "rise_plan",
     "seft",
+    "shared_plan",
     "ssft",
     "task_experts",
     "task_plan",

@@ -58,7 +58,7 @@ def common(trace: RoutingTrace, planned: Layers, way_out: str) -> dict[str, Any]
     if not layers:
         raise ConfigError(f"the rule selects no expert in layers {numbers(sorted(planned))}; {way_out}")
     about = {"num_experts": experts_by_layer(trace), "trace_sha256": checksum(trace), "sizes": sizes_of(trace)}
-    return {"layers": layers, **about}
+    return {"layers": layers, "model_sha256": trace.about.get("model_sha256") or None, **about}
 
 
 def _budget_reason(budget: float, trace: RoutingTrace, planned: Layers, routers: bool, chose: str) -> str:
