@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from dragoman.errors import ModelError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling import (
     TextCodec,
     active_parameters,
@@ -248,6 +248,8 @@ def test_round_trip_keeps_bits_and_ties(tmp_path):
     model = tiny("olmoe", vocab_size=len(codec.tokenizer), tie_word_embeddings=True)
     save_model(model, codec, tmp_path / "m", dtype="bfloat16")
     again = open_model(str(tmp_path / "m"), device="cpu")
+    with pytest.raises(ConfigError, match=r"the device 'gpu' cannot be used \(.*\); give cpu, or cuda where a GPU is"):
+        open_model(str(tmp_path / "m"), device="gpu")
     kept = {n: t.bfloat16().float() for n, t in model.state_dict().items()}
     assert all(torch.equal(t, kept[n]) for n, t in again.state_dict().items())
     size = sum(f.stat().st_size for f in (tmp_path / "m").glob("*.safetensors"))

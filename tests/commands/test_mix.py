@@ -52,6 +52,16 @@ def test_convert_records_that_the_logits_stay(folder):
     assert record["sample"]["segments"] == 8
 
 
+def test_half_precision_stays_from_the_dense_model_to_the_trained_one(folder, tmp_path):
+    cli.run(["mix", "convert", str(folder / "dense"), "--dtype", "bfloat16", "--out", str(tmp_path / "half")])
+    kept = {p.dtype for p in open_model(str(tmp_path / "half"), dtype="auto").parameters()}
+    assert kept == {torch.bfloat16}
+    run_stage(settings(folder, model=str(tmp_path / "half"), stage=1, languages=("en",), dtype="auto", device="cpu",
+                       out=tmp_path / "trained"))  # fmt: skip
+    trained = open_model(str(tmp_path / "trained" / "model"), dtype="auto")
+    assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
+
+
 def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(folder, tmp_path, capsys):
     numbers, text = tmp_path / "numbers.json", str(folder / "toy.tsv.gz")
     words = ["mix", "layers", str(folder / "dense"), "--new", "es", "--old", "en", "--budget", "7", "--corpus", text]

@@ -43,6 +43,16 @@ def command(folder, name, out, *more, batch=4):
     return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
 
 
+def mixing(folder, stage, out):
+    """A stage of `dragoman mix train`: stage 2 goes on from what one process trained in stage 1."""
+    of = {1: ["mix", "--stage", "1"], 2: ["mix-1-one/model", "--stage", "2", "--directions", "en-es"]}[stage]
+    line = ["mix", "train", str(folder / of[0]), *of[1:], "--corpus", str(folder / "text.tsv"), "--device", "cpu"]
+    line += ["--languages", "en", "es"] if stage == 1 else []
+    line += ["--training.steps", "4", "--training.batch", "4", "--training.micro-batch", "4", "--training.warmup", "1"]
+    line += ["--training.decay", "2", "--training.precision", "fp32", "--training.learning-rate", "0.01"]
+    return [*line, "--block", "64", "--segments", "6", "--quiet", "--out", str(out)]
+
+
 def half_way(run_folder, copy_of):
     """A run that was killed after its first checkpoint."""
     shutil.copytree(run_folder, copy_of)
@@ -77,6 +87,11 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
+    save_model(tiny("llama", vocab_size=400, max_position_embeddings=128), TextCodec(tokenizer()), folder / "dense")
+    run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
+    for stage in (1, 2):
+        run(mixing(folder, stage, folder / f"mix-{stage}-one"))
+        lines.append(mixing(folder, stage, folder / f"mix-{stage}-two"))
     (folder / "lines.json").write_text(json.dumps(lines))
     script = str(Path(__file__).with_name("sharded.py"))
     done = subprocess.run([*TORCHRUN, script, str(folder / "lines.json")], capture_output=True, text=True, check=False)
@@ -130,6 +145,19 @@ def test_one_process_goes_on_from_a_checkpoint_of_spread_experts(runs, name):
     stopped = half_way(folder / f"{name}-spread", folder / f"{name}-spread-then-one")
     run(command(folder, name, stopped, "--resume"))
     np.testing.assert_allclose(losses(stopped), losses(folder / f"{name}-one"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_train_a_stage_of_mix_moe_as_one_does(runs, stage):
+    folder, printed = runs
+    alone, ours = (losses(folder / f"mix-{stage}-{n}") for n in ("one", "two"))
+    np.testing.assert_allclose(ours, alone, rtol=1e-4)
+    assert alone[-1] < alone[0] - 0.05, "otherwise nothing trained"
+    one, two = (json.loads((folder / f"mix-{stage}-{n}" / "record.json").read_text()) for n in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    after = [r["results"]["bits_per_byte"]["after"] for r in (one, two)]
+    assert after[1] == pytest.approx(after[0], rel=1e-3), "Adam makes rounding of small gradients large"
+    assert printed.count(f"the model is in {folder / f'mix-{stage}-two'}") == 1, "one process prints"
 
 
 def test_two_processes_go_back_to_the_base(runs):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,8 @@ Paths = Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True
 """Several files after one flag."""
 Switch = Annotated[bool, Parameter(negative=())]
 """A flag without a value."""
+Dtype = Literal["float32", "bfloat16", "auto"]
+"""Of a model's weights; auto: as they were saved."""
 
 
 def require_sample(segments: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dragoman.commands import Numbers, Switch, Tags, forgetting
+from dragoman.commands import Dtype, Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
 from dragoman.commands.resuming import claim, unclaim
@@ -92,7 +92,7 @@ class Config:
     """What the guard leaves: the weights as they are, or those of the last evaluation within the limit."""
     device: str | None = None
     """cuda or cpu; default: cuda where there is one."""
-    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    dtype: Dtype = "float32"
     """Of the weights; auto: as the model was saved."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """To compute in (autocast): auto takes bf16 where the machine is faster in it."""

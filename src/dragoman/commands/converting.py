@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dragoman.commands import Dtype
 from dragoman.record import claim_folder, environment, write_json
 
 if TYPE_CHECKING:
@@ -19,21 +20,23 @@ def write_converted(
     out: Path,
     convert: Callable[[PreTrainedModel, TextCodec], tuple[PreTrainedModel, dict[str, Any]]],
     about: dict[str, Any],
+    dtype: Dtype = "float32",
 ) -> None:
     """Convert a model, write folder and record, and print how far the logits are from the dense model's.
 
-    convert: gives the new model and what its record is to say of the conversion beside `about`.
+    convert: gives the new model and what its record is to say of the conversion beside `about`. dtype: that both
+    models have.
     """
     from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
 
     if out.exists():
         claim_folder(out)
-    dense, codec = open_both(model)
+    dense, codec = open_both(model, dtype=dtype)
     made, found = convert(dense, codec)
     difference, largest = logit_difference(dense, made)
     save_model(made, codec, out)
     counts = [sum(p.numel() for p in m.parameters()) for m in (dense, made)]
-    record = environment() | about | found
+    record = environment() | about | found | {"dtype": dtype}
     record |= {
         "model_sha256": model_checksum(model),
         "converted_sha256": model_checksum(str(out)),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from dragoman.commands import Numbers, Tags, scoring
+from dragoman.commands import Dtype, Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_shares import shares_of, told
@@ -58,6 +58,7 @@ def convert(
     language: str = "en",
     segments: int = 64,
     seed: int = 0,
+    dtype: Dtype = "float32",
 ) -> None:
     """Make a Mix-MoE model of a dense one: feed-forwards become slices, translation experts and a router.
 
@@ -99,6 +100,8 @@ def convert(
         So many train segments of it.
     seed
         Of random experts and of the transform random.
+    dtype
+        Of all weights; auto: as the dense model was saved.
     """
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
@@ -113,7 +116,7 @@ def convert(
         return to_mix_moe(dense, conversion, sample), {"sample": about}
 
     about = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
-    write_converted(model, out, convert, about)
+    write_converted(model, out, convert, about, dtype)
 
 
 def _numbers_in(path: Path) -> dict[int, int]:
@@ -225,7 +228,7 @@ def _stage(config: Train) -> dict[str, Any]:
     spoken = tuple(dict.fromkeys([*config.languages, *(g for pair in asked.values() for g in pair)]))
     corpus.require(spoken)
     require_scorable(config, corpus, spoken, asked)
-    model, codec = open_both(config.model)
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
     require_room(config, model, codec, corpus, asked)
     total, (method, extra) = sum(p.numel() for p in model.parameters()), _prepared(config, model)
     rows = stage_rows(config, codec, corpus, directions)
@@ -255,7 +258,7 @@ def _stage(config: Train) -> dict[str, Any]:
 
 def _comparable(config: Train) -> dict[str, Any]:
     """The settings that a run keeps when it goes on: those that a loss or a score depends on."""
-    fields = {name: value for name, value in asdict(config).items() if name not in ("out", "quiet", "resume")}
+    fields = {name: value for name, value in asdict(config).items() if name not in ("out", "quiet", "resume", "device")}
     how = {name: value for name, value in fields["training"].items() if name not in CHANGEABLE}
     return json.loads(json.dumps(fields | {"training": how}, default=str))
 

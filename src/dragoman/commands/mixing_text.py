@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, require_sample, scoring
+from dragoman.commands import Dtype, Switch, Tags, require_sample, scoring
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
@@ -80,6 +80,10 @@ class Train:
     """Tokens per row."""
     training: Training = field(default_factory=Training)
     """Optimizer, schedule, and the weight of the load balance per layer."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights; auto: as the model was saved."""
     split: str = "devtest"
     """Split that is scored."""
     segments: int = 200

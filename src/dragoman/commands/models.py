@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from dragoman.commands import Switch
+from dragoman.commands import Dtype, Switch
 from dragoman.commands.converting import write_converted
 from dragoman.errors import ConfigError
 from dragoman.record import cache_folder, claim_folder
@@ -97,7 +97,9 @@ def show_list() -> None:
 
 
 @app.command
-def upcycle(model: str, /, *, out: Path, experts: int = 4, top_k: int = 2, seed: int = 0) -> None:
+def upcycle(
+    model: str, /, *, out: Path, experts: int = 4, top_k: int = 2, seed: int = 0, dtype: Dtype = "float32"
+) -> None:
     """Make a Mixture-of-Experts of a dense model: every expert a copy of its feed-forward, routers random.
 
     It computes what the dense model does, whatever the routers choose, until it is trained.
@@ -114,9 +116,11 @@ def upcycle(model: str, /, *, out: Path, experts: int = 4, top_k: int = 2, seed:
         Experts that each token is sent to.
     seed
         Of the routers' weights.
+    dtype
+        Of all weights; auto: as the model was saved.
     """
     from dragoman.modeling import upcycle as upcycled
 
     config = {"model": model, "experts": experts, "top_k": top_k, "seed": seed}
     about = {"command": "models upcycle", "config": config}
-    write_converted(model, out, lambda dense, _: (upcycled(dense, experts, top_k, seed), {}), about)
+    write_converted(model, out, lambda dense, _: (upcycled(dense, experts, top_k, seed), {}), about, dtype)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from dragoman.errors import ModelError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling.codec import TextCodec
 from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
 from dragoman.record import atomic_write, sha256
@@ -47,11 +47,12 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
     """Load a causal language model for evaluation from a folder, a Hub id or a built-in name.
 
     Weights are read from safetensors only, and no code from the model's folder is run. `dtype` is a torch dtype's
-    name or "auto". Raises ModelError where there is no such model or it cannot be loaded.
+    name or "auto". Raises ModelError where there is no such model or it cannot be loaded, ConfigError for a device that
+    is not there.
     """
     keep_freed_memory()
     transformers_logging.disable_progress_bar()
-    path = _existing(name)
+    place, path = _device(device or default_device()), _existing(name)
     try:
         _know_class(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -59,7 +60,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the model {name!r}: {_why(e, path)}") from None
-    model.to(device or default_device())  # type: ignore[arg-type]
+    model.to(place)  # type: ignore[arg-type]
     return model.eval()
 
 
@@ -183,6 +184,17 @@ def _why(e: Exception, path: str) -> str:
     """The first line of what transformers says; where no folder was given, what else the name could be."""
     here = "" if Path(path).exists() else f" (no folder {path} is here; built-in: {', '.join(BUILT_IN)})"
     return _first_line(e) + here
+
+
+def _device(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ConfigError(
+            f"the device {name!r} cannot be used ({_first_line(e)}); give cpu, or cuda where a GPU is"
+        ) from None
+    return found
 
 
 def default_device() -> str:
