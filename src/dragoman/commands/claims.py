@@ -7,6 +7,7 @@
     claims:
       - {id, paper, source, ours, a: list/arm, b: list/arm, measure, margin: 0, targets: [...], seeds: [...], family}
       - {id, paper, source, ours, a: list/arm, effect: name, better: higher, family}   # that a script measured
+      - {id, paper, source, ours, a: [lists/arm], b: [lists/arm], measure, predictor: ci, family}  # predictions.py
       - {id, paper, source, ours, untestable: why}
 
 `margin` 0.05 asks whether a is better than 1.05 times b (0.95 times where more is better, as a margin of -0.05): does a
@@ -23,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from dragoman.commands.experiments import Question, Run, Study, final_runs, read_yaml
+from dragoman.commands import predictions
+from dragoman.commands.categorize import LABELS
+from dragoman.commands.experiments import Question, Run, Study, common_runs, final_runs, read_yaml
 from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation import significance
@@ -31,7 +34,8 @@ from dragoman.evaluation import significance
 LEVEL = 0.05
 RESAMPLES = 2000
 ABOUT = ("id", "paper", "source", "ours")
-KEYS = (*ABOUT, "family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "untestable")
+KEYS = (*ABOUT, "family", "a", "b", "measure", "effect", "predictor", "untestable")
+CHOICES = ("margin", "targets", "seeds", "better")
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
 Join = Callable[..., np.ndarray]
@@ -235,19 +239,38 @@ def _figure_faults(question: Question, axes: Mapping[str, Any]) -> list[str]:
 def _claim_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
     """What is wrong with a claim; what its arms have is looked at where they are there."""
     faults = [f"has no {key}" for key in ABOUT if key not in claim]
-    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS]
+    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS + CHOICES]
     if "untestable" in claim:
         return faults
     if "measure" not in claim and "effect" not in claim:
         return [*faults, "has no measure, effect or reason why it is untestable"]
     sides = ("a",) if "effect" in claim else ("a", "b")
     faults += [f"has no {side}" for side in sides if side not in claim]
-    arms = {str(claim[side]): _arm(question, claim[side]) for side in sides if side in claim}
+    named = [name for side in sides if side in claim for name in _names(claim, side)]
+    arms = {str(name): _arm(question, name) for name in named}
     faults += [f"names {name}, and there is no such list and arm" for name, arm in arms.items() if not arm]
     if "measure" in claim and str(claim["measure"]) not in MEASURES:
         faults.append(_no_measure(claim["measure"]))
     known = {name: arm for name, arm in arms.items() if arm}
+    if "predictor" in claim and "a" in claim and "b" in claim:
+        return faults + _prediction_faults(question, claim)
     return faults + (_effect_faults(known) if "effect" in claim else _choice_faults(claim, known))
+
+
+def _names(claim: Mapping[str, Any], side: str) -> list[Any]:
+    """Arms of a side: one, or of a prediction as many as there are lists."""
+    several = "predictor" in claim and isinstance(claim[side], list)
+    return list(claim[side]) if several else [claim[side]]
+
+
+def _prediction_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
+    faults = [] if claim["predictor"] in LABELS else [f"predicts by {claim['predictor']}, not by {', '.join(LABELS)}"]
+    a, b = ([str(name).partition("/")[0] for name in _names(claim, side)] for side in ("a", "b"))
+    if a != b or len(set(a)) < len(a):
+        faults.append("compares arms of other lists; a and b name an arm of each list, in one order")
+    bare = [name for name in a if name in question.studies and not question.studies[name].prepare]
+    faults += [f"predicts by what is prepared for {name}, and nothing is" for name in bare]
+    return faults + [f"has {key}, which a prediction does not take" for key in CHOICES if key in claim]
 
 
 def _arm(question: Question, name: object) -> list[Run]:
@@ -319,12 +342,36 @@ def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if "effect" in claim:
         return _measured(question, claim)
+    if "predictor" in claim:
+        return _predicted(question, claim)
     which = claim.get("targets", ()), claim.get("seeds", ())
     panels = [panel(question, claim[side], claim["measure"], *which) for side in ("a", "b")]
     if missing := [name for p in panels if isinstance(p, list) for name in p]:
         return {"missing": list(dict.fromkeys(missing))}
     a, b = (p for p in panels if isinstance(p, Panel))
     return compared(a, b, claim.get("margin", 0.0)) | {"better": MEASURES[claim["measure"]].better}
+
+
+def _predicted(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
+    """The slope of the gain on a share that was there before, over the targets of all lists."""
+    missing: list[str] = []
+    points: list[tuple[float, float, float, int]] = []
+    for k, (a, b) in enumerate(zip(_names(claim, "a"), _names(claim, "b"), strict=True)):
+        listed = str(a).partition("/")[0]
+        (prepared,) = common_runs(listed, question.studies[listed])
+        record = question.ended(prepared)
+        missing += [] if record else [prepared.name]
+        for g in question.studies[listed].targets:
+            panels = [panel(question, name, claim["measure"], [g]) for name in (a, b)]
+            missing += [name for p in panels if isinstance(p, list) for name in p]
+            if record and not missing:
+                means = [np.mean([p(sums.sum(axis=0)) for sums in p.sums_KUS]) for p in panels if isinstance(p, Panel)]
+                points.append((float(means[0] - means[1]), *predictions.before(record, claim["predictor"], g), k))
+    if missing:
+        return {"missing": list(dict.fromkeys(missing))}
+    gain, share, accuracy, lists = zip(*points, strict=True)
+    found = predictions.slope(np.array(gain), np.array(share), np.array(accuracy), lists)
+    return found | {"better": MEASURES[claim["measure"]].better}
 
 
 def _measured(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
