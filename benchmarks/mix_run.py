@@ -309,7 +309,8 @@ def table(done: dict[int, dict[str, Any]]) -> str:
     lines = ["Means over languages and directions, with 95 % intervals by document:", "", *head]
     lines += [_mean_row(x, s, by[x], "value") for x in first for s, by in done.items() if x in by]
     lines += ["", "The same less the base's, on the same documents:", "", *head]
-    lines += [_mean_row(x, s, by[x], "over base") for x in first for s, by in done.items() if x in by and x != "base"]
+    beside = [(x, s, by[x]) for x in first for s, by in done.items() if x in by and x != "base" and "base" in by]
+    lines += [_mean_row(x, s, found, "over base") for x, s, found in beside]
     for name, title in (("bits_per_byte", "Bits per byte"), ("chrf", "chrF")):
         columns = list(next(iter(first.values()))[name])
         lines += ["", f"{title}, seed {next(iter(done))}, with 95 % intervals:", ""]

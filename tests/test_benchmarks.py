@@ -89,6 +89,22 @@ def test_mix_run_balances_the_stages_that_have_a_balance(scripts):
     }  # fmt: skip
 
 
+def test_mix_run_writes_what_is_there_before_the_base_is_scored(scripts):
+    """The first arm is done before the one that scores the base."""
+    from mix_run import MEANS, table
+
+    interval = {"value": 1.5, "low": 1.0, "high": 2.0}
+    scores = {n: {"en-de": 1.5} for n in ("bits_per_byte", "chrf")}
+    scores |= {f"{n}_interval": {"en-de": [1.0, 2.0]} for n in ("bits_per_byte", "chrf")}
+    first = scores | {"means": {name: {"value": interval} for name in MEANS}}
+    early = table({0: {"mix_moe, text": first}})
+    assert early.count("| mix_moe, text |") == 3, "its means, its languages, its directions"
+    over = {"difference": -0.25, "low": -0.5, "high": 0.0}
+    later = scores | {"means": {name: {"value": interval, "over base": over} for name in MEANS}}
+    whole = table({0: {"base": first, "mix_moe, text": later}})
+    assert whole.count("| mix_moe, text |") == 4 and "-0.250 [-0.500, +0.000]" in whole
+
+
 def test_mix_run_goes_beyond_a_grid_whose_best_rate_is_at_its_end(scripts):
     from mix_run import wanted_rates
 

@@ -62,6 +62,38 @@ def test_half_precision_stays_from_the_dense_model_to_the_trained_one(folder, tm
     assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
 
 
+def test_it_is_inspected_and_diagnosed_as_any_mixture(folder, tmp_path):
+    text = ["--corpus", str(folder / "toy.tsv.gz"), "--split", "train", "--segments", "40", "--quiet"]
+    cli.run(["inspect", str(folder / "mix")])
+    cli.run(["diagnose", str(folder / "mix"), *text, "--languages", "en", "de", "--out", str(tmp_path / "seen")])
+    record = json.loads((tmp_path / "seen" / "record.json").read_text())
+    assert record["routing"]["layer_ids"] == [0, 1, 2]
+
+
+def test_text_longer_than_the_context_is_cut_or_refused(tmp_path):
+    """Learned positions have an end; the dense model, its neighbour and the number of experts alike."""
+    codec = TextCodec(tokenizer())
+    model = tiny("opt", vocab_size=len(codec.tokenizer), max_position_embeddings=12)
+    save_model(model, codec, tmp_path / "opt")
+    corpus().save(tmp_path / "toy.tsv")
+    text = ["--corpus", str(tmp_path / "toy.tsv"), "--segments", "4"]
+    cli.run(["mix", "convert", str(tmp_path / "opt"), "--slices", "balanced", *text, "--out", str(tmp_path / "mix")])
+    cli.run(["mix", "layers", str(tmp_path / "opt"), "--new", "es", "--old", "en", "--budget", "7", *text, "--out",
+             str(tmp_path / "n.json")])  # fmt: skip
+    long = Train(str(tmp_path / "mix"), out=tmp_path / "out", stage=1, languages=("en",), block=64, training=STEPS,
+                 corpus=str(tmp_path / "toy.tsv"), segments=6, score=(), quiet=True)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"block is 64, and the model's context 12 tokens; give a smaller --block"):
+        run_stage(long)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_for_sample_text_need_balanced_slices(folder, tmp_path):
+    words = ["mix", "convert", str(folder / "dense"), "--out", str(tmp_path / "no"), "--language", "de"]
+    with pytest.raises(ConfigError, match="--language would have no effect without --slices balanced"):
+        cli.run(words)
+    assert not (tmp_path / "no").exists()
+
+
 def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(folder, tmp_path, capsys):
     numbers, text = tmp_path / "numbers.json", str(folder / "toy.tsv.gz")
     words = ["mix", "layers", str(folder / "dense"), "--new", "es", "--old", "en", "--budget", "7", "--corpus", text]
@@ -134,7 +166,7 @@ def assert_shares(shares):
     }  # fmt: skip
     assert all(x["paired"] and x["p_holm"] >= x["p_value"] for rows in found.values() for x in rows)
     assert set(shares["placebo"]) == {"ru", "en", "de"} and shares["left_out"] == {} and shares["same_rows"]
-    assert all(0 < x["mean"] <= x["p95"] and x["splits"] == 200 for x in shares["placebo"].values())
+    assert all(0 < x["mean"] <= x["p95"] * (1 + 1e-9) and x["splits"] == 200 for x in shares["placebo"].values())
 
 
 def test_moe_lpr_on_the_same_text(folder, tmp_path):
@@ -218,7 +250,6 @@ def test_rows_of_old_and_new_languages_take_turns(folder):
         ({"stage": 2, "languages": ("en",)}, "stage 2 trains translation experts on parallel text; give --directions"),
         ({"stage": 1}, "there is no text"),
         ({"stage": 1, "languages": ("en",), "replay": 0.1}, "replay has no effect"),
-        ({"stage": 2, "languages": ("en",), "directions": ("en-all", "en-de")}, "languages have no effect on en-de"),
         ({"stage": 1, "languages": ("en",), "segments": 3}, "segments is 3, at least 4"),
         ({"languages": ("en",)}, "mix_moe has the stages 1 and 2, not None"),
         ({"languages": ("en",), "method": "lora", "stage": 1, "training": EVEN}, "lora has no stages"),

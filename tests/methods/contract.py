@@ -42,6 +42,8 @@ FROM_DENSE: dict[str, tuple[Any, Any, str]] = {
     "lora": (lora, lora.Config(rank=2, parts=("attention", "feed_forward")), "Llama"),
 }
 """What trains a dense model or one made of it: method, settings, what it starts from."""
+DOCUMENTED: dict[str, Any] = {**METHODS, "mix_moe": mix_moe, "moe_lpr": moe_lpr}
+"""The page's sections."""
 TOLERANCE = 1e-5
 """Of logits, relative to their norm, where merging is to rounding: float32 has 1.2e-7."""
 
@@ -176,7 +178,8 @@ def generated() -> str:
     table = [f"| family | router, layout | {' | '.join(METHODS)} |", f"| --- | --- |{' --- |' * len(METHODS)}", *rows]
     dense = [f"| `{x}` | {start} | {from_dense(x)} |" for x, (_, _, start) in FROM_DENSE.items()]
     dense = ["", "And from a dense model:", "", "| method | starts from | contract |", "| --- | --- | --- |", *dense]
-    return "\n".join([*(line for name in METHODS for line in _section(name)), *CLAIM, *table, *dense, ""])
+    sections = [line for name, module in DOCUMENTED.items() for line in _section(name, module)]
+    return "\n".join([*sections, *CLAIM, *table, *dense, ""])
 
 
 CLAIM = (
@@ -203,9 +206,8 @@ def _about(family: str) -> str:
 EXACT = {"bits": "to the bit", "rounding": "to rounding", "none": "not defined"}
 
 
-def _section(name: str) -> list[str]:
+def _section(name: str, module: Any) -> list[str]:
     """A method's heading, docstring and settings."""
-    module: Any = METHODS[name]
     first, *rest = inspect.getdoc(module).split("\n\n")
     start = "to the bit" if module.STARTS_AT_BASE else "no"
     lines = [f"### `{name}`", "", first, "", "```text", *_formula(rest), "```", ""]

@@ -59,6 +59,16 @@ def test_chosen_layers_alone_are_converted_and_everything_else_keeps_its_bits():
     assert kept and all(torch.equal(state[n], model.state_dict()[n]) for n in kept)
 
 
+def test_seeds_share_no_draw():
+    """Not even shifted by a layer."""
+    drawn = [
+        layer.mlp.experts.down_proj[2:].flatten().tolist() + layer.mlp.router.weight[2:].flatten().tolist()
+        for seed in (0, 1, 2)
+        for layer in to_mix_moe(tiny("llama"), Conversion(seed=seed)).model.layers
+    ]
+    assert len({tuple(x) for x in drawn}) == len(drawn) == 9
+
+
 def test_gate_is_found_whatever_it_is_called():
     class Odd(nn.Module):
         def __init__(self):
@@ -266,3 +276,12 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="the settings window, which this version of dragoman does not know"):
         open_model(str(tmp_path))
+    del config["mix_moe"]["window"]
+    for change, said in (
+        ({"layers": None}, "in layers None, with translation experts"),
+        ({"translation": [2]}, r"in layers \[0, 1, 2\], with translation experts \[2\]: its config is damaged"),
+        ({"layers": [0, 9]}, r"has blocks in layers \[9\], which it does not have itself"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"mix_moe": config["mix_moe"] | change}))
+        with pytest.raises(ModelError, match=said):
+            open_model(str(tmp_path))

@@ -103,6 +103,7 @@ def convert(
     dtype
         Of all weights; auto: as the dense model was saved.
     """
+    from dragoman.modeling import context_length
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
@@ -110,8 +111,13 @@ def convert(
     chosen |= {"mt_init": mt_init, "seed": seed, "translation": _numbers_in(numbers) if numbers else {}}
     conversion = Conversion(**chosen)
 
+    text = {"corpus": (corpus, "help"), "language": (language, "en"), "segments": (segments, 64)}
+    if slices != "balanced" and (idle := [f"--{name}" for name, (given, usual) in text.items() if given != usual]):
+        raise ConfigError(f"{', '.join(idle)} would have no effect without --slices balanced; give it, or leave it out")
+
     def convert(dense: Any, codec: Any) -> tuple[Any, dict[str, Any]]:
-        sample = sample_of(codec, open_corpus(corpus), language, segments) if slices == "balanced" else ()
+        balanced, context = slices == "balanced", context_length(dense)
+        sample = sample_of(codec, open_corpus(corpus), language, segments, context) if balanced else ()
         about = {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None
         return to_mix_moe(dense, conversion, sample), {"sample": about}
 
@@ -158,7 +164,7 @@ def plan_layers(
     segments
         Train segments of each language.
     """
-    from dragoman.modeling import model_checksum, open_both
+    from dragoman.modeling import context_length, model_checksum, open_both
     from dragoman.modeling.feed_forwards import feed_forwards
     from dragoman.routing import layer_moe
 
@@ -166,10 +172,11 @@ def plan_layers(
         raise ConfigError(f"{out} exists; choose another name")
     text = open_corpus(corpus)
     opened, codec = open_both(model)
-    spoken = dict.fromkeys((*new, *old))
-    units = layer_moe.mean_unit_vectors(opened, {g: sample_of(codec, text, g, segments) for g in spoken})
-    similarity_L = layer_moe.similarity(units, new, old).tolist()
     ids = [ffn.layer_id for ffn in feed_forwards(opened)]
+    layer_moe.experts_per_layer([1.0] * len(ids), budget)  # refused before the text is read
+    samples = {g: sample_of(codec, text, g, segments, context_length(opened)) for g in dict.fromkeys((*new, *old))}
+    units = layer_moe.mean_unit_vectors(opened, samples)
+    similarity_L = layer_moe.similarity(units, new, old).tolist()
     number = dict(zip(ids, layer_moe.experts_per_layer(similarity_L, budget), strict=True))
     about: dict[str, Any] = {"command": "mix layers", "model": model, "model_sha256": model_checksum(model)}
     about |= {"corpus": text.about, "new": new, "old": old, "budget": budget, "segments": segments}

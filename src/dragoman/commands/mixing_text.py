@@ -57,7 +57,8 @@ class Train:
     corpus: str = "help"
     """N-way text: the built-in corpus, or a .tsv, .jsonl (also .gz) or Moses prefix."""
     languages: Tags = ()
-    """Languages of monolingual text, in equal shares of tokens; beside directions, those that `all` stands for."""
+    """Languages of monolingual text, in equal shares of tokens; beside directions, those that `all` stands for and that
+    are scored, and with replay read."""
     directions: Tags = ()
     """Directions of parallel text, such as en-de or en-all; the loss is on the translation alone."""
     score: Tags = ()
@@ -106,11 +107,6 @@ class Train:
             )
         if self.method == "mix_moe" and self.stage == 2 and not self.directions:
             raise ConfigError("stage 2 trains translation experts on parallel text; give --directions, such as en-de")
-        if self.languages and not self.replay and (named := [d for d in self.directions if "all" not in d.split("-")]):
-            raise ConfigError(
-                f"languages have no effect on {', '.join(named)} without replay: they say what `all` stands for, as in "
-                "en-all; leave them out"
-            )
         faults = self._faults()
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
@@ -164,22 +160,27 @@ def require_scorable(config: Train, corpus: NText, spoken: Sequence[str], direct
                 found |= scoring.held_out(corpus, [label], config.split, config.segments)
         except DataError as e:
             faults.append(str(e))
-    least = SHARED if config.method == "mix_moe" else 2
+    least, what = (SHARED, "router shares are") if config.method == "mix_moe" else (2, "intervals are")
     few = [f"{label} ({len(table)})" for label, table in found.items() if len(table) < least]
     if few:
         faults.append(
-            f"router shares are measured on {least} segments or more of split {config.split}, and there are fewer of "
-            f"{', '.join(few)}; give more rows or another --split"
+            f"{what} of {least} segments or more of split {config.split}, and there are fewer of {', '.join(few)}; "
+            "give more rows or another --split"
         )
     if faults:
         raise DataError("; ".join(dict.fromkeys(faults)))
 
 
 def require_room(config: Train, model: Any, codec: TextCodec, corpus: NText, directions: Directions) -> None:
-    """DataError where prompts that are to be translated fill the context: that too would end a run after training."""
+    """DataError where prompts that are to be translated fill the context: that too would end a run after training.
+
+    ConfigError for rows that are longer than it.
+    """
     from dragoman.modeling import context_length
 
     context, full = context_length(model), {}
+    if config.block > context:
+        raise ConfigError(f"block is {config.block}, and the model's context {context} tokens; give a smaller --block")
     for label, (source, target) in directions.items():
         texts = scoring.cells(scoring.parallel(corpus, source, target, config.split, config.segments), source)
         prompts = codec.prompts(texts, source, target, {g: language(g).name for g in (source, target)})
@@ -271,9 +272,10 @@ def _pairs(codec: TextCodec, corpus: NText, source: str, target: str) -> list[Sa
     return codec.pairs([s for s, _ in found], [t for _, t in found], source, target, names)
 
 
-def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int) -> list[list[int]]:
-    """Token ids of the first train segments of a language. ConfigError for none."""
+def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int, context: int) -> list[list[int]]:
+    """Token ids of the first train segments of a language, cut to the model's context. ConfigError for none."""
     if segments < 1:
         raise ConfigError(f"segments is {segments}, but it has to be 1 or more: so many are read of each language")
     corpus.require([tag])
-    return [[codec.start_id, *ids] for ids in codec.encode(list(islice(corpus.texts(tag, "train"), segments)))]
+    texts = list(islice(corpus.texts(tag, "train"), segments))
+    return [[codec.start_id, *ids][:context] for ids in codec.encode(texts)]

@@ -68,8 +68,8 @@ class Conversion:
     Differs: not known of the paper. While all slices are chosen both compute the same; they differ once routing
     chooses between them."""
     mt_init: str = "random"
-    """Translation experts: random (the paper), or zero: their second map is zero, so the first step of stage 2 starts
-    from what they add nothing to."""
+    """Translation experts: random (the paper), or zero: their second map is zero, so they add nothing at first. Chosen
+    in place of a slice they still take its part away: stage 2 does not start where stage 1 ended."""
     seed: int = 0
     """Of random experts and the random transform."""
 
@@ -117,9 +117,10 @@ def to_mix_moe(
     settings = conversion.settings([ffn.layer_id for ffn in chosen])
     made = _empty(model, settings, conversion.seed)
     groups = _grouped(model, chosen, conversion, sample)
+    generator = torch.Generator().manual_seed(conversion.seed + 1)  # one of all layers: else seeds would share draws
     for ffn, places_kW in zip(chosen, groups, strict=True):
         block: MixMoE = made.get_submodule(ffn.place)  # type: ignore[assignment]
-        _fill(ffn, block, places_kW, conversion)
+        _fill(ffn, block, places_kW, conversion, generator)
     made.generation_config = copy.deepcopy(model.generation_config)
     made.eval()
     if conversion.scale == "preserve":
@@ -176,7 +177,9 @@ def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedM
 
 
 @torch.no_grad()
-def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion) -> None:
+def _fill(
+    ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion, generator: torch.Generator
+) -> None:
     """Slices into the language-model group, random weights into the other and its rows of the router.
 
     The other rows are zero where all slices are chosen; else those that are first would be, for every token.
@@ -193,7 +196,6 @@ def _fill(ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: 
             whole_D = torch.zeros_like(down.weight[:, 0]) if down.bias is None else down.bias
             experts.down_proj_bias[e] = factor / len(places_kW) * whole_D
     std = initial_std(block.experts.config)
-    generator = torch.Generator().manual_seed(conversion.seed + 1 + ffn.layer_id)
     for e in range(len(places_kW), experts.num_experts):
         for weight, scale in ((first[e], std), (experts.down_proj[e], std if conversion.mt_init == "random" else 0.0)):
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))

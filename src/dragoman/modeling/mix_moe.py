@@ -138,6 +138,8 @@ class _Mixed:
         chosen = self._check_and_adjust_experts_implementation(wanted)  # type: ignore[attr-defined]
         settings = Settings.of(config)
         found = [ffn for ffn in feed_forwards(self) if ffn.layer_id in settings.layers]  # type: ignore[arg-type]
+        if absent := sorted(set(settings.layers) - {ffn.layer_id for ffn in found}):
+            raise ModelError(f"the config of this model has blocks in layers {absent}, which it does not have itself")
         narrow = any(ffn.width // settings.experts % GROUPED_MULTIPLE for ffn in found)
         config._experts_implementation_internal = chosen if wanted else "eager" if narrow else BY_DEVICE
         for ffn in found:

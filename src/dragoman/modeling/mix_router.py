@@ -89,6 +89,12 @@ class Settings:
                 f"the blocks of this model have the settings {', '.join(strange)}, which this version of dragoman does "
                 "not know; take a newer one"
             )
+        layers, numbers = given.get("layers"), given.get("translation")
+        if not isinstance(layers, (list, tuple)) or (numbers and len(numbers) != len(layers)):
+            raise ModelError(
+                f"the blocks of this model are said to be in layers {layers}, with translation experts "
+                f"{numbers}: its config is damaged, convert the dense model again"
+            )
         return cls(**given)
 
 

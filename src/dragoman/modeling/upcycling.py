@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.modeling.opening import context_length
 from dragoman.modeling.probing import moe_layers
 
 Settings = dict[str, Any]
@@ -119,6 +120,7 @@ def _checked(model: PreTrainedModel, made: PreTrainedModel) -> PreTrainedModel:
 def logit_difference(model: PreTrainedModel, other: PreTrainedModel, tokens: int = 32) -> tuple[float, float]:
     """Largest difference of two models' logits on random tokens, and the first model's largest logit."""
     vocabulary = model.config.get_text_config().vocab_size
+    tokens = min(tokens, context_length(model))
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
         ours_V, others_V = (m(ids).logits.float() for m in (model, other))
