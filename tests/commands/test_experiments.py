@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,16 @@ def test_a_question_from_rates_to_records(home, tmp_path):
         experimenting.write_once(question.results / f"{full.name}.json", {})
     assert experimenting.attempt_path(question, broken).name == f"{broken.name}--again-1.json"
     assert experimenting.attempt_path(question, question.runs("final")[-1]).name == "first--broken--ca--seed-2.json"
+
+
+def test_runs_that_are_left_need_the_text_that_was_opened(home, tmp_path):
+    question = Question(shutil.copytree(home / "questions" / "q", tmp_path / "q", ignore=lambda *_: ["results"]))
+    for _ in range(2):
+        experimenting.open_question(question, tmp_path / "runs")
+    path = question.results / "opened.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test_sha256": {"first": "0"}}))
+    with pytest.raises(ConfigError, match=r"rows of .* are other ones than when q was opened \(lists first\)"):
+        experimenting.open_question(question, tmp_path / "runs")
 
 
 def test_what_was_opened_stands(tmp_path):

@@ -234,16 +234,32 @@ def write_failure(question: Question, run: Run, why: str, work: Path) -> None:
 
 
 def open_question(question: Question, work: Path) -> None:
-    """Open the sealed split of a question, once: from here on claim, lists and rates stand."""
-    if question.opened:
+    """Open the sealed split of a question, once: from here on claim, lists, rates and test text stand.
+
+    Raises ConfigError where runs are left and the text that is here now is another.
+    """
+    before = question.opened
+    if before and all(run.name in question.records for run in question.runs("final")):
         return
     tables = {
         name: _checksum(table(study, work / question.name / f"{name}-opened", sealed=False))
         for name, study in question.studies.items()
     }
+    if before:
+        _require_same_text(question, tables, before["test_sha256"])
+        return
     opened = {k: v for k, v in environment().items() if k in ("format", "created", "commit", "versions")}
     opened |= {"command": "open", "question": question.name, "files": question.checksums(), "test_sha256": tables}
     write_json(question.results / OPENED, opened | chosen_rates(question))
+
+
+def _require_same_text(question: Question, tables: Mapping[str, str], opened: Mapping[str, str]) -> None:
+    if odd := [name for name, checksum in tables.items() if opened.get(name) != checksum]:
+        sources = dict.fromkeys(question.studies[name].test_corpus or question.studies[name].corpus for name in odd)
+        raise ConfigError(
+            f"the sealed rows of {', '.join(sources)} are other ones than when {question.name} was opened (lists "
+            f"{', '.join(odd)}): its runs would not be of one text; fetch the packages of then, which its records name"
+        )
 
 
 def table(study: Study, stem: Path, sealed: bool) -> Path:
