@@ -88,7 +88,8 @@ def runs(tmp_path_factory):
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
     save_model(tiny("llama", vocab_size=400, max_position_embeddings=128), TextCodec(tokenizer()), folder / "dense")
-    run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
+    # each token goes to all four experts: else rounding flips a choice now and then, which no tolerance covers
+    run(["mix", "convert", str(folder / "dense"), "--top-k", "4", "--out", str(folder / "mix")])
     for stage in (1, 2):
         run(mixing(folder, stage, folder / f"mix-{stage}-one"))
         lines.append(mixing(folder, stage, folder / f"mix-{stage}-two"))
@@ -152,11 +153,11 @@ def test_two_processes_train_a_stage_of_mix_moe_as_one_does(runs, stage):
     folder, printed = runs
     alone, ours = (losses(folder / f"mix-{stage}-{n}") for n in ("one", "two"))
     np.testing.assert_allclose(ours, alone, rtol=1e-4)
-    assert alone[-1] < alone[0] - 0.05, "otherwise nothing trained"
+    assert alone[-1] < alone[0] - 0.02, "otherwise nothing trained"
     one, two = (json.loads((folder / f"mix-{stage}-{n}" / "record.json").read_text()) for n in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     after = [r["results"]["bits_per_byte"]["after"] for r in (one, two)]
-    assert after[1] == pytest.approx(after[0], rel=1e-3), "Adam makes rounding of small gradients large"
+    assert after[1] == pytest.approx(after[0], rel=1e-4)
     assert printed.count(f"the model is in {folder / f'mix-{stage}-two'}") == 1, "one process prints"
 
 
