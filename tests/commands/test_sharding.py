@@ -43,13 +43,14 @@ def command(folder, name, out, *more, batch=4):
     return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
 
 
-def mixing(folder, stage, out):
+def mixing(folder, stage, out, passes=1):
     """A stage of `dragoman mix train`: stage 2 goes on from what one process trained in stage 1."""
     of = {1: ["mix", "--stage", "1"], 2: ["mix-1-one/model", "--stage", "2", "--directions", "en-es"]}[stage]
     line = ["mix", "train", str(folder / of[0]), *of[1:], "--corpus", str(folder / "text.tsv"), "--device", "cpu"]
     line += ["--languages", "en", "es"] if stage == 1 else []
-    line += ["--training.steps", "4", "--training.batch", "4", "--training.micro-batch", "4", "--training.warmup", "1"]
-    line += ["--training.decay", "2", "--training.precision", "fp32", "--training.learning-rate", "0.01"]
+    line += ["--training.steps", "4", "--training.batch", "4", "--training.micro-batch", str(4 // passes)]
+    line += ["--training.warmup", "1", "--training.decay", "2", "--training.precision", "fp32"]
+    line += ["--training.learning-rate", "0.01"]
     return [*line, "--block", "64", "--segments", "6", "--quiet", "--out", str(out)]
 
 
@@ -88,10 +89,10 @@ def runs(tmp_path_factory):
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
     save_model(tiny("llama", vocab_size=400, max_position_embeddings=128), TextCodec(tokenizer()), folder / "dense")
-    # each token goes to all four experts: else rounding flips a choice now and then, which no tolerance covers
-    run(["mix", "convert", str(folder / "dense"), "--top-k", "4", "--out", str(folder / "mix")])
+    run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
     for stage in (1, 2):
-        run(mixing(folder, stage, folder / f"mix-{stage}-one"))
+        # in two passes: sums in the order of two processes, as rounding may flip the choice of an expert
+        run(mixing(folder, stage, folder / f"mix-{stage}-one", passes=2))
         lines.append(mixing(folder, stage, folder / f"mix-{stage}-two"))
     (folder / "lines.json").write_text(json.dumps(lines))
     script = str(Path(__file__).with_name("sharded.py"))
@@ -153,7 +154,7 @@ def test_two_processes_train_a_stage_of_mix_moe_as_one_does(runs, stage):
     folder, printed = runs
     alone, ours = (losses(folder / f"mix-{stage}-{n}") for n in ("one", "two"))
     np.testing.assert_allclose(ours, alone, rtol=1e-4)
-    assert alone[-1] < alone[0] - 0.02, "otherwise nothing trained"
+    assert alone[-1] < alone[0] - 0.05, "otherwise nothing trained"
     one, two = (json.loads((folder / f"mix-{stage}-{n}" / "record.json").read_text()) for n in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     after = [r["results"]["bits_per_byte"]["after"] for r in (one, two)]

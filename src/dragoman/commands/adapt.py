@@ -167,7 +167,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     from dragoman.commands.rehearsal import rehearse
     from dragoman.methods import sharding
     from dragoman.methods.delta import trained_delta
-    from dragoman.modeling import model_checksum, save_model, state_checksum
+    from dragoman.modeling import model_checksum, state_checksum
 
     chosen = _chosen(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
@@ -185,6 +185,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     if finished := sharding.on_first(lambda: _claim(config, stamp)):
         return finished
+    sharding.on_first(lambda: _say_where_from(plan, stamp["model_sha256"]))
 
     def keep(model: PreTrainedModel) -> None:
         if before:
@@ -200,10 +201,16 @@ def _adapted(config: Config) -> dict[str, Any]:
     about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
     record = environment() | about | trained
     if sharding.first():
-        if "model" in SAVE[config.save]:
-            save_model(model, codec, config.out / "model")
-        write_json(config.out / "record.json", record)
+        _write(model, codec, config, record)
     return record
+
+
+def _write(model: PreTrainedModel, codec: TextCodec, config: Config, record: dict[str, Any]) -> None:
+    from dragoman.modeling import save_model
+
+    if "model" in SAVE[config.save]:
+        save_model(model, codec, config.out / "model")
+    write_json(config.out / "record.json", record)
 
 
 def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
@@ -284,10 +291,13 @@ def _copied_tag(
     return None
 
 
-def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    made_from = (stamp["plan"] or {}).get("model_sha256")
-    for sentence in other_weights(made_from, stamp["model_sha256"], "plan"):
+def _say_where_from(plan: ExpertPlan | None, model_sha256: str | None) -> None:
+    """On standard error, where the plan is of other weights."""
+    for sentence in other_weights(plan.model_sha256, model_sha256, "plan") if plan else ():
         print(f"dragoman: {sentence}", file=sys.stderr)
+
+
+def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
     return claim(config.out, stamp, Config(config.model, target=config.target), resume=config.resume)
 
 

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from dragoman.commands import predictions
-from dragoman.commands.categorize import LABELS
 from dragoman.commands.experiments import Question, Run, Study, common_runs, final_runs, read_yaml
 from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
@@ -34,8 +33,10 @@ from dragoman.evaluation import significance
 LEVEL = 0.05
 RESAMPLES = 2000
 ABOUT = ("id", "paper", "source", "ours")
-KEYS = (*ABOUT, "family", "a", "b", "measure", "effect", "predictor", "untestable")
-CHOICES = ("margin", "targets", "seeds", "better")
+KEYS = (
+    *(*ABOUT, "family", "a", "b"),
+    *("measure", "margin", "targets", "seeds", "effect", "better", "predictor", "untestable"),
+)
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
 Join = Callable[..., np.ndarray]
@@ -239,38 +240,22 @@ def _figure_faults(question: Question, axes: Mapping[str, Any]) -> list[str]:
 def _claim_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
     """What is wrong with a claim; what its arms have is looked at where they are there."""
     faults = [f"has no {key}" for key in ABOUT if key not in claim]
-    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS + CHOICES]
+    faults += [f"has {key}, which is no key of a claim" for key in claim if key not in KEYS]
     if "untestable" in claim:
         return faults
     if "measure" not in claim and "effect" not in claim:
         return [*faults, "has no measure, effect or reason why it is untestable"]
     sides = ("a",) if "effect" in claim else ("a", "b")
     faults += [f"has no {side}" for side in sides if side not in claim]
-    named = [name for side in sides if side in claim for name in _names(claim, side)]
+    named = [name for side in sides if side in claim for name in predictions.names(claim, side)]
     arms = {str(name): _arm(question, name) for name in named}
     faults += [f"names {name}, and there is no such list and arm" for name, arm in arms.items() if not arm]
     if "measure" in claim and str(claim["measure"]) not in MEASURES:
         faults.append(_no_measure(claim["measure"]))
     known = {name: arm for name, arm in arms.items() if arm}
     if "predictor" in claim and "a" in claim and "b" in claim:
-        return faults + _prediction_faults(question, claim)
+        return faults + predictions.faults(question, claim)
     return faults + (_effect_faults(known) if "effect" in claim else _choice_faults(claim, known))
-
-
-def _names(claim: Mapping[str, Any], side: str) -> list[Any]:
-    """Arms of a side: one, or of a prediction as many as there are lists."""
-    several = "predictor" in claim and isinstance(claim[side], list)
-    return list(claim[side]) if several else [claim[side]]
-
-
-def _prediction_faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
-    faults = [] if claim["predictor"] in LABELS else [f"predicts by {claim['predictor']}, not by {', '.join(LABELS)}"]
-    a, b = ([str(name).partition("/")[0] for name in _names(claim, side)] for side in ("a", "b"))
-    if a != b or len(set(a)) < len(a):
-        faults.append("compares arms of other lists; a and b name an arm of each list, in one order")
-    bare = [name for name in a if name in question.studies and not question.studies[name].prepare]
-    faults += [f"predicts by what is prepared for {name}, and nothing is" for name in bare]
-    return faults + [f"has {key}, which a prediction does not take" for key in CHOICES if key in claim]
 
 
 def _arm(question: Question, name: object) -> list[Run]:
@@ -356,7 +341,7 @@ def _predicted(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
     """The slope of the gain on a share that was there before, over the targets of all lists."""
     missing: list[str] = []
     points: list[tuple[float, float, float, int]] = []
-    for k, (a, b) in enumerate(zip(_names(claim, "a"), _names(claim, "b"), strict=True)):
+    for k, (a, b) in enumerate(zip(predictions.names(claim, "a"), predictions.names(claim, "b"), strict=True)):
         listed = str(a).partition("/")[0]
         (prepared,) = common_runs(listed, question.studies[listed])
         record = question.ended(prepared)

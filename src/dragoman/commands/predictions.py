@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from dragoman.commands.categorize import LABELS
+from dragoman.commands.experiments import Question
 from dragoman.errors import DataError
 
 PERMUTATIONS = 9999
+NOT_TAKEN = ("margin", "targets", "seeds", "better")
+"""Keys of claims that a prediction, over all targets and seeds of its lists, has no use for."""
 
 
 def slope(gain_N: np.ndarray, share_N: np.ndarray, accuracy_N: np.ndarray, lists: Sequence[int]) -> dict[str, Any]:
@@ -63,6 +67,23 @@ def _permuted(values_N: np.ndarray, which_N: np.ndarray, rng: np.random.Generato
         own = np.flatnonzero(which_N == one)
         order_N[own] = rng.permutation(own)
     return values_N[order_N]
+
+
+def names(claim: Mapping[str, Any], side: str) -> list[Any]:
+    """Arms of a side of a claim: one, or of a prediction as many as there are lists."""
+    several = "predictor" in claim and isinstance(claim[side], list)
+    return list(claim[side]) if several else [claim[side]]
+
+
+def faults(question: Question, claim: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a prediction, in words."""
+    found = [] if claim["predictor"] in LABELS else [f"predicts by {claim['predictor']}, not by {', '.join(LABELS)}"]
+    a, b = ([str(name).partition("/")[0] for name in names(claim, side)] for side in ("a", "b"))
+    if a != b or len(set(a)) < len(a):
+        found.append("compares arms of other lists; a and b name an arm of each list, in one order")
+    bare = [name for name in a if name in question.studies and not question.studies[name].prepare]
+    found += [f"predicts by what is prepared for {name}, and nothing is" for name in bare]
+    return found + [f"has {key}, which a prediction does not take" for key in NOT_TAKEN if key in claim]
 
 
 def before(record: Mapping[str, Any], predictor: str, target: str) -> tuple[float, float]:
