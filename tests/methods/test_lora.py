@@ -50,6 +50,26 @@ def test_logits_are_those_of_updates_added_by_hand(family):
     assert distance(by_hand(ids).logits, model(ids).logits) < 1e-5
 
 
+def test_updates_of_maps_that_are_kept_transposed():
+    """GPT-2's: logits with the updates, added by hand as (B A)^T, and merged are one."""
+    model, ids = tiny("gpt2", n_inner=32), batch()
+    by_hand, plain = copy.deepcopy(model), copy.deepcopy(model)
+    lora.apply(model, lora.Config(rank=3, alpha=6.0, parts=("attention", "feed_forward")), None)
+    updates = dict(lora._updates(model))
+    assert len(updates) == 12, "two maps of attention and two of the feed-forward, in three layers"
+    for name, module in updates.items():
+        torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)
+        with torch.no_grad():
+            a_RI, b_OR = module.lora_A["default"].weight, module.lora_B["default"].weight
+            by_hand.get_parameter(name).add_(2.0 * (b_OR @ a_RI).T)
+    wanted = by_hand(ids).logits
+    assert distance(plain(ids).logits, wanted) > 1e-3
+    assert distance(model(ids).logits, wanted) < 1e-5
+    lora.merge(model)
+    assert distance(model(ids).logits, wanted) < 1e-5
+    assert {n for n, _ in model.named_parameters()} == {n for n, _ in plain.named_parameters()}
+
+
 def test_parts_and_layers_are_what_trains():
     shared = names(tiny("deepseek_v3"), parts=("shared",))
     assert shared and all("shared_experts." in n for n in shared)

@@ -21,6 +21,7 @@ CLASSES = {
     "phi3": {},
     "glm": {"head_dim": 8},
     "glm4": {"head_dim": 8},
+    "gpt2": {"n_inner": 32},
     "gpt_neox": {},
     "opt": {"ffn_dim": 32},
 }

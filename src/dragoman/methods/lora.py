@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods.base import Rows, require_fit
@@ -69,8 +70,13 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
     """Freeze the model and put updates of zero beside its weights. Raises where a part or a layer has none."""
     peft = _peft()
     maps, weights = _targets(model, config, plan)
+    transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in maps)  # GPT-2's, all of them
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=maps, target_parameters=weights
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=maps,
+        target_parameters=weights,
+        fan_in_fan_out=transposed,
     )
     model.requires_grad_(False)
     with torch.random.fork_rng():

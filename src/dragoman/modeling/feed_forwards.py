@@ -4,8 +4,8 @@
 
 No names are known: a feed-forward is a module with one linear map D -> F, or two, or both in one D -> 2F (Phi-3, GLM),
 one F -> D, no other linear map, and one activation, that is called with the state alone. Which of two maps is the gate
-is found by running it. Not found are maps that are no `nn.Linear` (GPT-2), activations with weights (Apertus), and
-those that take the residual too (BLOOM, MPT).
+is found by running it. Not found are activations with weights (Apertus), and those that take the residual too (BLOOM,
+MPT).
 
 Shape letters: T tokens, D model width, F width of the feed-forward.
 """
@@ -20,11 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dragoman.errors import ModelError
 from dragoman.modeling.probing import find_routers, hidden_size
 
-NO_ACTIVATION = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm)
+LINEAR = (nn.Linear, Conv1D)
+"""Linear maps; GPT-2's `Conv1D` is one that keeps its weight transposed."""
+NO_ACTIVATION = (*LINEAR, nn.Dropout, nn.Identity, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class FeedForward:
     @property
     def fused(self) -> bool:
         """Whether one map holds the gate and the other."""
-        return getattr(self.holder, self.ups[0]).out_features == 2 * self.width
+        return _sizes(getattr(self.holder, self.ups[0]))[1] == 2 * self.width
 
     @property
     def gated(self) -> bool:
@@ -103,14 +106,14 @@ def dense_maps(model: PreTrainedModel) -> dict[str, int]:
 
 def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedForward | None:
     children: dict[str, Any] = dict(module.named_children())
-    maps = {n: m for n, m in children.items() if isinstance(m, nn.Linear)}
-    downs = [n for n, m in maps.items() if m.out_features == size and m.in_features != size]
+    maps = {n: _sizes(m) for n, m in children.items() if isinstance(m, LINEAR)}
+    downs = [n for n, (inputs, outputs) in maps.items() if outputs == size and inputs != size]
     numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
     if len(maps) not in (2, 3) or len(downs) != 1 or not numbers:
         return None
-    width = maps[downs[0]].in_features
+    width = maps[downs[0]][0]
     inner = (width, 2 * width) if len(maps) == 2 else (width,)
-    ups = [n for n, m in maps.items() if m.in_features == size and m.out_features in inner]
+    ups = [n for n, (inputs, outputs) in maps.items() if inputs == size and outputs in inner]
     bare = {n: m for n, m in children.items() if next(m.parameters(), None) is None}
     acts = [n for n, m in bare.items() if not isinstance(m, NO_ACTIVATION)]
     if len(ups) != len(maps) - 1 or len(acts) != 1:
@@ -118,6 +121,16 @@ def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedF
     parent = model.get_submodule(path.rpartition(".")[0])
     found = FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
     return found if found.is_layer or _inputs(module) == 1 else None
+
+
+def _sizes(linear: Any) -> tuple[int, int]:
+    """Of the inputs and the outputs of a linear map."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+
+
+def matrix(linear: Any) -> torch.Tensor:
+    """The weight of a linear map, [outputs, inputs]."""
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
 def _inputs(module: nn.Module) -> int:
@@ -134,7 +147,7 @@ Map = tuple[torch.Tensor, torch.Tensor | None]
 @torch.no_grad()
 def gate_first(ffn: FeedForward) -> list[Map]:
     """The maps into the inner width, the gate before the other. ModelError where neither order explains it."""
-    maps = [(m.weight, m.bias) for m in (getattr(ffn.holder, n) for n in ffn.ups)]
+    maps = [(matrix(m), m.bias) for m in (getattr(ffn.holder, n) for n in ffn.ups)]
     if not ffn.gated:
         return maps
     if ffn.fused:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dragoman.modeling.probing import (
     MoELayer,
@@ -231,7 +232,7 @@ def linear_maps(model: PreTrainedModel, group: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for i, layer in enumerate(layers):
         holders = [n for n, m in layer.named_modules() if n and _group_by_name(n, m) == wanted]
-        maps = [n for n, m in layer.named_modules() if type(m) is nn.Linear]
+        maps = [n for n, m in layer.named_modules() if type(m) in (nn.Linear, Conv1D)]
         inside = [n for n in maps if any(n.startswith(f"{holder}.") for holder in holders)]
         found |= {f"{path}.{i}.{n}": i for n in inside}
     return found

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first
+from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first, matrix
 from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
 from dragoman.modeling.mix_router import Settings
 from dragoman.modeling.probing import find_routers
@@ -189,11 +189,11 @@ def _fill(
     first = getattr(experts, experts.first)
     for e, places_W in enumerate(places_kW):
         first[e] = torch.cat([weight_FD[places_W] for weight_FD, _ in ups])
-        experts.down_proj[e] = factor * down.weight[:, places_W]
+        experts.down_proj[e] = factor * matrix(down)[:, places_W]
         if ffn.has_bias:
             biases = [torch.zeros_like(weight_FD[:, 0]) if bias_F is None else bias_F for weight_FD, bias_F in ups]
             getattr(experts, f"{experts.first}_bias")[e] = torch.cat([bias[places_W] for bias in biases])
-            whole_D = torch.zeros_like(down.weight[:, 0]) if down.bias is None else down.bias
+            whole_D = torch.zeros_like(matrix(down)[:, 0]) if down.bias is None else down.bias
             experts.down_proj_bias[e] = factor / len(places_kW) * whole_D
     std = initial_std(block.experts.config)
     for e in range(len(places_kW), experts.num_experts):

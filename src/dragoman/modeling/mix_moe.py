@@ -34,7 +34,7 @@ PREFIX = "mix_moe_"
 """Before the model type of the dense class."""
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"),
-    *("phi3", "glm", "glm4", "gpt_neox", "opt"),
+    *("phi3", "glm", "glm4", "gpt2", "gpt_neox", "opt"),
 )
 """Types that `register()` knows without being told; any other dense type is registered by its name."""
 GROUPED_MULTIPLE = 8
