@@ -134,6 +134,8 @@ def test_other_methods_and_router_alignment(place, plan):
 def test_evaluation_on_the_task_with_steering_and_controls(place, plan):
     for name, flags in {"task": [1], "lot": [1, "--control", "random"], "off": [0]}.items():
         run("steer", plan, "--strength", *flags, "--out", place / f"{name}.json")
+    rules = [dragoman.steer(plan, rule=rule, out=place / f"{rule}.json") for rule in ("soft", "hard", "shared")]
+    assert [how.strength for how in rules] == [0.5, 1, 0.022], "what the papers take"
     model = str(place / "model")
     files = [place / f"{name}.json" for name in ("task", "lot", "off")]
     run("evaluate", model, "--task", "next", "--languages", "en", "ca", "--corpus", place / "text.tsv.gz", "--segments",
@@ -142,6 +144,7 @@ def test_evaluation_on_the_task_with_steering_and_controls(place, plan):
     found = record["task_accuracy"]
     assert list(found) == [f"{model}+task", f"{model}+lot", f"{model}+off", model]
     assert found[f"{model}+off"] == found[model], "no strength, no change"
+    assert record["steering"] == {str(file): json.loads(file.read_text()) for file in files}
     assert set(found[model]) == {"en", "ca"} and record["task"]["items"] == 20
     assert [c["b"] for c in record["comparisons"] if c["language"] == "ca"] == list(found)[1:]
     assert "bits_per_byte" not in record
@@ -262,8 +265,18 @@ def test_mistakes_with_tasks(place, settings):
         dragoman.categorize(model, targets=("ca",), items=0, shots=-1, **settings)
     with pytest.raises(ConfigError, match="into has no effect on the task next"):
         dragoman.categorize(model, targets=("ca",), into="de", **settings)
-    with pytest.raises(ConfigError, match="a threshold has no effect"):
-        dragoman.categorize(model, targets=("ca",), threshold=3.0, **settings)
+    for idle in ({"threshold": 3.0}, {"metric": "ter"}):
+        with pytest.raises(ConfigError, match="threshold and metric have no effect"):
+            dragoman.categorize(model, targets=("ca",), **idle, **settings)
+    for name in ("nosuch", "off_target", "length_ratio", "task_accuracy", "bits_per_byte"):
+        with pytest.raises(ConfigError, match=f"{name} does not judge a translation by its reference; take"):
+            dragoman.categorize(model, task="translation", targets=("ca",), into="de", metric=name, **settings)
+    with pytest.raises(ConfigError, match="threshold is nan, not a finite number"):
+        dragoman.categorize(model, targets=("ca",), threshold=float("nan"), **settings)
+    with pytest.raises(ConfigError, match="next has groups of 4 items that share their options; ask for 4 or more"):
+        dragoman.categorize(model, targets=("ca",), items=3, **settings)
+    with pytest.raises(DataError, match=r"do not fit into the model's context of 64 tokens \(\d+ of \d+ in en, as "):
+        dragoman.categorize(model, targets=("ca",), shots=3, **settings)
     with pytest.raises(ConfigError, match="the task text has no answers to judge"):
         dragoman.categorize(model, task="text", targets=("ca",), **settings)
 
@@ -305,6 +318,12 @@ def test_mistakes_with_methods(place, categorized, plan, settings):
         dragoman.adapt(model, target="ca", method="ra_moe", **settings)
     with pytest.raises(ConfigError, match="seed has no effect without a control"):
         dragoman.steer(plan, seed=1)
+    with pytest.raises(ConfigError, match="seed is -1, at least 0"):
+        dragoman.steer(plan, control="random", seed=-1)
+    with pytest.raises(ConfigError, match="seed is -1, at least 0"):
+        align(seed=-1)
+    with pytest.raises(ConfigError, match="align is one of ci, all, not 'right'"):
+        align(align="right")
     with pytest.raises(ModelError, match="no Mixture-of-Experts layers"):
         dragoman.align(str(place / "dense"), target="ca", method="sara", align="all", **settings)
 

@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 import dragoman
 from dragoman.commands import tasking
 from dragoman.corpora.quizzes import next_sentence
 from dragoman.errors import ConfigError, DataError, ModelError
-from dragoman.modeling import TextCodec, save_model
+from dragoman.modeling import TextCodec, moe_layers, save_model, tap_routers
 from tests.commands.test_align import two_sentences
 from tests.models import tiny
 from tests.texts import tokenizer
@@ -51,17 +53,29 @@ def test_examples_come_from_other_items(place, tmp_path):
     on_dev = tasking.open_task("next", ["ca"], corpus=corpus, split="dev", shots=2)
     assert on_dev.items["ca"][0].prompt.startswith(examples.items["ca"][0].prompt)
     assert not set(on_dev.keys()) & set(examples.keys())
-    rows = [json.dumps({"question": f"{n} + 1?", "answer_number": n + 1}) for n in range(3)]
-    for folder in (tmp_path, tmp_path / "examples"):
+
+    def write(folder, numbers):
         folder.mkdir(exist_ok=True)
+        rows = [json.dumps({"question": f"{n} + 1?", "answer_number": n + 1}) for n in numbers]
         for tag in ("en", "ca"):
             (folder / f"{tag}.jsonl").write_text("\n".join(rows) + "\n")
+
+    for folder, numbers in ((tmp_path, range(3)), (tmp_path / "examples", (0, 7, 8))):
+        write(folder, numbers)
+        write(tmp_path, range(0 if folder == tmp_path else 1, 3))
         settings = {"corpus": "help", "split": None}
         made = tasking.open_task(str(tmp_path), ["ca"], **settings, shots=1)
-        assert len(made) == (2 if folder == tmp_path else 3)
+        assert len(made) == 2
         assert made.items["ca"][-1].prompt == "Question: 0 + 1?\nAnswer: #### 1\n\nQuestion: 2 + 1?\nAnswer:"
-    with pytest.raises(DataError, match="has 3 examples for 4 shots, and 3 items are left; take fewer shots"):
+    with pytest.raises(DataError, match="has 3 examples for 4 shots, and 2 items are left; take fewer shots"):
         tasking.open_task(str(tmp_path), ["ca"], **settings, shots=4)
+    write(tmp_path / "examples", (7, 2))
+    with pytest.raises(DataError, match=r"1 examples in .* are items of the task, as line 2; an example is no item"):
+        tasking.open_task(str(tmp_path), ["ca"], **settings, shots=1)
+    for tag in ("en", "ca"):
+        (tmp_path / "examples" / f"{tag}.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
+    with pytest.raises(DataError, match="examples has items that are judged by exact, and those of the task number"):
+        tasking.open_task(str(tmp_path), ["ca"], **settings, shots=1)
     with pytest.raises(ConfigError, match="shots and chat have no effect on the task text"):
         tasking.open_task("text", ["ca"], corpus=corpus, split="train", shots=1)
 
@@ -84,3 +98,10 @@ def test_prompts_in_the_chat_template(place, tmp_path):
     assert tasking.answers_of(model, codec, few, tasking.task_of(few), "ca") != tasking.answers_of(
         model, codec, plain.part(slice(4)), tasking.task_of(few), "ca"
     )
+    routing = tasking.english_routing(model, codec, few, {})
+    rows = [ids for ids, _ in tasking.samples_of(codec, few, "en")]
+    with torch.no_grad(), tap_routers(model, moe_layers(model)) as seen:
+        model(torch.tensor([rows[0]]))
+    for layer, routed in enumerate(seen):
+        chosen_E = torch.bincount(routed.indices_TK[1:-1].flatten(), minlength=8).numpy()
+        np.testing.assert_array_equal(routing.segment_chosen_NLE["next"][0][layer], chosen_E)

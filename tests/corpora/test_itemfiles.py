@@ -56,6 +56,10 @@ def test_gsm8k_and_mgsm(tmp_path):
     assert made.items["bn"][0].answer == " ৬ * ৭ = ৪২ #### 42" and made.items["bn"][0].expected == "42"
     with pytest.raises(DataError, match=r"line 1 has the answer 42 in English and 43 in bn"):
         read_items(write(tmp_path, bn=[bengali | {"answer_number": 43}]))
+    for written in ("#### ४२", "#### 42.0", "#### 42,00"):
+        read_items(write(tmp_path, bn=[{"question": "?", "answer": written}]))
+    with pytest.raises(DataError, match=r"bn.jsonl: item 1: the answer is 'abc', which holds no number"):
+        read_items(write(tmp_path, bn=[{"question": "?", "answer": "#### abc"}]))
 
 
 def test_ifeval(tmp_path):
@@ -101,6 +105,9 @@ def test_bad_files_are_told(tmp_path):
     assert "item 1: there is neither ####" in message("i", en=[gsm])
     gsm["answer"] = "#### 1"
     assert "several kinds: {'de': 'gsm8k', 'en': 'mmlu'}" in message("j", en=[mmlu("x")], de=[gsm])
+    assert "line 1 has the answer C in English and D in de" in message("k", en=[mmlu("x")], de=[mmlu("x", 3)])
+    twice = message("l", en=[mmlu("x")], eng_Latn=[mmlu("y")], de=[mmlu("z")])
+    assert "several files of one language, en.jsonl, eng_Latn.jsonl; keep one of each" in twice
     with pytest.raises(DataError, match="there are no task items at"):
         read_items(tmp_path / "absent")
 

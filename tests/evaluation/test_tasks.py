@@ -3,11 +3,12 @@
 import pytest
 
 from dragoman.corpora.items import Item
+from dragoman.corpora.numbers import number_in
 from dragoman.errors import DataError
 from dragoman.evaluation.base import score
 from dragoman.evaluation.instructions import CHECKS, follows, require_checks
 from dragoman.evaluation.metrics import METRICS
-from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, TaskAccuracy, number_in
+from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, TaskAccuracy
 
 ITEM = Item("1", "d", "p", "a", options=("x", "y", "z", "w"), right=1)
 
@@ -23,6 +24,9 @@ ITEM = Item("1", "d", "p", "a", options=("x", "y", "z", "w"), right=1)
         ("1.234", 1234),
         ("0.125", 0.125),
         ("1,234,567", 1234567),
+        ("१,००,००० रुपये", 100000),
+        ("12,34,567.5", 1234567.5),
+        ("1,00", 1),
         ("-3", -3),
         ("10 - 3", 3),
         ("5-3", 3),
@@ -78,7 +82,7 @@ FOLLOWED = {
     "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "a\n***\nb", "a\nb"),
     "length_constraints:nth_paragraph_first_word": (
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"}, "a\n\nSo it is", "so\n\na"),
-    "keywords:existence": ({"keywords": ["file", "open"]}, "Open the File", "open the profile"),
+    "keywords:existence": ({"keywords": ["file", "open"]}, "Open the profile", "open the folder"),
     "keywords:forbidden_words": ({"forbidden_words": ["file"]}, "profile", "a file."),
     "keywords:frequency": ({"keyword": "a", "frequency": 2, "relation": "at least"}, "a A", "a"),
     "keywords:letter_frequency": (
@@ -103,6 +107,49 @@ FOLLOWED = {
     "language:response_language": (
         {"language": "de"}, "Das ist ein kurzer Satz in deutscher Sprache.", "This is a short English sentence."),
 }  # fmt: skip
+
+
+SPOKEN = [
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "किताब है", "मुझे किताब पसंद है"),
+    ("length_constraints:number_words", {"num_words": 4}, "我学中文", "我学习"),
+    ("length_constraints:number_sentences", {"num_sentences": 2}, "यह पहला है। यह दूसरा है।", "यह पहला है।"),
+    ("length_constraints:number_sentences", {"num_sentences": 2}, "هل هو هنا؟ نعم.", "نعم."),
+    ("keywords:existence", {"keywords": ["学习"]}, "我们每天都学习中文。", "我们每天都看书。"),
+    ("keywords:forbidden_words", {"forbidden_words": ["学习"]}, "我们每天都看书。", "我们每天都学习中文。"),
+    ("keywords:forbidden_words", {"forbidden_words": ["कि"]}, "किताब है", "उसने कहा कि हाँ"),
+    ("keywords:forbidden_words", {"forbidden_words": ["C++"]}, "C and C+", "in C++, too"),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "我们"},
+        "你好。\n\n「我们」走。",
+        "我们走。\n\n你好。",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "good", "bad"), SPOKEN)
+def test_instructions_in_other_scripts(name, arguments, good, bad):
+    assert follows(good, [(name, arguments)])
+    assert not follows(bad, [(name, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("keywords:existence", {"keywords": ["foo", 1]}, "keywords is a list of texts"),
+        ("keywords:existence", {"keywords": "foo"}, "keywords is a list of texts"),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": "2"}, "num_paragraphs is a whole number"),
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": 5},
+            "first_word is a text",
+        ),
+        ("language:response_language", {"language": "xx-klingon"}, "xx-klingon"),
+    ],
+)
+def test_arguments_of_another_type_are_told_before_any_answer(name, arguments, told):
+    with pytest.raises(DataError, match=told):
+        require_checks([(name, arguments)])
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -27,6 +27,7 @@ from dragoman.translation.strategist import Aids, Strategist
 
 if TYPE_CHECKING:
     from dragoman.commands.translate import Config
+    from dragoman.methods.steer import Steering
 
 APERTIUM = "apertium"
 DRAFTING = ("zero_shot", "instruct")
@@ -134,18 +135,26 @@ def strategist(
     return Strategist(engine, used, aids, plain, drafter)
 
 
-@contextlib.contextmanager
-def steered(config: Config, engine: Strategist) -> Iterator[None]:
-    """Within the block the local model is steered, if it should be."""
+def steering(config: Config) -> Steering | None:
+    """The file that says how the local model is steered, if it is."""
     if config.steer is None:
+        return None
+    from dragoman.commands.steer import opened
+
+    return opened(config.steer, config.model)
+
+
+@contextlib.contextmanager
+def steered(how: Steering | None, engine: Strategist) -> Iterator[None]:
+    """Within the block the local model is steered, if it should be."""
+    if how is None:
         yield
         return
-    from dragoman.commands.steer import opened
     from dragoman.methods.steer import steered
     from dragoman.translation.local import LocalEngine
 
     assert isinstance(engine.engine, LocalEngine)
-    with steered(engine.engine.model, opened(config.steer, config.model)):
+    with steered(engine.engine.model, how):
         yield
 
 

@@ -72,6 +72,8 @@ class Config:
             raise ConfigError(f"items is {self.items} and shots {self.shots}; at least 1 and 0")
         if REFERENCE in self.targets:
             raise ConfigError("English is what all others are compared with; leave en out of --targets")
+        if self.threshold is not None and not np.isfinite(self.threshold):
+            raise ConfigError(f"threshold is {self.threshold}, not a finite number")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def run(config: Config) -> dict[str, Any]:
     task = tasking.task_of(items, config.normalise, config.metric, config.threshold)
     chance = task.chance(items.items[REFERENCE])
     model, codec = open_both(config.model)
+    tasking.require_room(model, codec, items)
     out = claim_folder(config.out)
     answers = {g: tasking.answers_of(model, codec, items, task, g, config.quiet) for g in items.items}
     task = _with_threshold(task, answers[REFERENCE], items)

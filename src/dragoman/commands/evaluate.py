@@ -29,7 +29,7 @@ from dragoman.corpora.reading import read_lines
 from dragoman.corpora.testsets import open_test_set
 from dragoman.errors import ConfigError
 from dragoman.evaluation.metrics import METRICS, Metric
-from dragoman.record import claim_folder, environment, sha256, write_json
+from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.reporting.tables import FORMS, render, write_table
 
 FEW_UNITS = 30
@@ -237,6 +237,10 @@ def _score_models(config: Config, out: Path) -> Result:
     choices, items = _read_choices(config), open_items(config, corpus.languages)
     systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
+    for name, how in systems.values():
+        if name == config.model:
+            with how(opened[0]):  # told before anything is scored: a steering file that does not fit
+                pass
     claim_folder(out)  # nothing is written where a model cannot be opened
     scored: dict[str, Any] = {}
     for label, (name, how) in systems.items():
@@ -255,6 +259,7 @@ def _score_models(config: Config, out: Path) -> Result:
     if not items:
         left_out["task_accuracy"] = "it needs items: give --task"
     about = {"corpus": corpus.about, "models": _checksums(config)}
+    about |= {"steering": {file: read_json(Path(file)) for file in config.steer}}
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
     about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
     if items:

@@ -24,8 +24,9 @@ class Config:
     _: KW_ONLY
     rule: Literal["soft", "hard", "shared"] = "soft"
     """soft raises logits by their spread, hard forces experts on or off, shared weighs by the plan's statistics."""
-    strength: float = 0.5
-    """soft: standard deviations of a token's logits; hard: 1 on, -1 off; shared: share of the logit. 0 does nothing."""
+    strength: float | None = None
+    """soft: standard deviations of a token's logits (default 0.5); hard: 1 on (default), -1 off; shared: share of the
+    logit (default 0.022). 0 does nothing."""
     control: Literal["random", "elsewhere"] | None = None
     """Instead of the plan's experts, as many by lot: others of the same layers, or, as far as there is room, experts of
     other layers."""
@@ -37,18 +38,26 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed is not None and self.control is None:
             raise ConfigError("seed has no effect without a control; leave it out or give --control")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, at least 0")
 
 
 def run(config: Config) -> Steering:
     """Make a steering file of a plan, or of a control of that plan."""
-    from dragoman.methods.steer import steering
+    from dragoman.methods.steer import STRENGTHS, steering
 
     if config.out.exists():
         raise ConfigError(f"{config.out} exists; choose another file with --out, or remove it first")
     plan = ExpertPlan.load(config.plan)
     if config.control:
         plan = CONTROLS[config.control](plan, config.seed or 0)
-    how = steering(plan, config.rule, config.strength)
+    how = steering(plan, config.rule, STRENGTHS[config.rule] if config.strength is None else config.strength)
+    if config.rule == "shared" and "shared" not in (plan.planner, plan.settings.get("like")):
+        print(
+            f"dragoman: the rule shared weighs experts by their share of use, and takes the statistic of the planner "
+            f"{plan.planner} for it; plans with shares are those of the planner shared",
+            file=sys.stderr,
+        )
     how.save(config.out)
     return how
 

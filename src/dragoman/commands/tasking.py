@@ -19,6 +19,7 @@ from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.quizzes import GROUP, QUIZZES
 from dragoman.errors import ConfigError, DataError
+from dragoman.evaluation.base import Metric
 from dragoman.evaluation.instructions import require_checks
 from dragoman.evaluation.tasks import TASKS, ByLikelihood, ByMetric, Task, TaskAccuracy
 
@@ -49,7 +50,8 @@ def open_task(
     shots: int = 0,
     chat: bool = False,
 ) -> TaskItems:
-    """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many.
+    """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many;
+    of `next` and `heading` whole groups.
 
     shots: examples before every prompt, none of them an item; chat: for the model's chat template.
     Raises ConfigError for settings that have no effect, DataError where there are no such items.
@@ -73,6 +75,10 @@ def open_task(
         raise ConfigError(f"shots and chat have no effect on the task {name}, which has a form of its own")
     if shots:
         chosen = _with_examples(chosen, name, corpus, shots)
+    if name in QUIZZES and number is not None:
+        if number < GROUP:
+            raise ConfigError(f"{name} has groups of {GROUP} items that share their options; ask for {GROUP} or more")
+        number -= number % GROUP
     chosen = chosen.part(slice(number))
     return chosen.in_chat() if chat else chosen
 
@@ -91,6 +97,8 @@ def _with_examples(made: TaskItems, name: str, corpus: str, shots: int) -> TaskI
         own = not beside.is_dir()
         source = made if own else read_items(beside)
         source.require(languages)
+        if not own:
+            _require_examples(made, source, beside)
     rest = made.part(slice(shots * step, None)) if own else made
     examples = source.part(slice(0, shots * step, step))
     if len(examples) < shots or not len(rest):
@@ -99,6 +107,15 @@ def _with_examples(made: TaskItems, name: str, corpus: str, shots: int) -> TaskI
             "take fewer shots"
         )
     return rest.after(examples)
+
+
+def _require_examples(made: TaskItems, examples: TaskItems, folder: Path) -> None:
+    """DataError where they are of another kind, or are items that are answered."""
+    if examples.judged != made.judged:
+        raise DataError(f"{folder} has items that are judged by {examples.judged}, and those of the task {made.judged}")
+    asked = {item.prompt for item in made.items[REFERENCE]}
+    if same := [item.key for item in examples.items[REFERENCE] if item.prompt in asked]:
+        raise DataError(f"{len(same)} examples in {folder} are items of the task, as {same[0]}; an example is no item")
 
 
 def _of_corpus(name: str, corpus: NText, languages: Sequence[str], split: str, into: str) -> TaskItems:
@@ -131,21 +148,51 @@ def task_of(items: TaskItems, normalise: str = "", metric: str = "chrf", thresho
     """How the items are judged. normalise: of options, the task's own where empty; threshold: for translation, which
     has no right and wrong of its own.
     """
-    from dragoman.commands import measures
-
     if normalise and items.judged != "options":
         raise ConfigError(f"normalise {normalise} has no effect on the task {items.name}, which has no options")
     if items.judged == "text":
         raise ConfigError("the task text has no answers to judge; it is there to train on (dragoman align)")
     if items.judged == "translation":
-        made, _ = measures.metrics_for(items.into, (metric,))
-        return ByMetric(made[metric], float("nan") if threshold is None else threshold)
-    if threshold is not None:
-        raise ConfigError("a threshold has no effect on a task that has right and wrong answers; leave it out")
+        return ByMetric(_of_segments(metric, items.into), float("nan") if threshold is None else threshold)
+    if threshold is not None or metric != "chrf":
+        raise ConfigError("threshold and metric have no effect on a task of right and wrong answers; leave them out")
     return ByLikelihood(normalise or items.normalise) if items.judged == "options" else TASKS[items.judged]()
 
 
+def _of_segments(name: str, into: str) -> Metric:
+    """A metric that holds one translation against its reference; ConfigError for any other."""
+    from dragoman.commands import measures
+
+    others = (*measures.OF_WEIGHTS, *measures.OF_LIKELIHOODS, *measures.OF_ALIGNERS)
+    usable = [n for n, kind in measures.METRICS.items() if n not in others and _judges(kind)]
+    if name not in usable:
+        raise ConfigError(f"{name} does not judge a translation by its reference; take one of {', '.join(usable)}")
+    return measures.metrics_for(into, (name,))[0][name]
+
+
+def _judges(kind: Any) -> bool:
+    kind = getattr(kind, "func", kind)  # a class, or one with settings
+    return kind.needs == ("references",) and kind.higher_is_better is not None
+
+
 # Answers
+
+
+def require_room(model: PreTrainedModel, codec: TextCodec, items: TaskItems) -> None:
+    """DataError that counts the items whose prompt, or with an option, is longer than the model's context."""
+    from dragoman.modeling import context_length
+
+    context, faults = context_length(model), []
+    for g, chosen in items.items.items():
+        prompts = [len(ids) for ids, _ in samples_of(codec, items, g, answered=False)]
+        longest = [max(map(len, codec.encode(item.options)), default=1) for item in chosen]
+        if full := [x.key for x, p, o in zip(chosen, prompts, longest, strict=True) if p + o > context]:
+            faults.append(f"{len(full)} of {len(chosen)} in {g}, as {full[0]}")
+    if faults:
+        raise DataError(
+            f"items of the task {items.name} do not fit into the model's context of {context} tokens "
+            f"({'; '.join(faults)}); leave them out, or take fewer --shots"
+        )
 
 
 def answers_of(
@@ -308,7 +355,7 @@ def english_routing(
     read and not counted. None for a model without MoE layers.
     """
     answered = all(item.answer for item in items.items[REFERENCE])
-    rows = [ids[1:] for ids, _ in samples_of(codec, items, REFERENCE, answered)]
+    rows = [ids for ids, _ in samples_of(codec, items, REFERENCE, answered)]
     return _routing(model, codec, items.name, rows, about)
 
 
@@ -322,15 +369,17 @@ def plain_routing(
     if not items.into:
         return None
     texts = [text for item in items.items[REFERENCE] for text in (item.prompt, item.answer)]
-    return _routing(model, codec, PLAIN, codec.encode(texts), about)
+    return _routing(model, codec, PLAIN, [[codec.start_id, *ids] for ids in codec.encode(texts)], about)
 
 
 def _routing(
     model: PreTrainedModel, codec: TextCodec, name: str, rows: list[list[int]], about: dict[str, Any]
 ) -> RoutingTrace | None:
+    """Of rows whose first token, in a chat the template's, is read and not counted."""
     from dragoman.modeling import find_routers
     from dragoman.routing.capture import capture
 
     if not find_routers(model):
         return None
-    return capture(model, {name: rows}, codec=codec, count_special=False, about=about)
+    read: dict[str, Any] = {"codec": codec, "start_id": rows[0][0], "count_special": False}
+    return capture(model, {name: [ids[1:] for ids in rows]}, about=about, **read)

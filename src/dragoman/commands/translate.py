@@ -114,6 +114,7 @@ def run(config: Config) -> dict[str, Any]:
     names = [file.name for file in files]
     units = job.units_of(documents)
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
+    steering = aiding.steering(config)  # told before there is a journal
     if config.estimate:
         return environment() | about | _estimate(config, documents, units)
     helps = aiding.aids(config, languages, steps(config))
@@ -125,7 +126,7 @@ def run(config: Config) -> dict[str, Any]:
         asked = {key: unit for key, unit in units.items() if key not in known}
         before = sum(not a.faults for (unit, _), a in journal.attempts().items() if unit in asked)
         bar = tqdm(total=len(asked), initial=before, unit=" segments", disable=config.quiet, delay=2)
-        with aiding.steered(config, engine), bar:
+        with aiding.steered(steering, engine), bar:
             best = known | job.run(asked, engine, journal, languages, steps(config), doubts, bar.update)
             bar.update(len(asked) - bar.n)
     finally:

@@ -11,7 +11,8 @@ What a file holds is told by the fields of its first line:
     IFEval              {"key": 1000, "prompt": "...", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
                         and "response" where there is an answer to train on
 
-Items without a name of their own are named by their line, so such files have to be parallel line by line.
+Items without a name of their own are named by their line, so such files have to be parallel line by line; their right
+answers have to be the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 from dragoman.corpora.codes import tags_of
 from dragoman.corpora.items import Item, TaskItems, task_items
+from dragoman.corpora.numbers import number_in, same_number
 from dragoman.corpora.reading import read_lines
 from dragoman.errors import DataError
 
@@ -44,7 +46,7 @@ def read_items(path: Path) -> TaskItems:
     if not files:
         raise DataError(f"there are no task items at {path}; give {SHAPES_IN_WORDS}")
     found, shapes = {}, {}
-    for tag, file in zip(tags_of([f.name.split(".")[0] for f in files]), files, strict=True):
+    for tag, file in _by_language(path, files).items():
         rows = [_object(file, n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
         shapes[tag] = _shape(file, rows[0])
         found[tag] = list(_items(file, rows, SHAPES[shapes[tag]]))
@@ -52,9 +54,15 @@ def read_items(path: Path) -> TaskItems:
     if len(judged) > 1:
         raise DataError(f"the files of {path} are of several kinds: {shapes}; keep one task a folder")
     made = task_items(path.name, judged.pop(), found, about={"shapes": shapes})
-    if made.judged == "number":
-        _require_same_answers(path, made)
+    _require_same_answers(path, made)
     return made
+
+
+def _by_language(path: Path, files: list[Path]) -> dict[str, Path]:
+    tags = tags_of([f.name.split(".")[0] for f in files])
+    if twice := [f.name for f, tag in zip(files, tags, strict=True) if tags.count(tag) > 1]:
+        raise DataError(f"{path} has several files of one language, {', '.join(twice)}; keep one of each")
+    return dict(zip(tags, files, strict=True))
 
 
 class Shape(NamedTuple):
@@ -134,6 +142,8 @@ def _gsm(row: Row, line: int) -> Item:
     number = row.get("answer_number") if row.get("answer_number") is not None else marked and marked[1]
     if number is None:
         raise ValueError("there is neither #### with a number in the answer nor an answer_number")
+    if number_in(str(number)) is None:
+        raise ValueError(f"the answer is {number!r}, which holds no number")
     taught = f" {solution}" if solution and marked else f" {solution} #### {number}".replace("  ", " ")
     return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=str(number))
 
@@ -149,10 +159,15 @@ def _ifeval(row: Row, line: int) -> Item:
         raise ValueError(f"{len(names)} instructions and {len(arguments)} sets of arguments; one for each is needed")
     if odd := [given for given in arguments if not isinstance(given, (dict, NoneType))]:
         raise ValueError(f"kwargs has {odd[0]!r} where the arguments of an instruction are an object, or null")
-    kept = [{k: v for k, v in (given or {}).items() if v is not None} for given in arguments]
+    kept = [{k: _whole(v) for k, v in (given or {}).items() if v is not None} for given in arguments]
     pairs = tuple(zip(map(str, names), kept, strict=True))
     key = str(row["key"])
     return Item(key, key, f"{row['prompt']}\n", str(row.get("response") or ""), instructions=pairs)
+
+
+def _whole(value: Any) -> Any:
+    """2 for 2.0, as tables with empty cells have it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 SHAPES: dict[str, Shape] = {
@@ -171,11 +186,13 @@ SHAPES: dict[str, Shape] = {
 
 
 def _require_same_answers(path: Path, made: TaskItems) -> None:
-    """Lines are parallel only where the numbers are: a line that was lost shows here."""
+    """Lines are parallel only where numbers, or letters, are the same: a line that was lost shows here."""
     for tag, items in made.items.items():
         for item, english in zip(items, made.items["en"], strict=True):
-            if item.expected.replace(",", "") != english.expected.replace(",", ""):
+            same = made.judged != "number" or same_number(number_in(item.expected), number_in(english.expected))
+            if not same or (item.key.startswith("line ") and item.right != english.right):
+                there, here = (x.expected or x.answer.strip() for x in (english, item))
                 raise DataError(
-                    f"{path}: {item.key} has the answer {english.expected} in English and {item.expected} in {tag}; "
-                    "the files have to hold the same questions line by line"
+                    f"{path}: {item.key} has the answer {there} in English and {here} in {tag}; the files have to hold "
+                    "the same questions line by line"
                 )

@@ -132,7 +132,9 @@ def _made(name: str, corpus: NText, split: str, languages: Sequence[str], groups
             + (", with headings in rows whose key has hd_ behind #" if name == "heading" else "")
         )
     items = {g: [item for group in groups for item in _items(group, g)] for g in languages}
+    near = sum(len({pair.document for pair in group}) == 1 for group in groups)
     about = {"corpus": corpus.about.get("name"), "corpus_sha256": corpus.checksum(), "split": split}
+    about |= {"groups": len(groups), "groups_of_one_page": near}
     return task_items(name, "options", {REFERENCE: items[REFERENCE], **items}, normalise="pmi", about=about)
 
 

@@ -3,24 +3,32 @@
     ("length_constraints:number_words", {"relation": "at least", "num_words": 100})
 
 Source: Zhou et al. 2023 (IFEval, arXiv:2311.07911): names, arguments and what they ask for; strict, as the answer is.
-Differs: words are runs of letters and digits in any script, so a text without spaces counts characters of Chinese and
-Japanese one by one; sentences end in . ! ? or 。！？; the language of an answer is py3langid's. Written anew.
+Differs: words are runs of letters, marks and digits in any script; Chinese and Japanese count character by character,
+Thai, Lao, Khmer and Burmese by what stands between spaces. A forbidden word is found as a word, in these scripts
+anywhere. Sentences end in . ! ? or such a mark of another script; the language of an answer is py3langid's.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import regex as re
 
 from dragoman.errors import DataError
 from dragoman.evaluation.rates import OffTarget
 
-WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’-][^\W_]+)*")
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}"
+"""Scripts of which each character counts as a word."""
+UNSPACED = re.compile(rf"[{ALONE}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]")
+LETTER = r"[\p{L}\p{M}\p{N}]"
+WORDS = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}]){LETTER})+(?:['’-](?:(?![{ALONE}]){LETTER})+)*")
+SENTENCE_ENDS = re.compile(r"[.!?؟۔।॥။።։]+(?=\s|$)|[。！？]+")
+LISTS = ("keywords", "forbidden_words")
+"""Arguments that are lists of texts; of the others those with a number are told by their names, the rest are texts."""
 Check = Callable[..., bool]
-
 
 Instruction = tuple[str, Mapping[str, Any]]
 """Name and arguments."""
@@ -43,18 +51,29 @@ def require_checks(instructions: Sequence[Instruction]) -> None:
 
 
 def _fault(name: str, given: Mapping[str, Any]) -> str:
-    """What is wrong with the arguments; the check is tried on a text, as their types are known to it alone."""
+    """What is wrong with the arguments; with the right types the check is tried on a text, as it knows their values."""
     try:
         inspect.signature(CHECKS[name]).bind("", **given)
+        if odd := [f"{n} is {wanted}" for n, value in given.items() if (wanted := _wanted(n, value))]:
+            raise TypeError(", ".join(odd))
         CHECKS[name]("A text. ", **given)
-    except (TypeError, AttributeError, ValueError) as e:
+    except (TypeError, ValueError, DataError) as e:
         return f"{json.dumps(given, ensure_ascii=False)}: {e}"
     return ""
 
 
+def _wanted(name: str, value: Any) -> str:
+    """What an argument is to be; empty where it is."""
+    if name in LISTS:
+        return "" if isinstance(value, list) and all(isinstance(x, str) for x in value) else "a list of texts"
+    if name.startswith(("num_", "nth_")) or name.endswith("frequency"):
+        return "" if type(value) is int and value >= 0 else "a whole number"
+    return "" if isinstance(value, str) and value else "a text"
+
+
 def _holds(count: int, relation: str, number: int) -> bool:
     if relation not in ("at least", "less than"):
-        raise DataError(f"the relation {relation!r} of an instruction is neither `at least` nor `less than`")
+        raise ValueError(f"the relation {relation!r} is neither `at least` nor `less than`")
     return count >= number if relation == "at least" else count < number
 
 
@@ -63,7 +82,7 @@ def _number_words(answer: str, num_words: int, relation: str = "at least") -> bo
 
 
 def _number_sentences(answer: str, num_sentences: int, relation: str = "at least") -> bool:
-    return _holds(len([s for s in re.split(r"[.!?]+(?=\s|$)|[。！？]+", answer) if s.strip()]), relation, num_sentences)
+    return _holds(len([s for s in SENTENCE_ENDS.split(answer) if s.strip()]), relation, num_sentences)
 
 
 def _paragraphs(answer: str, num_paragraphs: int) -> bool:
@@ -73,12 +92,26 @@ def _paragraphs(answer: str, num_paragraphs: int) -> bool:
 
 def _first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     parts = [part.strip() for part in answer.split("\n\n") if part.strip()]
-    words = WORDS.findall(parts[nth_paragraph - 1]) if len(parts) == num_paragraphs >= nth_paragraph else []
-    return bool(words) and words[0].casefold() == first_word.casefold()
+    part = parts[nth_paragraph - 1] if len(parts) == num_paragraphs >= nth_paragraph >= 1 else ""
+    first, wanted = WORDS.search(part), first_word.casefold()
+    if first is None or UNSPACED.match(first_word):
+        return first is not None and part[first.start() :].casefold().startswith(wanted)
+    return first[0].casefold() == wanted
 
 
-def _has(answer: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) is not None
+def _contains(answer: str, text: str) -> bool:
+    return re.search(re.escape(text), answer, re.IGNORECASE) is not None
+
+
+def _has_word(answer: str, word: str) -> bool:
+    """Whether it stands by itself: no letter before or behind, but where words have no spaces between them."""
+    before = "" if UNSPACED.match(word) else f"(?<!{LETTER}|_)"
+    behind = "" if UNSPACED.match(word[-1:]) else f"(?!{LETTER}|_)"
+    return re.search(f"{before}{re.escape(word)}{behind}", answer, re.IGNORECASE) is not None
+
+
+def _forbidden(answer: str, forbidden_words: Sequence[str]) -> bool:
+    return not any(_has_word(answer, word) for word in forbidden_words)
 
 
 def _frequency(answer: str, keyword: str, frequency: int, relation: str = "at least") -> bool:
@@ -143,8 +176,8 @@ CHECKS: dict[str, Check] = {
     "length_constraints:number_sentences": _number_sentences,
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:nth_paragraph_first_word": _first_word,
-    "keywords:existence": lambda answer, keywords: all(_has(answer, word) for word in keywords),
-    "keywords:forbidden_words": lambda answer, forbidden_words: not any(_has(answer, w) for w in forbidden_words),
+    "keywords:existence": lambda answer, keywords: all(_contains(answer, word) for word in keywords),
+    "keywords:forbidden_words": _forbidden,
     "keywords:frequency": _frequency,
     "keywords:letter_frequency": _letters,
     "detectable_format:json_format": _json,

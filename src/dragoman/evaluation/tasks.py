@@ -8,7 +8,6 @@ A task is an entry of `TASKS`, found by what its items say (`TaskItems.judged`).
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dragoman.corpora.items import Item
+from dragoman.corpora.numbers import number_in, same_number
 from dragoman.errors import DataError
 from dragoman.evaluation.base import Metric, ratio, score
 from dragoman.evaluation.instructions import follows
@@ -82,7 +82,7 @@ class ByNumber(_Generated):
         found, expected = number_in(answer), number_in(item.expected)
         if expected is None:
             raise DataError(f"item {item.key} expects {item.expected!r}, which holds no number; leave it out")
-        return float(found is not None and abs(found - expected) <= 1e-6 * max(1.0, abs(expected)))
+        return float(same_number(found, expected))
 
 
 class ByExactMatch(_Generated):
@@ -159,32 +159,6 @@ class TaskAccuracy(Metric):
 
 
 # Texts
-
-
-GROUPED = re.compile(r"[1-9]\d{0,2}(?:[,.'’\u00a0\u202f\u066c]\d{3})+")
-NUMBER = re.compile(r"(?:(?<!\d)[-−])?(?:[1-9]\d{0,2}(?:[,.'’\u00a0\u202f\u066c]\d{3})+|\d+)(?:[.,\u066b]\d+)?(?![\d])")
-
-
-def number_in(text: str) -> float | None:
-    """The number behind the last ####, or else the last number; None where there is none.
-
-    Digits of any script. A separator before groups of exactly three digits groups thousands, whichever it is; another
-    one is decimal: 1,234 and 1.234 are 1234, 12.50 and 12,50 are 12.5, 0.125 is an eighth.
-    """
-    digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-    marked = digits.rpartition("####")
-    found = NUMBER.findall(marked[2]) if marked[1] else []
-    picked = found[:1] or NUMBER.findall(digits)[-1:]
-    return _value(picked[0]) if picked else None
-
-
-def _value(text: str) -> float:
-    sign = -1.0 if text[0] in "-−" else 1.0
-    text = text.lstrip("-−")
-    grouped = GROUPED.match(text)
-    whole = re.sub(r"\D", "", grouped[0]) if grouped else re.match(r"\d+", text)[0]  # type: ignore[index]
-    rest = text[len(grouped[0] if grouped else whole) :]
-    return sign * float(f"{whole}.{rest[1:] or 0}")
 
 
 def _plain(text: str) -> str:

@@ -98,7 +98,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with np.load(path) as kept:
             share_NLE, checksum = kept["share_NLE"], str(kept["sha256"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         share_NLE, checksum = np.zeros(0), ""
     if sha256(share_NLE.tobytes()) != checksum:
         raise DataError(f"the kept English routing {path} is damaged: its checksum does not fit; remove it")

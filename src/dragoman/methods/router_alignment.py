@@ -16,6 +16,7 @@ Trains: everything before the last aligned router; by choice routers or everythi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from dragoman.methods.alignment import (
     sequence_means,
 )
 from dragoman.methods.reference import base_routing, padded
-from dragoman.modeling import Routed, hidden_states, moe_layers, score_names
+from dragoman.modeling import Routed, moe_layers, score_names
 from dragoman.routing.plan import ExpertPlan
 
 STARTS_AT_BASE = True
@@ -122,8 +123,14 @@ def _trained_source(
         before, chosen = len(routed), [pairs.english[n] for n in items_B]
         ids_BS, mask_BS = padded([ids for ids, _ in chosen], pairs.pad_id)
         counted_BS = torch.from_numpy(counted_tokens(chosen, sequence, ids_BS.shape[1])).to(model.device)
-        hidden_states(model, ids_BS.to(model.device), mask_BS.to(model.device))
+        _pass(model, ids_BS.to(model.device), mask_BS.to(model.device))
         seen = sorted((r for r in routed[before:] if r.row in rows), key=lambda r: rows.index(r.row))
         return sequence_means(seen, [scores[r.row] for r in seen], counted_BS)
 
     return read
+
+
+def _pass(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> None:
+    """Through the model's own forward, which training wraps in autocast: both sides are in one precision."""
+    least = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
+    model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False, **least)

@@ -46,6 +46,8 @@ NOT_LINEAR = (
 )
 
 Rule = Literal["soft", "hard", "shared"]
+STRENGTHS: Mapping[str, float] = {"soft": 0.5, "hard": 1.0, "shared": 0.022}
+"""Rule -> its usual strength, that of its paper."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,14 @@ def _faults(how: Steering) -> list[str]:
         faults.append(f"the strength is {how.strength!r}, not a finite number")
     elif how.rule == "hard" and how.strength not in (-1, 0, 1):
         faults.append(f"hard steering forces experts on (strength 1) or off (-1), it has no strength {how.strength}")
+    if not how.experts:
+        faults.append("there are no experts to steer")
+    if foreign := sorted({*how.shares} - ({*how.experts} if how.rule == "shared" else set())):
+        faults.append(f"layers {foreign} have shares, and none of their experts is steered by its share")
     for layer, ids in how.experts.items():
         there, shares = how.num_experts.get(layer, 0), how.shares.get(layer, ())
+        if not ids or len(set(ids)) < len(ids):
+            faults.append(f"layer {layer} has the experts {list(ids)}; one or more, each once")
         if odd := [e for e in ids if type(e) is not int or not 0 <= e < there]:
             faults.append(f"layer {layer} has {there} experts, so there is no expert {odd[0]!r} in it")
         if how.rule == "shared" and not (len(shares) == len(ids) and all(map(_finite, shares))):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling import linear_maps, moe_layers, upstream_parameters
 
 Part = Literal["routers", "lora", "upstream", "full"]
@@ -25,7 +25,7 @@ def require_part(train: Part, rank: int | None) -> None:
 
 
 def let_train(model: PreTrainedModel, train: Part, rank: int | None = None, last_layer: int | None = None) -> None:
-    """Freeze what does not train, in place; the model computes what it did.
+    """Freeze what does not train, in place; the model computes what it did. ModelError where routers cannot be told.
 
     last_layer: model layer whose router is the last thing to train under `upstream`.
     Source of LoRA: Hu et al. 2021 (arXiv:2106.09685), here that of the package peft, on every linear map of attention.
@@ -45,6 +45,11 @@ def _own(model: PreTrainedModel, train: Part, last_layer: int | None) -> list[nn
     layers = moe_layers(model)
     if train == "upstream":
         return upstream_parameters(model, next(layer for layer in layers if layer.layer_id == last_layer))
+    if whole := [layer.layer_id for layer in layers if layer.experts is layer.router]:
+        raise ModelError(
+            f"the routers of layers {', '.join(map(str, whole))} are one module with their experts, so they do not "
+            "train alone; train full"
+        )
     return [p for layer in layers for p in layer.router.parameters()]
 
 
