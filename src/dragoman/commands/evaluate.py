@@ -11,16 +11,16 @@ many to read: `{"documents": {metric: {label: [N]}}, "sums": {system: {metric: {
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dragoman.commands import Switch, Tags, measures, require_sample, scoring
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.tasking import add_task, open_items, systems_of
+from dragoman.commands.tasking import Installed, add_task, open_items, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -31,6 +31,9 @@ from dragoman.errors import ConfigError
 from dragoman.evaluation.metrics import METRICS, Metric
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.reporting.tables import FORMS, render, write_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FEW_UNITS = 30
 """Documents (or segments) under which intervals and p-values promise too much."""
@@ -237,10 +240,7 @@ def _score_models(config: Config, out: Path) -> Result:
     choices, items = _read_choices(config), open_items(config, corpus.languages)
     systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
-    for name, how in systems.values():
-        if name == config.model:
-            with how(opened[0]):  # told before anything is scored: a steering file that does not fit
-                pass
+    _try_on(opened[0], [how for name, how in systems.values() if name == config.model])
     claim_folder(out)  # nothing is written where a model cannot be opened
     scored: dict[str, Any] = {}
     for label, (name, how) in systems.items():
@@ -258,8 +258,7 @@ def _score_models(config: Config, out: Path) -> Result:
         left_out["option_accuracy"] = "it needs items: give --choices"
     if not items:
         left_out["task_accuracy"] = "it needs items: give --task"
-    about = {"corpus": corpus.about, "models": _checksums(config)}
-    about |= {"steering": {file: read_json(Path(file)) for file in config.steer}}
+    about = {"corpus": corpus.about} | _systems(config)
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
     about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
     if items:
@@ -268,10 +267,18 @@ def _score_models(config: Config, out: Path) -> Result:
     return scored, left_out, about
 
 
-def _checksums(config: Config) -> dict[str, str | None]:
+def _try_on(model: PreTrainedModel, installed: Sequence[Installed]) -> None:
+    """Raises what a steering file that does not fit raises, before anything is scored."""
+    for how in installed:
+        with how(model):
+            pass
+
+
+def _systems(config: Config) -> dict[str, Any]:
     from dragoman.modeling import model_checksum
 
-    return {name: model_checksum(name) for name in (config.model, *config.against)}
+    models = {name: model_checksum(name) for name in (config.model, *config.against)}
+    return {"models": models, "steering": {file: read_json(Path(file)) for file in config.steer}}
 
 
 def _text(config: Config) -> tuple[NText, dict[str, tuple[str, str]]]:
