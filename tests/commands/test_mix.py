@@ -20,7 +20,7 @@ from tests.texts import corpus, tokenizer
 STEPS = training.Config(steps=3, batch=4, micro_batch=4, warmup=1, decay=1, balance=0.01, precision="fp32")
 
 
-EVEN = replace(STEPS, balance=0.0)
+EVEN, MORE = replace(STEPS, balance=0.0), replace(STEPS, balance=0.02)
 
 
 def small():
@@ -259,9 +259,12 @@ def test_rows_of_old_and_new_languages_take_turns(folder):
         ({"languages": ("en",), "method": "lora", "rank": 3, "parameters": 9, "training": EVEN}, "say the same"),
         ({"stage": 1, "languages": ("en",), "old": ("en",)}, "stage 2 of moe_lpr alone"),
         ({"stage": 2, "languages": ("en",), "method": "moe_lpr"}, "needs old languages"),
-        ({"languages": ("en",), "method": "full"}, "full trains without a load balance here"),
+        ({"languages": ("en",), "method": "full", "training": MORE}, "full trains without a load balance: leave"),
         ({"stage": 1, "languages": ("en",), "method": "moe_lpr", "lpr": 0.2}, "old, lpr and lpr_mode have"),
-        ({"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",)}, "no load balance beside its loss"),
+        (
+            {"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",), "training": MORE},
+            "moe_lpr trains without a load balance in stage 2: leave training.balance out",
+        ),
         ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )

@@ -199,7 +199,13 @@ def test_routers_are_balanced_whatever_else_is_set(monkeypatch):
         raise DataError("seen")
 
     monkeypatch.setattr(mix, "run_stage", refuse)
+    line = ["mix", "train", "x", "--out", "y", "--languages", "en"]
     for flags in ([], ["--training.steps", "300"], ["--training.balance", "0"]):
         with pytest.raises(DataError, match="seen"):
-            cli.run(["mix", "train", "x", "--out", "y", "--stage", "1", "--languages", "en", *flags])
+            cli.run([*line, "--stage", "1", *flags])
     assert [(how.balance, how.steps) for how in seen] == [(0.01, 100), (0.01, 300), (0.0, 100)]
+    review = ["--method", "moe_lpr", "--stage", "2", "--old", "en", "--training.steps", "300"]
+    for flags in (["--method", "lora"], review):
+        with pytest.raises(DataError, match="seen"):
+            cli.run([*line, *flags])
+    assert [(how.balance, how.steps) for how in seen[3:]] == [(0.0, 100), (0.0, 300)], "these have none"

@@ -19,7 +19,7 @@ from dragoman.commands import Dtype, Numbers, Tags, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_shares import shares_of, told
-from dragoman.commands.mixing_text import STAGED, Train, Training, require_room, require_scorable, sample_of, stage_rows
+from dragoman.commands.mixing_text import STAGED, Train, require_room, require_scorable, sample_of, stage_rows
 from dragoman.commands.resuming import checkpoint_folder, claim, unclaim
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, DataError, UserError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 app = App(name="mix")
 CHANGEABLE = ("checkpoint_minutes", "checkpoint_steps", "report_to", "expert_parallel")
 """Settings of the training that no loss depends on."""
-ANY: dict[str, Any] = {"method": "full", "languages": ("en",), "training": Training(balance=0.0)}
+ANY: dict[str, Any] = {"method": "full", "languages": ("en",)}
 """Makes a config of defaults that is possible."""
 
 

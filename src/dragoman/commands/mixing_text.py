@@ -6,7 +6,7 @@ Shape letters: N rows, S tokens per row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ METHODS = ("mix_moe", "moe_lpr", "full", "lora")
 STAGED = METHODS[:2]
 SHARED = 4
 """Segments that router shares are measured on, at least."""
+BALANCE = 0.01
+"""Weight of the load balance, where there is one."""
 LPR = 0.1
 """Weight of MoE-LPR's loss, the paper's."""
 Sample = tuple[list[int], int]
@@ -37,8 +39,8 @@ Directions = Mapping[str, tuple[str, str]]
 class Training(training.Config):
     """How to train, routers balanced: a default of the field alone would be lost where any other setting is given."""
 
-    balance: float = 0.01
-    """Weight of the load-balance loss, per MoE layer; 0 for full, lora and stage 2 of moe_lpr."""
+    balance: float = BALANCE
+    """Weight of the load-balance loss, per MoE layer; full, lora and stage 2 of moe_lpr have none."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Train:
 
     def __post_init__(self) -> None:
         require_sample(self.segments, self.seed)
+        if not self.balances and self.training.balance == BALANCE:
+            object.__setattr__(self, "training", replace(self.training, balance=0.0))
         if self.method not in METHODS:
             raise ConfigError(f"there is no method {self.method!r} here; there are {', '.join(METHODS)}")
         if self.method == "mix_moe" and self.stage == 1 and self.directions:
@@ -110,6 +114,11 @@ class Train:
         faults = self._faults()
         if faults:
             raise ConfigError(f"this cannot be trained: {'; '.join(faults)}")
+
+    @property
+    def balances(self) -> bool:
+        """Whether routers have a load balance."""
+        return self.method in STAGED and not self.reviews
 
     @property
     def reviews(self) -> bool:
@@ -132,12 +141,12 @@ class Train:
             f"old languages {', '.join(self.old)} are not all in the text": lpr
             and not set(self.old) <= set(self.languages),
             f"block is {self.block}, at least 8": self.block < 8,
-            f"{self.method} trains without a load balance here: set training.balance to 0": not staged
+            f"{self.method} trains without a load balance{' in stage 2' * lpr}: leave training.balance out": not (
+                self.balances
+            )
             and bool(self.training.balance),
             f"{self.method} trains without a z-loss of routers here: set training.z_loss to 0": not staged
             and bool(self.training.z_loss),
-            "stage 2 of moe_lpr has no load balance beside its loss: set training.balance to 0": lpr
-            and bool(self.training.balance),
             f"segments is {self.segments}, at least {SHARED}: the placebo compares halves": self.segments < SHARED
             and self.method == "mix_moe",
             f"{self.method} has no stages: leave stage out": not staged and self.stage is not None,
