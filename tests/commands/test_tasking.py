@@ -1,6 +1,7 @@
 """What commands share that run a task: options by pmi, examples before prompts, chat templates."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,3 +106,27 @@ def test_prompts_in_the_chat_template(place, tmp_path):
     for layer, routed in enumerate(seen):
         chosen_E = torch.bincount(routed.indices_TK[1:-1].flatten(), minlength=8).numpy()
         np.testing.assert_array_equal(routing.segment_chosen_NLE["next"][0][layer], chosen_E)
+
+
+def test_numbers_and_exact_answers_are_what_the_model_goes_on_with(place, tmp_path):
+    """Oracle: `generate` of transformers, one prompt at a time."""
+    model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
+    rows = [{"question": f"the house {n}?", "answer_number": n} for n in range(3)]
+    for tag in ("en", "ca"):
+        (tmp_path / f"{tag}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    made = tasking.open_task(str(tmp_path), ["ca"], corpus="help", split=None)
+    for judged, most in (("number", tasking.MAX_NEW), ("exact", 20)):
+        items = replace(made, judged=judged)
+        found = tasking.answers_of(model, codec, items, tasking.task_of(items), "ca")
+        for item, answer in zip(items.items["ca"], found, strict=True):
+            ids = [codec.start_id, *codec.encode([item.prompt])[0]]
+            length = min(len(ids) + most + (2 * len(ids) if judged == "exact" else 0), 64)
+            stops = {"eos_token_id": codec.end_id, "pad_token_id": codec.pad_id}
+            out = model.generate(torch.tensor([ids]), max_length=length, do_sample=False, **stops)
+            text = codec.decode(out[0, len(ids) :].tolist())
+            expected = " ".join(text.split("\n")[0].split()) if judged == "exact" else text.split("\nQuestion:")[0]
+            assert answer == expected and len(answer) > 3
+        right = [replace(item, expected=answer) for item, answer in zip(items.items["ca"], found, strict=True)]
+        if judged == "exact":
+            assert tasking.points_of(tasking.task_of(items), found, right).tolist() == [1, 1, 1]
+        assert tasking.points_of(tasking.task_of(items), ["no"] * 3, items.items["ca"]).tolist() == [0, 0, 0]

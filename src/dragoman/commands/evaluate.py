@@ -20,7 +20,7 @@ import numpy as np
 
 from dragoman.commands import Switch, Tags, measures, require_sample, scoring
 from dragoman.commands.directions import parse_directions
-from dragoman.commands.tasking import Installed, add_task, open_items, systems_of
+from dragoman.commands.tasking import Installed, add_task, open_items, require_room, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
@@ -34,6 +34,9 @@ from dragoman.reporting.tables import FORMS, render, write_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from dragoman.corpora.items import TaskItems
+    from dragoman.modeling import TextCodec
 
 FEW_UNITS = 30
 """Documents (or segments) under which intervals and p-values promise too much."""
@@ -240,7 +243,7 @@ def _score_models(config: Config, out: Path) -> Result:
     choices, items = _read_choices(config), open_items(config, corpus.languages)
     systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
-    _try_on(opened[0], [how for name, how in systems.values() if name == config.model])
+    _require_ready(*opened, [how for name, how in systems.values() if name == config.model], items)
     claim_folder(out)  # nothing is written where a model cannot be opened
     scored: dict[str, Any] = {}
     for label, (name, how) in systems.items():
@@ -267,11 +270,15 @@ def _score_models(config: Config, out: Path) -> Result:
     return scored, left_out, about
 
 
-def _try_on(model: PreTrainedModel, installed: Sequence[Installed]) -> None:
-    """Raises what a steering file that does not fit raises, before anything is scored."""
+def _require_ready(
+    model: PreTrainedModel, codec: TextCodec, installed: Sequence[Installed], items: TaskItems | None
+) -> None:
+    """Before anything is scored, raise what a steering file that does not fit raises, or an item without room."""
     for how in installed:
         with how(model):
             pass
+    if items is not None:
+        require_room(model, codec, items)
 
 
 def _systems(config: Config) -> dict[str, Any]:
