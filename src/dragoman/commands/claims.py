@@ -33,10 +33,8 @@ from dragoman.evaluation import significance
 LEVEL = 0.05
 RESAMPLES = 2000
 ABOUT = ("id", "paper", "source", "ours")
-KEYS = (
-    *(*ABOUT, "family", "a", "b"),
-    *("measure", "margin", "targets", "seeds", "effect", "better", "predictor", "untestable"),
-)
+KEYS = (*ABOUT, "family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "predictor",
+        "untestable")  # fmt: skip
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
 Join = Callable[..., np.ndarray]
