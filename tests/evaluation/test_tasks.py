@@ -82,7 +82,7 @@ FOLLOWED = {
     "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "a\n***\nb", "a\nb"),
     "length_constraints:nth_paragraph_first_word": (
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"}, "a\n\nSo it is", "so\n\na"),
-    "keywords:existence": ({"keywords": ["file", "open"]}, "Open the profile", "open the folder"),
+    "keywords:existence": ({"keywords": ["file", "open"]}, "Open the File", "open the profile"),
     "keywords:forbidden_words": ({"forbidden_words": ["file"]}, "profile", "a file."),
     "keywords:frequency": ({"keyword": "a", "frequency": 2, "relation": "at least"}, "a A", "a"),
     "keywords:letter_frequency": (

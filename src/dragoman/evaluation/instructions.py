@@ -4,8 +4,9 @@
 
 Source: Zhou et al. 2023 (IFEval, arXiv:2311.07911): names, arguments and what they ask for; strict, as the answer is.
 Differs: words are runs of letters, marks and digits in any script; Chinese and Japanese count character by character,
-Thai, Lao, Khmer and Burmese by what stands between spaces. A forbidden word is found as a word, in these scripts
-anywhere. Sentences end in . ! ? or such a mark of another script; the language of an answer is py3langid's.
+Thai, Lao, Khmer and Burmese by what stands between spaces. Keywords, asked for or forbidden, are found as words (the
+release finds the first kind within others, too), in these scripts anywhere. Sentences end in . ! ? or such a mark of
+another script; the language of an answer is py3langid's.
 """
 
 from __future__ import annotations
@@ -99,10 +100,6 @@ def _first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word
     return first[0].casefold() == wanted
 
 
-def _contains(answer: str, text: str) -> bool:
-    return re.search(re.escape(text), answer, re.IGNORECASE) is not None
-
-
 def _has_word(answer: str, word: str) -> bool:
     """Whether it stands by itself: no letter before or behind, but where words have no spaces between them."""
     before = "" if UNSPACED.match(word) else f"(?<!{LETTER}|_)"
@@ -176,7 +173,7 @@ CHECKS: dict[str, Check] = {
     "length_constraints:number_sentences": _number_sentences,
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:nth_paragraph_first_word": _first_word,
-    "keywords:existence": lambda answer, keywords: all(_contains(answer, word) for word in keywords),
+    "keywords:existence": lambda answer, keywords: all(_has_word(answer, word) for word in keywords),
     "keywords:forbidden_words": _forbidden,
     "keywords:frequency": _frequency,
     "keywords:letter_frequency": _letters,
