@@ -65,6 +65,29 @@ def test_help_becomes_a_table_with_provenance(offline, tmp_path):
     assert sum(about["cleaning"]["rows_after"].values()) == len(text)
 
 
+def test_rows_of_a_page_stand_in_the_order_of_the_english_page(made, offline, tmp_path):
+    """Not in that of their names, nor in that of the package which comes first; lost headings are named."""
+    spoken = {"de": "Wählen Sie im Menü {} und dort {}.", "en-US": "Choose {} in the menu and there {}."}
+    blocks = {
+        "en-US": ("hd_id9", "par_id8", "hd_id7", "hd_id6", "par_id5", "par_id4", "hd_id3", "par_id2", "par_id1"),
+        "de": ("par_id1", "par_id2", "hd_id3", "par_id4", "par_id5", "par_id8", "hd_id9"),
+    }
+    for language, names in blocks.items():
+        said = {n: spoken[language].format(NOUNS[int(n[-1])], NOUNS[int(n[-1]) - 2]) for n in names}
+        tags = {n: "h2" if n[0] == "h" or n == "par_id1" else "p" for n in names}
+        pages = {"a/x": made.page(language, *(f'<{tags[n]} id="{n}">{t}</{tags[n]}>' for n, t in said.items()))}
+        packages = offline / "debian" / "packages"
+        (packages / f"libreoffice-help-{language.lower()}_4%3a7.4.7_all.deb").write_bytes(
+            made.help_deb(language, pages)
+        )
+    text = load(fetch("help", tmp_path / "out", ["de"], offline, quiet=True))
+    found = [key.removeprefix("a/x#") for key in text.keys]
+    assert found == ["hd_id9", "par_id8", "par_id5", "par_id4", "hd_id3", "par_id2", "par_id1"], "7, 6: no German"
+    assert text.headless == {"a/x#par_id5", "a/x#par_id1"}, "under a heading that is lost, and one by its tag alone"
+    assert "headless" not in text.about, "records carry about"
+    assert load(text.save(tmp_path / "again.tsv")).headless == text.headless
+
+
 def test_fetching_twice_gives_the_same_bytes(offline, tmp_path):
     paths = [fetch("help", tmp_path / name, ["de"], offline, quiet=True) for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()

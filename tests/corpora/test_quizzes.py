@@ -1,6 +1,7 @@
 """Tasks of n-way text: groups by hand, and that the options alone give nothing away."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,35 @@ def test_headings_by_hand():
     for item in made.items["en"]:
         assert item.options[item.right] == f"Head {item.document}" == item.answer
         assert item.prompt == f"Do {item.document}. Then {item.document}.\n"
+
+
+def page(name, kinds):
+    """Rows in this order: h a heading, p a paragraph."""
+    key = {"h": "hd_", "p": "par_"}
+    return [(f"{name}#{key[k]}{9 - i}", name, (f"{k} {name} {i}", f"{k} {name} {i} de")) for i, k in enumerate(kinds)]
+
+
+def ordered(rows, without=()):
+    return replace(text(rows), headless=frozenset(without))
+
+
+def test_headings_of_a_page_whose_order_is_known():
+    """At most two paragraphs under each heading; four headings of one page, and pages with fewer give nothing."""
+    rows = [*page("s/a", "hphppphphp"), *page("s/b", "hphphp"), *page("s/c", "phhphphphph")]
+    rows[2] = (*rows[2][:2], ("h s/a 2", None))  # not in German: its paragraphs have no heading, nor that of before
+    rows += page("s/d", "hphphphp")
+    made = heading(ordered(rows, without=["s/d#par_6"]), ["en", "de"], "train")
+    found = {item.prompt.strip(): item.options[item.right] for item in made.items["en"]}
+    under = (3, 2), (5, 4), (7, 6), (9, 8)
+    assert found == {f"p s/c {p}": f"h s/c {h}" for p, h in under}, "of a, b and d three headings are left"
+    for item in made.items["de"]:
+        assert {option.split()[1] for option in item.options} == {item.document}, "distractors of the same page"
+    assert made.about["groups"] == made.about["groups_of_one_page"] == 1
+    twice = heading(ordered(page("s/a", "hppphpphpphpp")), ["en", "de"], "train").items["en"]
+    places = sorted((int(x.prompt.split()[2]), int(x.answer.split()[2])) for x in twice)
+    assert places == [(1, 0), (2, 0), (5, 4), (6, 4), (8, 7), (9, 7), (11, 10), (12, 10)]
+    with pytest.raises(DataError, match="the task heading cannot be made of split train"):
+        heading(ordered(page("s/b", "hphphp")), ["en", "de"], "train")
 
 
 @pytest.fixture(scope="module")

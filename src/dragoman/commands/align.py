@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
 OF_METHOD = ("weight", "match", "align", "band", "sequence", "source", "train", "rank")
 """Fields that are settings of a method; `align` is its `items`."""
-UNKNOWN = (
-    "without --categories it is not known whether the model can do the task in English at all; `dragoman categorize` "
-    "says so"
-)
+ASKED = 100
+"""Items that are asked in English before training where no categories say how well the model does there."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Config:
     seed: int = 0
     """Of the order of the items and of training."""
     quiet: Switch = False
-    """No progress bars, no warnings."""
+    """No progress bars."""
 
     def __post_init__(self) -> None:
         low = {"epochs": 1, "batch": 1, "block": 8, "seed": 0}
@@ -132,12 +130,13 @@ def run(config: Config) -> dict[str, Any]:
     items = tasking.open_task(config.task, languages, **settings)
     checksum = model_checksum(config.model)
     labels = categorize.labels_for(known, config.target, items, checksum) if known else []
-    told = known["advice"][config.target] if known else [UNKNOWN] if items.judged != "text" else []
+    told = list(known["advice"][config.target]) if known else []
     told += other_weights(plan.model_sha256, checksum, "plan") if plan else []
     model, codec = open_both(config.model)
     pairs, order, too_long = pairs_of(codec, items, config, labels)
     settings_of_loop = _training(config, len(order))
-    for sentence in told if not config.quiet else ():
+    told += in_english(model, codec, items, order[:ASKED]) if not known else []
+    for sentence in told:
         print(f"before training: {sentence}", file=sys.stderr)
     loss, counts = prepared(model, method_config, plan, pairs, config)
     out = claim_folder(config.out)
@@ -162,6 +161,16 @@ def show(record: dict[str, Any]) -> None:
         f"{record['parameters']:,} parameters ({100 * record['trained_share']:.2f} %) for {log['steps']} steps in "
         f"{log['seconds']:.0f} s; {', '.join(ends)}; the model is in {config['out']}/model"
     )
+
+
+def in_english(model: PreTrainedModel, codec: TextCodec, items: TaskItems, which: np.ndarray) -> list[str]:
+    """That the model may be at chance in English on these items, in a sentence; none where no answer is right."""
+    if items.judged in ("text", "translation"):
+        return []
+    asked = [items.items[REFERENCE][n] for n in which]
+    some, task = replace(items, items={REFERENCE: asked}), tasking.task_of(items)
+    points = tasking.points_of(task, tasking.answers_of(model, codec, some, task, REFERENCE), asked)
+    return categorize.of_english(categorize.wilson(int((points == 1).sum()), len(points)), task.chance(asked))
 
 
 def settings_of(config: Config) -> Any:

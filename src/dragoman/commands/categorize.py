@@ -169,12 +169,7 @@ def advice(
     english: Mapping[str, float], shares: Mapping[str, Mapping[str, float]], p_value: float, chance: float, target: str
 ) -> list[str]:
     """Why aligning the target with English cannot help much, in sentences; empty where nothing speaks against it."""
-    told, most = [], f"{shares['ci']['high']:.0%}"
-    if english["low"] <= chance:
-        told.append(
-            f"English itself is not above chance ({_interval(english).strip()}, chance {chance:.0%}): it has nothing "
-            "to teach on this task"
-        )
+    told, most = of_english(english, chance), f"{shares['ci']['high']:.0%}"
     if shares["ci"]["high"] < LITTLE:
         told.append(f"at most {most} of items are right in English and wrong in {target} (ci): little to gain")
     if shares["ii"]["low"] > 0.5:
@@ -185,6 +180,14 @@ def advice(
             f"{shares['ic']['share']:.1%}, p = {p_value:.2f}): what is ci may be so by luck; take more items"
         )
     return told
+
+
+def of_english(english: Mapping[str, float], chance: float) -> list[str]:
+    """That English has nothing to teach, where its share of right answers may be chance."""
+    if english["low"] > chance:
+        return []
+    found = f"{_interval(english).strip()}, chance {chance:.0%}"
+    return [f"English itself is not above chance ({found}): it has nothing to teach on this task"]
 
 
 def show(record: dict[str, Any]) -> None:

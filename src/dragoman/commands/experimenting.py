@@ -286,7 +286,8 @@ def table(study: Study, stem: Path, sealed: bool) -> Path:
     named = tuple("devtest" if s == "test" else s for s in chosen.splits)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other workers may make the same, or read it
-        made = replace(chosen, splits=named, about=about).save(Path(folder) / path.name)
+        # headings may be left out here: what stands under what is not known any more
+        made = replace(chosen, splits=named, about=about, headless=None).save(Path(folder) / path.name)
         os.replace(about_path(made), about_path(path))
         os.replace(made, path)
     return path

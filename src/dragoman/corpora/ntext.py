@@ -56,6 +56,9 @@ class NText:
     """language -> N cells."""
     about: dict[str, Any] = field(default_factory=dict)
     """Name, provenance, licence, checksum of the whole table, cleaning report, whether test was opened."""
+    headless: frozenset[str] | None = None
+    """Keys of rows under a heading that is not there, as are those that follow up to the next heading; all others stand
+    under the heading before them. None where it is not known what stands under what."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -138,13 +141,19 @@ class NText:
         about = {**self.about, "checksum": self.checksum(), "languages": self.languages, "rows": len(self)}
         with atomic_write(path) as partial:
             partial.write_bytes(self.packed() if path.suffix == ".gz" else "".join(self._lines()).encode())
-        write_json(about_path(path), about)
+        headless = {} if self.headless is None else {"headless": sorted(self.headless)}
+        write_json(about_path(path), about | headless)
         return path
 
 
 def about_path(path: Path) -> Path:
     """`help.tsv.gz` -> `help.about.json`."""
     return path.with_name(path.name.removesuffix(".gz").rsplit(".", 1)[0] + ".about.json")
+
+
+def is_heading(key: str) -> bool:
+    """Whether a row is a heading by its key, as LibreOffice names blocks: `page#hd_id3149233`."""
+    return key.rpartition("#")[2].startswith("hd_")
 
 
 def normalise(text: str) -> str:
@@ -179,6 +188,8 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     text = from_columns(languages, columns, meta, where=str(path))
     _check_scripts(text, path)
     about = read_json(about_path(path)) if about_path(path).is_file() else {}
+    headless = about.pop("headless", None)  # long, and nothing that records of other commands should carry
+    text = replace(text, headless=None if headless is None else frozenset(headless))
     about = {"name": path.name.split(".")[0], "file": path.name, **about, "checksum": text.checksum()}
     if open_test:
         return replace(text, about={**about, "test_opened": True})

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dragoman.corpora import archives, sources
 from dragoman.corpora.clean import DEFAULT_RULES, Rules, clean
 from dragoman.corpora.languages import TABLE, is_tag, nearest, normalise_tags
-from dragoman.corpora.ntext import NText, from_columns, split_of
+from dragoman.corpora.ntext import NText, from_columns, is_heading, split_of
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import cache_folder
 
@@ -44,6 +44,8 @@ class Fetched:
     packages: dict[str, str]
     """package -> version."""
     notes: dict[str, Any] = field(default_factory=dict)
+    headings: set[str] = field(default_factory=set)
+    """Keys of rows that are headings, where the source tells."""
 
 
 Reader = Callable[[Sequence[str] | None, Path, bool], Fetched]
@@ -93,15 +95,15 @@ def build_table(
 ) -> NText:
     """Clean, split NText of what a reader found; columns as asked, otherwise English first and then by tag.
 
-    The rules are the source's own unless given.
+    The rules are the source's own unless given. Rows of a document stand as in the source.
     """
     made = SOURCES[source]
     there = {tag for row in fetched.rows.values() for tag in row if is_tag(tag)}
     tags = list(languages) if languages else sorted(there, key=lambda t: (t != "en", t))
     if absent := [tag for tag in tags if tag not in there]:
         raise _absent(source, absent, sorted(there))
-    keys = sorted(fetched.rows)
-    documents = [key.rpartition("#")[0] for key in keys]
+    keys = sorted(fetched.rows, key=_document)  # a document's segments stay as its source has them
+    documents = [_document(key) for key in keys]
     splits = [split_of(document, made.shares, made.salt) for document in documents]
     columns = {tag: [fetched.rows[key].get(tag) for key in keys] for tag in tags}
     raw = from_columns(tags, columns, {"key": keys, "document": documents, "split": splits}, where=source)
@@ -116,7 +118,25 @@ def build_table(
         "cleaning": report,
         "counts": text.counts(),
     }
-    return replace(text, about=about)
+    headless = _headless(keys, fetched.headings, set(text.keys)) if fetched.headings else None
+    return replace(text, about=about, headless=headless)
+
+
+def _headless(keys: Sequence[str], headings: Container[str], kept: Container[str]) -> frozenset[str]:
+    """The first kept row behind each heading that was not kept, and headings whose key does not say that they are."""
+    found, lost, page = [], False, ""
+    for key in keys:
+        lost, page = lost and _document(key) == page, _document(key)
+        if key in headings and (key not in kept or is_heading(key)):
+            lost = key not in kept
+        elif key in kept and (lost or key in headings):
+            found.append(key)
+            lost = False
+    return frozenset(found)
+
+
+def _document(key: str) -> str:
+    return key.rpartition("#")[0]
 
 
 def _absent(source: str, absent: Sequence[str], there: Sequence[str]) -> DataError:
@@ -145,10 +165,12 @@ def read_help(languages: Sequence[str] | None, cache: Path, quiet: bool) -> Fetc
     if languages and (absent := sorted(set(languages) - {tag_of[n] for n in names})):
         raise _absent("help", absent, sorted(set(tag_of.values()) & set(TABLE)))
     rows: sources.Rows = {}
+    headings: set[str] = set()
     files = apt.download(names)
-    for path in _progress(files.values(), "help pages", quiet):
-        sources.read_help(archives.members(path, sources.HELP_FILES), rows)
-    return Fetched(rows, _versions(files))
+    english_first = sorted(files.items(), key=lambda item: tag_of[item[0]] != "en")  # its order of blocks counts
+    for _, path in _progress(english_first, "help pages", quiet):
+        headings |= sources.read_help(archives.members(path, sources.HELP_FILES), rows)
+    return Fetched(rows, _versions(files), headings=headings)
 
 
 def read_descriptions(languages: Sequence[str] | None, cache: Path, quiet: bool) -> Fetched:

@@ -4,11 +4,12 @@ Items come in groups of four that share their options, in one order, and every o
 looks at the options alone is right for one item in four, whatever the rule, and every position is right equally often.
 
     next       the first sentence of a paragraph, and the second sentences of four paragraphs
-    heading    a paragraph, and headings of four pages
+    heading    a paragraph, and four headings of its page, one of which it stands under
 
 The other three paragraphs of `next` are of the same page where it has four, else of the same section (the folder of
-the page), else of any. The built-in corpus does not keep the order of blocks on a page, so the right heading is one of
-the paragraph's own page, and the other three are of other pages of the same section.
+the page), else of any. `heading` needs to know what stands under what, as a table of `dragoman data fetch help` does
+(`NText.headless`). The built-in corpus does not: there the right heading is any of the paragraph's page,
+and the other three are of other pages, of the same section where it has four.
 
 As the four prompts of a group share their options, an option that is likely anyway wins all four, and is right once: so
 options are compared by what the prompt adds (`pmi`).
@@ -17,17 +18,19 @@ options are compared by what the prompt adds (`pmi`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from dragoman.corpora.items import REFERENCE, Item, TaskItems, task_items
-from dragoman.corpora.ntext import NText
+from dragoman.corpora.ntext import NText, is_heading
 from dragoman.errors import DataError
 from dragoman.record import sha256
 
 GROUP = 4
 MOST_OF_A_PAGE = 8
-"""Items of `heading` that one page gives at most."""
+"""Items of `heading` that one page gives at most where it is not known what stands under what."""
+MOST_OF_A_HEADING = 2
+"""Those that one heading gives where it is."""
 SENTENCES = re.compile(r"(?<=[.!?])(?=\s)|(?<=[。！？])(?=[^」』”）])")
 """Where one sentence ends; what follows keeps its leading space."""
 
@@ -58,23 +61,45 @@ def next_sentence(corpus: NText, languages: Sequence[str], split: str) -> TaskIt
 
 
 def heading(corpus: NText, languages: Sequence[str], split: str) -> TaskItems:
-    """Which heading belongs to this paragraph? Of pages that have both; a key's part behind # tells (`hd_`, `par_`).
+    """Which heading belongs to this paragraph? A key's part behind # tells which is which (`hd_`, `par_`).
 
-    Raises DataError where fewer than four pages have both.
+    Raises DataError where no page has four headings with a paragraph each, or fewer than four pages have both.
     """
-    table = corpus.select(languages, split, complete=True)
+    known = corpus.headless is not None
+    table = corpus.select(languages, split, complete=not known)
+    found = _under(table, corpus.headless) if corpus.headless is not None else _beside(table)
+    pairs = []
+    for row, head in found:
+        paragraph, title = ({g: table.columns[g][i] or "" for g in languages} for i in (row, head))
+        if all([*paragraph.values(), *title.values()]):
+            prompt = {g: f"{t}\n" for g, t in paragraph.items()}
+            pairs.append(_Pair(table.keys[row], table.documents[row], prompt, title))
+    return _made("heading", corpus, split, languages, _groups(pairs, own_page=known, alone=known))
+
+
+def _under(table: NText, headless: Container[str]) -> Iterable[tuple[int, int]]:
+    """(paragraph, heading that it stands under), the first ones of each heading."""
+    heading, number, page = None, 0, ""
+    for i, key in enumerate(table.keys):
+        if is_heading(key):
+            heading, number = i, 0
+        elif table.documents[i] != page or key in headless:
+            heading = None
+        elif heading is not None and number < MOST_OF_A_HEADING:
+            number += 1
+            yield i, heading
+        page = table.documents[i]
+
+
+def _beside(table: NText) -> Iterable[tuple[int, int]]:
+    """(paragraph, heading) of one page, by turns, as which stands under which is not known."""
     pages: dict[str, tuple[list[int], list[int]]] = {}
     for i, key in enumerate(table.keys):
-        kind = key.rpartition("#")[2][:3]
-        if kind in ("hd_", "par"):
-            pages.setdefault(table.documents[i], ([], []))[kind == "par"].append(i)
-    pairs = []
-    for page, (heads, paragraphs) in pages.items():
+        if is_heading(key) or key.rpartition("#")[2].startswith("par"):
+            pages.setdefault(table.documents[i], ([], []))[is_heading(key)].append(i)
+    for paragraphs, heads in pages.values():
         for n, i in enumerate(paragraphs[: MOST_OF_A_PAGE if heads else 0]):
-            texts = ({g: table.columns[g][row] or "" for g in languages} for row in (i, heads[n % len(heads)]))
-            paragraph, head = texts
-            pairs.append(_Pair(table.keys[i], page, {g: f"{t}\n" for g, t in paragraph.items()}, head))
-    return _made("heading", corpus, split, languages, _groups(pairs, own_page=False))
+            yield i, heads[n % len(heads)]
 
 
 QUIZZES: dict[str, Callable[[NText, Sequence[str], str], TaskItems]] = {"next": next_sentence, "heading": heading}
@@ -85,16 +110,17 @@ def _section(document: str) -> str:
     return document.rpartition("/")[0]
 
 
-def _groups(pairs: Sequence[_Pair], own_page: bool) -> list[list[_Pair]]:
+def _groups(pairs: Sequence[_Pair], own_page: bool, alone: bool = False) -> list[list[_Pair]]:
     """Fours with different answers in every language, as near to each other as can be; what is left over is dropped.
 
-    own_page: from one page first; else from four pages. By lot in the end, so that the first are a sample of all: those
-    of one page are harder.
+    own_page: from one page first, and with `alone` from nowhere else; without it from four pages. By lot in the end, so
+    that the first are a sample of all: those of one page are harder.
     """
     left = sorted(pairs, key=lambda pair: sha256(pair.key))
     places: list[Callable[[_Pair], str]] = [lambda p: p.document] if own_page else []
+    wider: list[Callable[[_Pair], str]] = [lambda p: _section(p.document), lambda p: ""]
     groups: list[list[_Pair]] = []
-    for place in [*places, lambda p: _section(p.document), lambda p: ""]:
+    for place in places if alone else [*places, *wider]:
         by_place: dict[str, list[_Pair]] = {}
         for pair in left:
             by_place.setdefault(place(pair), []).append(pair)

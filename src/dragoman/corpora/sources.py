@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from lxml import html
 
 from dragoman.corpora.languages import TABLE, language
-from dragoman.corpora.ntext import normalise
+from dragoman.corpora.ntext import is_heading, normalise
 from dragoman.record import sha256
 
 Rows = dict[str, dict[str, str]]
@@ -36,11 +36,12 @@ def tag_of_locale(locale: str) -> str:
     return f"{base}-{modifier}" if modifier else base
 
 
-def read_help(files: Iterable[tuple[str, bytes]], rows: Rows) -> None:
-    """LibreOffice help pages: a block's `id` is the same in every tag. Adds to `rows`.
+def read_help(files: Iterable[tuple[str, bytes]], rows: Rows) -> set[str]:
+    """LibreOffice help pages: a block's `id` is the same in every tag. Adds to `rows`; returns the keys of headings.
 
     Leaves out code (any class with `code` in it) and, of phrases that differ by operating system, keeps the default.
     """
+    headings = set()
     for name, content in files:
         locale, _, page = name.partition("/libreoffice/help/")[2].partition("/text/")
         tag, document = tag_of_locale(locale), page.removesuffix(".html")
@@ -51,7 +52,11 @@ def read_help(files: Iterable[tuple[str, bytes]], rows: Rows) -> None:
                 if varied:
                     _keep_default_system(block)
                 if text := normalise(block.text_content()):
-                    rows.setdefault(f"{document}#{identifier}", {}).setdefault(tag, text)
+                    key = f"{document}#{identifier}"
+                    rows.setdefault(key, {}).setdefault(tag, text)
+                    if block.tag != "p" or is_heading(key):
+                        headings.add(key)
+    return headings
 
 
 def _keep_default_system(block: html.HtmlElement) -> None:
