@@ -6,6 +6,7 @@ machine. Files are written whole or not at all (`atomic_write`).
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -59,13 +61,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; DataError names the file and the place of the fault."""
+    """Read JSON, compressed where the name ends in .gz; DataError names the file and the place of the fault."""
+    packed = path.suffix == ".gz"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        return json.loads((gzip.decompress(data) if packed else data).decode("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path} is not readable JSON: {e}") from None
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise DataError(f"{path} is not readable {'gzip-compressed ' if packed else ''}JSON: {e}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -221,6 +221,9 @@ def test_a_question_from_rates_to_records(home, tmp_path):
     scores = {r.rate: question.ended(r)["score"] for r in question.runs("rate")}
     rate = question.opened["rates"]["first"]["full"]["ca"]
     assert scores[rate] == min(scores.values()) and len(set(scores.values())) == 2
+    tried = question.ended(question.runs("rate")[0])
+    assert {*tried["records"]["adapted"]} == {"command", "parameters", "trained_share", "log", "outcome"}
+    assert "sums" not in tried and all(p.stat().st_size < 2000 for p in question.results.glob("*--rate-*.json.gz"))
     base, full, broken, *_ = question.runs("final")
     for run in (base, full, broken):
         experimenting.execute(question, run, work, experimenting.attempt_path(question, run), cli.run)
@@ -229,15 +232,18 @@ def test_a_question_from_rates_to_records(home, tmp_path):
     assert record["rate"] == rate and record["test_opened"] and record["seed"] == 1
     assert record["inputs"]["test_sha256"] == question.opened["test_sha256"]["first"]
     assert len(record["sums"]["bits_per_byte"]["ca"]) == len(record["documents"]) == 2
+    bits, size = np.sum(record["sums"]["bits_per_byte"]["ca"], axis=0)
+    (of_model, *_) = record["records"]["evaluation"]["bits_per_byte"].values()
+    assert of_model["ca"] == pytest.approx(bits / size, rel=1e-6), "what was dropped follows from the sums"
     assert str(home) not in record["lines"][1] and "{test}" in record["lines"][1]
     assert question.ended(base)["sums"] != record["sums"], "training changes the scores"
     failed = question.records[broken.name]
     assert failed["status"] == "failed" and "plan" in failed["error"] and not question.ended(broken)
     assert not list(work.glob("q/*.running")), "models are not kept"
     with pytest.raises(ConfigError, match="records are added, not changed"):
-        experimenting.write_once(question.results / f"{full.name}.json", {})
-    assert experimenting.attempt_path(question, broken).name == f"{broken.name}--again-1.json"
-    assert experimenting.attempt_path(question, question.runs("final")[-1]).name == "first--broken--ca--seed-2.json"
+        experimenting.write_once(question.results / f"{full.name}.json.gz", {})
+    assert experimenting.attempt_path(question, broken).name == f"{broken.name}--again-1.json.gz"
+    assert experimenting.attempt_path(question, question.runs("final")[-1]).name == "first--broken--ca--seed-2.json.gz"
 
 
 def test_runs_that_are_left_need_the_text_that_was_opened(home, tmp_path):
@@ -260,28 +266,6 @@ def test_what_was_opened_stands(tmp_path):
     (tmp_path / "new.yaml").write_text("arms: {}\ncorpus: c\nknown: [en]\n")
     with pytest.raises(ConfigError, match=r"claim.md, new.yaml of .* changed after the test split was opened"):
         _ = Question(tmp_path).opened
-
-
-def test_the_first_attempt_that_ended_counts_else_the_last(tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
-    run = Run(list="r", kind="final", arm="a", target="g", seed=1)
-    for name, said in {
-        "r": ["failed", "ended", "failed"],
-        "two": ["ended", "ended"],
-        "three": ["failed"] * 3,
-        "twelve": ["failed"] * 12,
-        run.name: ["ended", "ended", "failed"],
-    }.items():
-        for k, status in enumerate(said):
-            path = results / (f"{name}--again-{k}.json" if k else f"{name}.json")
-            path.write_text(json.dumps({"status": status, "k": k}))
-    question = Question(tmp_path)
-    counted = {"r": 1, "two": 0, "three": 2, "twelve": 11, run.name: 0}
-    assert {name: r["k"] for name, r in question.records.items()} == counted
-    assert question.status(run) == "failed", "what the last one says"
-    assert experimenting.attempt_path(question, run).name == f"{run.name}--again-3.json"
-    assert question.status(replace(run, seed=2)) == "no record"
 
 
 def one_of_each():

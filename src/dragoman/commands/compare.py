@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dragoman.commands import records
+from dragoman.commands.run_records import FORMS
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.routing.drift import drift
@@ -91,7 +92,7 @@ def _kind(path: Path) -> str:
         raise DataError(
             f"{path} is not a file; give a trace of `dragoman diagnose`, a folder of `dragoman evaluate` or a plan"
         )
-    if path.suffix != ".json":
+    if not path.name.endswith(FORMS):
         return "a trace"  # RoutingTrace.load says what is wrong with anything else
     content = read_json(path)
     if isinstance(content, dict) and str(content.get("format")).startswith("dragoman-plan"):

@@ -4,10 +4,10 @@ A record is that of every command (`dragoman.record.environment`) and
 
     {"command": "experiment", "question", "name", "kind", "list", "arm", "target", "seed", "rate",
      "status": "ended" | "failed", "error": null | text, "seconds": by line, "lines": [words],
-     "records": {file below the folder: the record that a line wrote, without its environment},
+     "records": {file below the folder: what the run keeps of a line's record, see `run_records`},
      "inputs": {"base_sha256", "corpus_sha256", "opened_sha256"}, "test_opened": bool,
      "score": of a rate run, "effects": what a script wrote as effects.json,
-     "documents": [U names], "sums": {metric: {label: [U][S]}}}
+     "documents": [U names], "sums": {metric: {label: [U][S]}} of a final run}
 
 The sums are those of an evaluation's segments, added up by document.
 """
@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 
 from dragoman.commands.experiments import (
-    OPENED,
     PREPARING,
     Question,
     Run,
@@ -42,6 +41,7 @@ from dragoman.commands.experiments import (
     filled,
     rate_of,
 )
+from dragoman.commands.run_records import FORM, OPENED, kept, rounded, write_once
 from dragoman.corpora.ntext import NText, about_path
 from dragoman.corpora.pack import BUILT_IN, fits, load_pack, open_corpus, spread
 from dragoman.errors import ConfigError, DataError
@@ -69,10 +69,10 @@ def execute(question: Question, run: Run, work: Path, path: Path, command: Comma
     except Exception as e:  # whatever it is, it is this run's result
         record |= {"status": "failed", "error": _fault(e, out)}
     record |= {k: v for k, v in environment().items() if k in ("created", "peak_memory_mb")}
-    kept = home / run.name
+    prepared = home / run.name
     if run.kind in PREPARING and record["status"] == "ended":
-        shutil.rmtree(kept, ignore_errors=True)
-        out.rename(kept)
+        shutil.rmtree(prepared, ignore_errors=True)
+        out.rename(prepared)
     shutil.rmtree(out, ignore_errors=True)
     write_once(path, record)
     return record
@@ -90,12 +90,14 @@ def _done(
     words = command_lines(study, lines.get(run.kind, study.train + study.test), run, folders)
     seconds = [_timed(line, command) for line in words]
     record: dict[str, Any] = {"rate": run.rate, "lines": [_told(line, folders) for line in words], "seconds": seconds}
-    record |= {"records": _records(out), "test_opened": bool(opened)}
+    record |= {"records": kept(_records(out), run.kind), "test_opened": bool(opened)}
     record["inputs"] = _inputs(question, study, folders, opened)
     if run.kind == "rate" and study.rate:
         record["score"] = score_at(read_json(out / study.rate.file), study.rate.at.format(target=run.target))
     if (out / EFFECTS).is_file():
         record["effects"] = read_json(out / EFFECTS)
+    if run.kind != "final":
+        return record
     names = {**folders, "target": run.target, "seed": run.seed}
     return record | _sums(Path(filled(study.scored, names)), study.system)
 
@@ -186,7 +188,7 @@ def _sums(folder: Path, system: str) -> dict[str, Any]:
         for label, sums_NS in by[metric].items():
             names, sums_US = by_document(segments["documents"][metric][label], np.array(sums_NS))
             documents.setdefault(metric, {})[label] = names
-            sums.setdefault(metric, {})[label] = [[float(f"{x:.10g}") for x in row] for row in sums_US]
+            sums.setdefault(metric, {})[label] = rounded(sums_US.tolist())
     shared = {tuple(names) for labels in documents.values() for names in labels.values()}
     return {"documents": list(shared.pop()) if len(shared) == 1 else documents, "sums": sums}
 
@@ -205,21 +207,7 @@ def by_document(documents: list[str], sums_NS: np.ndarray) -> tuple[list[str], n
 def attempt_path(question: Question, run: Run) -> Path:
     """Where the next record of a run goes: no name is used twice."""
     tries = len(question.attempts().get(run.name, ()))
-    return question.results / (f"{run.name}--again-{tries}.json" if tries else f"{run.name}.json")
-
-
-def write_once(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, a field a line; ConfigError where there is one: records are added, not changed."""
-    lines = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False, default=str)}" for k, v in record.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists; records are added, not changed") from None
-    finally:
-        partial.unlink()
+    return question.results / (run.name + (f"--again-{tries}" if tries else "") + FORM)
 
 
 def write_failure(question: Question, run: Run, why: str, work: Path) -> None:

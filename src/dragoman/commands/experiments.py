@@ -3,7 +3,8 @@
     <question>/claim.md          claim, controls, plan: written before any run
     <question>/*.yaml            lists of arms, each a set of command lines
     <question>/claims.yaml       the comparisons that decide, for the report
-    <question>/results/*.json    one record a run; opened.json: when, and after what, the sealed test split was opened
+    <question>/results/          NAME.json.gz, one record a run (`run_records`); opened.json: when, and after what, the
+                                 sealed test split was opened
 
 A list has command lines with `{names}` in braces; names are the list's `variables`, those of a target, of an arm, and
 
@@ -29,11 +30,11 @@ from typing import Any
 
 import yaml
 
+from dragoman.commands.run_records import OPENED, attempts
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import read_json, sha256
 
 RESERVED = ("claims.yaml",)
-OPENED = "opened.json"
 ALL = "all"
 """Target of a list that has none."""
 BETTER = ("lower", "higher")
@@ -145,11 +146,7 @@ class Question:
 
     def attempts(self) -> dict[str, list[Path]]:
         """Name of a run -> its records in the order in which they were written, read anew."""
-        found: dict[str, list[Path]] = {}
-        paths = [p for p in self.results.glob("*.json") if p.name != OPENED]
-        for path in sorted(paths, key=lambda p: (len(p.name), p.name)):
-            found.setdefault(path.stem.split("--again-")[0], []).append(path)
-        return found
+        return attempts(self.results)
 
     @property
     def opened(self) -> dict[str, Any] | None:

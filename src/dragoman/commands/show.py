@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from dragoman.commands import run_records
 from dragoman.errors import DataError
 from dragoman.record import read_json
 from dragoman.routing.plan import ExpertPlan
@@ -17,7 +18,7 @@ class Config:
     """Look at a file."""
 
     file: Path
-    """A plan (.json), a trace (.npz) or a record (.json)."""
+    """A plan (.json), a trace (.npz) or a record (.json, .json.gz)."""
 
 
 def run(config: Config) -> Path:
@@ -36,6 +37,8 @@ def show(file: Path) -> None:
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("dragoman-plan"):
         print(ExpertPlan.load(file).text())
+    elif kind.startswith("dragoman-record") and content["command"] == "experiment":
+        print(run_records.text(content), end="")
     elif kind.startswith("dragoman-record") and content["command"] in (
         "tour",
         "diagnose",
