@@ -27,7 +27,9 @@ def converted(family="llama", **changes):
 
 def train(model, steps=3):
     """Updates with weight decay, which moves what only seems frozen."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert not [n for n in own if ".act_fn." in n], "the activation is that of both groups"
+    optimizer = torch.optim.AdamW(own.values(), lr=1e-2, weight_decay=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         model(IDS, labels=IDS).loss.backward()
