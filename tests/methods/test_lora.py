@@ -50,18 +50,20 @@ def test_logits_are_those_of_updates_added_by_hand(family):
     assert distance(by_hand(ids).logits, model(ids).logits) < 1e-5
 
 
-def test_updates_of_maps_that_are_kept_transposed():
-    """GPT-2's: logits with the updates, added by hand as (B A)^T, and merged are one."""
-    model, ids = tiny("gpt2", n_inner=32), batch()
+@pytest.mark.parametrize(("family", "maps"), {"gpt2": 4, "bloom": 4, "mpt": 4, "apertus": 6, "lfm2": 7}.items())
+def test_updates_of_dense_maps(family, maps):
+    """Logits with the updates, added by hand (GPT-2 keeps maps transposed), and merged are one."""
+    model, ids = tiny(family, intermediate_size=32), batch()
     by_hand, plain = copy.deepcopy(model), copy.deepcopy(model)
     lora.apply(model, lora.Config(rank=3, alpha=6.0, parts=("attention", "feed_forward")), None)
     updates = dict(lora._updates(model))
-    assert len(updates) == 12, "two maps of attention and two of the feed-forward, in three layers"
+    assert len(updates) == 3 * maps, "those of attention and of the feed-forward, in three layers"
     for name, module in updates.items():
         torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)
         with torch.no_grad():
             a_RI, b_OR = module.lora_A["default"].weight, module.lora_B["default"].weight
-            by_hand.get_parameter(name).add_(2.0 * (b_OR @ a_RI).T)
+            update = 2.0 * b_OR @ a_RI
+            by_hand.get_parameter(name).add_(update.T if family == "gpt2" else update)
     wanted = by_hand(ids).logits
     assert distance(plain(ids).logits, wanted) > 1e-3
     assert distance(model(ids).logits, wanted) < 1e-5

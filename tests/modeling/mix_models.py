@@ -24,6 +24,19 @@ CLASSES = {
     "gpt2": {"n_inner": 32},
     "gpt_neox": {},
     "opt": {"ffn_dim": 32},
+    "bloom": {},
+    "mpt": {},
+    "apertus": {},
+    "lfm2": {"block_auto_adjust_ff_dim": False},
+    "gemma3n_text": {
+        "head_dim": 8,
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 4,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["full_attention"] * 3,
+        "activation_sparsity_pattern": [0.0] * 3,
+        "intermediate_size": [32] * 3,
+    },
 }
 IDS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
 SAMPLE = IDS.tolist()

@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+import dragoman
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling import logit_difference, moe_layers, open_model, outline, router_kind
 from dragoman.modeling.feed_forwards import feed_forwards, gate_first
@@ -16,13 +17,16 @@ from dragoman.modeling.mix_moe import settings_of
 from tests.modeling.mix_models import CLASSES, IDS, SAMPLE, dense, logits, mixed, routed
 from tests.models import tiny
 
+ODD = ["bloom", "mpt", "apertus"]
+"""What is given the residual too, and what has an activation with weights."""
+
 
 @pytest.mark.parametrize("slices", ["contiguous", "balanced"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_conversion_keeps_the_logits_of_every_class(name, slices):
     model = dense(name)
-    for n, p in model.named_parameters():  # biases are zero at birth, so a lost one would not show
-        if n.endswith("bias"):
+    for n, p in model.named_parameters():  # those of a class are alike at birth, so a lost one would not show
+        if n.endswith("bias") or p.numel() == 1:
             nn.init.normal_(p, std=0.3)
     made = to_mix_moe(model, Conversion(slices=slices), SAMPLE if slices == "balanced" else ())
     wanted = logits(model)
@@ -48,6 +52,30 @@ def test_literal_slices_return_a_share_of_the_feed_forward():
     whole, block = model.get_submodule("gpt_neox.layers.1.mlp"), made.get_submodule("gpt_neox.layers.1.mlp")
     x = torch.randn(5, 16)
     torch.testing.assert_close(block(x), whole(x) / 2)
+
+
+@pytest.mark.parametrize(("name", "path"), [("bloom", "transformer.h.1.mlp"), ("mpt", "transformer.blocks.1.ffn")])
+def test_the_residual_is_added_whole(name, path):
+    model = dense(name)
+    made = to_mix_moe(model, Conversion(scale="none"))
+    x, residual = torch.randn(2, 1, 5, 16)
+    torch.testing.assert_close(
+        made.get_submodule(path)(x, residual) - residual, (model.get_submodule(path)(x, residual) - residual) / 2
+    )
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_dropout_before_the_residual_is_the_dense_models(name):
+    model = dense(name)
+    made, found = to_mix_moe(model, Conversion()), []
+    for one in (model, made):
+        for module in one.modules():
+            if hasattr(module, "hidden_dropout"):
+                module.hidden_dropout = 0.5
+        torch.manual_seed(0)
+        found.append(logits(one.train()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[0], logits(model.eval()), atol=0.1), "it drops nothing"
 
 
 def test_chosen_layers_alone_are_converted_and_everything_else_keeps_its_bits():
@@ -79,15 +107,27 @@ def test_gate_is_found_whatever_it_is_called():
         def forward(self, x):
             return self.back(self.bend(self.two(x)) * self.one(x))
 
+    class Function(Odd):
+        def __init__(self):
+            super().__init__()
+            del self.bend
+
+        def forward(self, x):
+            return self.back(nn.functional.elu(self.two(x), alpha=3.0) * self.one(x))
+
     class Other(Odd):
         def forward(self, x):
             return self.back(self.bend(self.two(x)) + self.one(x))
 
+    class Needy(Odd):
+        def forward(self, x, layer=None):
+            return [self.back(x)][layer]
+
     model = dense()
-    for kind in (Odd, Other):
+    for kind in (Odd, Function, Other, Needy):
         model.model.layers[0].mlp = kind()
         ffn = feed_forwards(model)[0]
-        if kind is Odd:
+        if kind in (Odd, Function):
             gate, up = gate_first(ffn)
             assert gate[0] is ffn.holder.two.weight and up[1] is ffn.holder.one.bias
             continue
@@ -98,27 +138,31 @@ def test_gate_is_found_whatever_it_is_called():
 # A model like any other
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_neox", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_neox", "opt", "lfm2", *ODD])
 def test_saved_and_loaded_through_auto_classes(name, tmp_path):
     made = mixed(name, transform="random")
     made.save_pretrained(tmp_path)
     loaded = open_model(str(tmp_path), device="cpu")
     assert type(loaded) is type(made)
     assert torch.equal(logits(loaded), logits(made))
+    dragoman.register()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(made))
     assert settings_of(loaded) == settings_of(made)
     assert [x.num_experts for x in moe_layers(outline(str(tmp_path)))] == [4] * 3
 
 
-def test_generation_with_caches_is_that_without():
-    made = mixed()
+@pytest.mark.parametrize("name", ["llama", *ODD])
+def test_generation_with_caches_is_that_without(name):
+    made = mixed(name)
     wanted = made.generate(IDS, max_new_tokens=12, do_sample=False, use_cache=False)
     for cache in ("dynamic", "static"):
         new = made.generate(IDS, max_new_tokens=12, do_sample=False, cache_implementation=cache)
         assert torch.equal(new, wanted), cache
 
 
-def test_left_padded_batch_is_that_of_single_texts():
-    made = mixed()
+@pytest.mark.parametrize("name", ["llama", *ODD])
+def test_left_padded_batch_is_that_of_single_texts(name):
+    made = mixed(name)
     padded = torch.cat([torch.zeros(1, 6, dtype=torch.long), IDS[:1, :18]], dim=1)
     mask = (torch.arange(24) >= 6).long()[None]
     place = (mask.cumsum(1) - 1).clamp(min=0)
@@ -130,7 +174,7 @@ def test_left_padded_batch_is_that_of_single_texts():
     torch.testing.assert_close(found[1], logits(made, IDS[1:])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama with biases", "opt"])
+@pytest.mark.parametrize("name", ["llama", "llama with biases", "opt", *ODD])
 def test_experts_agree_under_every_implementation(name):
     made = mixed(name)
     found = {}
@@ -141,8 +185,9 @@ def test_experts_agree_under_every_implementation(name):
         torch.testing.assert_close(found[other], found["eager"], rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    made = mixed()
+@pytest.mark.parametrize("name", ["llama", *ODD])
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    made = mixed(name)
     plain = copy.deepcopy(made)
     made.gradient_checkpointing_enable()
     for model in (made.train(), plain.train()):
@@ -162,7 +207,7 @@ def test_router_is_float32_inside_a_bfloat16_model_and_under_autocast():
     assert torch.equal(inside, router(x)[0])
 
 
-@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("name", ["llama", "opt", *ODD])
 def test_router_logits_are_returned_where_they_are_asked_for(name):
     made = mixed(name)
     wanted = [one.logits_TE for one in routed(made)]
@@ -176,10 +221,9 @@ def test_router_logits_are_returned_where_they_are_asked_for(name):
     assert made.generate(IDS, max_new_tokens=3, do_sample=False).shape == (2, 27)
 
 
-def test_capture_sees_it_as_any_mixture():
-    import dragoman
-
-    made = mixed()
+@pytest.mark.parametrize("name", ["llama", *ODD])
+def test_capture_sees_it_as_any_mixture(name):
+    made = mixed(name)
     trace = dragoman.capture(made, {"en": SAMPLE, "de": SAMPLE[::-1]}, start_id=1)
     assert trace.chosen_GLE.shape == (2, 3, 4)
     assert (trace.chosen_GLE.sum(-1) == trace.chosen_GLE.sum(-1)[0, 0]).all()
@@ -240,12 +284,6 @@ def refused(error, match, of=None, **conversion):
         to_mix_moe(of or dense(), Conversion(**conversion))
 
 
-def tiny_bloom():
-    """Its feed-forwards are given the residual too."""
-    config = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=16, n_head=2, n_layer=1)
-    return AutoModelForCausalLM.from_config(config)
-
-
 def test_what_cannot_be_converted_is_a_sentence():
     refused(ModelError, "32 neurons wide, which 3 experts cannot share evenly", experts=3, top_k=3)
     refused(ConfigError, r"layers \[7, 9\] cannot be .* LlamaForCausalLM has .* in layers 0 to 2", layers=(0, 7, 9))
@@ -253,7 +291,6 @@ def test_what_cannot_be_converted_is_a_sentence():
     refused(ConfigError, "scale is preserve, none, not 'twice'", scale="twice")
     refused(ConfigError, "top-k 2 takes some of 4: take a top-k of 4, or scale none", experts=4)
     refused(ConfigError, "layers 1 are named twice", layers=(1, 0, 1))
-    refused(ModelError, "no feed-forward was found in BloomForCausalLM", of=tiny_bloom())
     refused(ConfigError, "no effect without a transform", transform="none", parts="mag+phase")
     refused(ConfigError, "selection group takes one expert of each group", selection="group", top_k=3)
     refused(ModelError, "transform 'wavelet'", transform="wavelet")
@@ -263,6 +300,18 @@ def test_what_cannot_be_converted_is_a_sentence():
         to_mix_moe(dense(intermediate_size=16), Conversion())
     with pytest.raises(ModelError, match="LlamaForCausalLM is no Mix-MoE model"):
         settings_of(dense())
+
+
+def test_what_does_more_than_its_maps_is_a_sentence():
+    slow = tiny("bloom", pretraining_tp=2, slow_but_exact=True)  # reads the weights of its second map, not its bias
+    refused(ModelError, "no feed-forward was found in BloomForCausalLM: .* run one after the other", of=slow)
+    refused(ModelError, "model.layers.0.mlp is no gated feed-forward", of=tiny("bitnet"))  # norm before the last map
+    skipping = dense("gpt_neox")
+    skipping.gpt_neox.layers[0].mlp.forward = lambda x: x
+    refused(ModelError, "gpt_neox.layers.0.mlp is no plain feed-forward: dense_h_to_4h, its activation", of=skipping)
+    twice = dense()
+    twice.model.layers[1].other = copy.deepcopy(twice.model.layers[1].mlp)
+    refused(ModelError, r"LlamaForCausalLM has several feed-forwards in each of the layers \[1\]", of=twice)
 
 
 def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):

@@ -16,14 +16,24 @@ def test_counts_by_hand():
     assert experts_per_layer([-0.3, 0.5], 10, least=0.5) == [5, 5]
 
 
-def test_likeness_is_that_of_all_pairs_of_tokens():
-    model = dense(intermediate_size=32)
+PATHS = {
+    "llama": "model.layers.{}.mlp",
+    "bloom": "transformer.h.{}.mlp",
+    "mpt": "transformer.blocks.{}.ffn",
+    "apertus": "model.layers.{}.mlp",
+}
+
+
+@pytest.mark.parametrize("family", PATHS)
+def test_likeness_is_that_of_all_pairs_of_tokens(family):
+    model = tiny(family, intermediate_size=32)
+    modules = [model.get_submodule(PATHS[family].format(i)) for i in range(3)]
     texts = {"new": [[1, 5, 9, 30]], "old": [[1, 40, 8], [1, 22, 11, 60]]}
     inputs = {g: [[], [], []] for g in texts}
     for g, segments in texts.items():
         hooks = [
-            layer.mlp.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0][0, 1:]))
-            for layer, seen in zip(model.model.layers, inputs[g], strict=True)
+            module.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0][0, 1:]))
+            for module, seen in zip(modules, inputs[g], strict=True)
         ]
         for ids in segments:
             with torch.no_grad():

@@ -8,8 +8,8 @@ Source: Li et al. 2026 (Mix-MoE, arXiv:2605.24681), abstract and sec. III as far
 stage, on which text, and that language-model experts are frozen in stage 2.
 Differs: the loss beside cross-entropy is not known; a load balance per layer over the eligible experts is what its
 neighbours use (a = 0.01). Attention, embeddings and norms are frozen in both stages, as the claim that the language
-model stays whole needs it; of the paper that is not known. Tuned rows are parameters of their own (see
-`expert_tuning`), so what is frozen keeps its bits.
+model stays whole needs it; of the paper that is not known. So are weights of an activation (Apertus), which both groups
+share. Tuned rows are parameters of their own (see `expert_tuning`), so what is frozen keeps its bits.
 Trains: one group's expert weights, and routers. Merges: exactly.
 """
 

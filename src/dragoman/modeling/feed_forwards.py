@@ -3,22 +3,29 @@
     gated: W_d (act(W_g x) * W_u x)        plain: W_d act(W_u x)
 
 No names are known: a feed-forward is a module with one linear map D -> F, or two, or both in one D -> 2F (Phi-3, GLM),
-one F -> D, no other linear map, and one activation, that is called with the state alone. Which of two maps is the gate
-is found by running it. Not found are activations with weights (Apertus), and those that take the residual too (BLOOM,
-MPT).
+one F -> D, no other linear map, and one activation. Its weights, if any, are single numbers (Apertus); it may be a
+function that the module calls (LFM2). Which of two maps is the gate is found by running the module. One that is given
+the residual too (BLOOM, MPT) has to run its parts in a row; it stays, with a block in place of its first map, and what
+it does then, to add the residual behind dropout, it does as before.
 
 Shape letters: T tokens, D model width, F width of the feed-forward.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -43,13 +50,12 @@ class FeedForward:
     """Maps into the inner width; of two, or of the halves of one, `gate_first` says which is the gate."""
     down: str
     act_name: str
+    """Empty where the activation is a function."""
+    act: nn.Module
     size: int
     width: int
-
-    @property
-    def act(self) -> nn.Module:
-        """The activation."""
-        return getattr(self.holder, self.act_name)
+    stays: bool
+    """Whether the module that holds the maps runs a block in their place: a whole layer, or what adds the residual."""
 
     @property
     def has_bias(self) -> bool:
@@ -67,22 +73,18 @@ class FeedForward:
         return len(self.ups) == 2 or self.fused
 
     @property
-    def is_layer(self) -> bool:
-        """Whether its maps stand in the layer itself."""
-        return self.path.rpartition(".")[2].isdigit()
-
-    @property
     def place(self) -> str:
         """Path that a block in its place has."""
-        return f"{self.path}.{self.ups[0]}" if self.is_layer else self.path
+        return f"{self.path}.{self.ups[0]}" if self.stays else self.path
 
     def weights(self) -> tuple[str, ...]:
-        """Names, as in the model, of its weights and biases."""
-        return tuple(f"{self.path}.{n}.{p}" for n in (*self.ups, self.down) for p in ("weight", "bias"))
+        """Names, as in the model, of its weights and biases, and of what its activation keeps."""
+        maps = [f"{self.path}.{n}.{p}" for n in (*self.ups, self.down) for p in ("weight", "bias")]
+        return (*maps, *(f"{self.path}.{self.act_name}.{n}" for n in self.act.state_dict()))
 
     def replace(self, block: nn.Module) -> None:
-        """Put a block in its place; where the layer itself runs the maps, it is the first and the rest pass on."""
-        if self.is_layer:
+        """Put a block in its place; where the module stays, the block is the first map and the rest pass on."""
+        if self.stays:
             setattr(self.holder, self.ups[0], block)
             setattr(self.holder, self.act_name, nn.Identity())
             setattr(self.holder, self.down, nn.Identity())
@@ -91,10 +93,14 @@ class FeedForward:
 
 
 def feed_forwards(model: PreTrainedModel) -> tuple[FeedForward, ...]:
-    """Every feed-forward in order of depth; works on the meta device. Empty where nothing fits."""
+    """Every feed-forward in order of depth; works on the meta device. Empty where nothing fits.
+
+    Maps of a layer around one are none: those of Gemma 3n take what each layer embeds.
+    """
     width = hidden_size(model)
-    found = [_fitting(model, path, module, width) for path, module in list(model.named_modules())]
-    return tuple(ffn for ffn in found if ffn is not None)
+    fitting = [_fitting(model, path, module, width) for path, module in list(model.named_modules())]
+    found = [ffn for ffn in fitting if ffn is not None]
+    return tuple(a for a in found if not any(b.path.startswith(f"{a.path}.") for b in found))
 
 
 def dense_maps(model: PreTrainedModel) -> dict[str, int]:
@@ -114,13 +120,26 @@ def _fitting(model: nn.Module, path: str, module: nn.Module, size: int) -> FeedF
     width = maps[downs[0]][0]
     inner = (width, 2 * width) if len(maps) == 2 else (width,)
     ups = [n for n, (inputs, outputs) in maps.items() if inputs == size and outputs in inner]
-    bare = {n: m for n, m in children.items() if next(m.parameters(), None) is None}
-    acts = [n for n, m in bare.items() if not isinstance(m, NO_ACTIVATION)]
-    if len(ups) != len(maps) - 1 or len(acts) != 1:
+    act = _activation(module, ups, size) if len(ups) == len(maps) - 1 else None
+    if act is None:
         return None
-    parent = model.get_submodule(path.rpartition(".")[0])
-    found = FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], acts[0], size, width)
-    return found if found.is_layer or _inputs(module) == 1 else None
+    layer, inputs = path.rpartition(".")[2].isdigit(), _inputs(module)
+    parent, stays = model.get_submodule(path.rpartition(".")[0]), layer or inputs > 1
+    found = FeedForward(int(numbers[0]), path, module, parent, tuple(ups), downs[0], *act, size, width, stays)
+    if stays and (found.gated or not found.act_name):
+        return None
+    parts = (*ups, found.act_name, found.down)
+    return found if layer or not stays or _in_a_row(module, parts, inputs, size) else None
+
+
+def _activation(module: nn.Module, ups: Sequence[str], size: int) -> tuple[str, nn.Module] | None:
+    """Name and module of the only one; a function has no name."""
+    others = [(n, m) for n, m in module.named_children() if not isinstance(m, NO_ACTIVATION)]
+    held = [(n, m) for n, m in others if all(p.numel() == 1 for p in m.parameters())]
+    if held:
+        return held[0] if len(held) == 1 else None
+    called = _function(module, ups, size)
+    return None if called is None else ("", called)
 
 
 def _sizes(linear: Any) -> tuple[int, int]:
@@ -140,31 +159,110 @@ def _inputs(module: nn.Module) -> int:
     return sum(p.kind is named and p.default is p.empty for p in parameters)
 
 
+@contextlib.contextmanager
+def _seen(module: nn.Module, names: Sequence[str]) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Input and output of each call of these children within the block."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    children = [getattr(module, n) for n in names]
+    hooks = [m.register_forward_hook(lambda _m, args, output: found.append((args[0], output))) for m in children]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _run(module: nn.Module, inputs: int, size: int) -> None:
+    """The module on so many states, without values; whatever stops it, it stops there."""
+    with contextlib.suppress(Exception), torch.no_grad():
+        tensors = {n: t.to("meta") for n, t in [*module.named_parameters(), *module.named_buffers()]}
+        state_1TD = torch.empty(1, 4, size, dtype=next(module.parameters()).dtype, device="meta")
+        functional_call(module, tensors, (state_1TD,) * inputs)
+
+
+def _in_a_row(module: nn.Module, names: Sequence[str], inputs: int, size: int) -> bool:
+    """Whether the module runs these children, each once, the next on what the last returned."""
+    with _seen(module, names) as calls:
+        _run(module, inputs, size)
+    return len(calls) == len(names) and all(a[1] is b[0] for a, b in pairwise(calls))
+
+
+class Called(nn.Module):
+    """An activation that is a function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        return self.function(x)
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps what torch is called with."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Any, Any, Any, Any]] = []
+        super().__init__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.kept.append((func, args, kwargs or {}, output))
+        return output
+
+
+def _function(module: nn.Module, ups: Sequence[str], size: int) -> Called | None:
+    """The one function of one tensor that the module calls with what a map returned; None without it."""
+    with _seen(module, ups) as maps, _Calls() as calls:
+        _run(module, 1, size)
+    found = [
+        partial(func, **kwargs)
+        for func, args, kwargs, output in calls.kept
+        if len(args) == 1 and any(args[0] is y for _, y in maps) and getattr(output, "shape", None) == args[0].shape
+    ]
+    return Called(found[0]) if len(found) == 1 else None
+
+
 Map = tuple[torch.Tensor, torch.Tensor | None]
 """Weight [F, D] and bias [F] of a linear map."""
 
 
 @torch.no_grad()
 def gate_first(ffn: FeedForward) -> list[Map]:
-    """The maps into the inner width, the gate before the other. ModelError where neither order explains it."""
+    """The maps into the inner width, the gate before the other. ModelError where they do not explain what it computes.
+
+    Of a module that stays the map is taken as it is: what else the module does it goes on doing.
+    """
     maps = [(matrix(m), m.bias) for m in (getattr(ffn.holder, n) for n in ffn.ups)]
-    if not ffn.gated:
+    if ffn.stays:
         return maps
     if ffn.fused:
         (weight_XD, bias_X), width = maps[0], ffn.width
         biases = (None, None) if bias_X is None else bias_X.split(width)
         maps = list(zip(weight_XD.split(width), biases, strict=True))
-    generator, linear = torch.Generator().manual_seed(0), nn.functional.linear
     weight_FD = maps[0][0]
-    x_TD = torch.randn(8, ffn.size, generator=generator).to(weight_FD.device, weight_FD.dtype)
-    wanted_TD = ffn.holder(x_TD).float()
-    for order in (maps, maps[::-1]):
-        gate_TF, up_TF = (linear(x_TD, weight_FD, bias_F) for weight_FD, bias_F in order)
-        made_TD = getattr(ffn.holder, ffn.down)(ffn.act(gate_TF) * up_TF).float()
-        if (made_TD - wanted_TD).norm() <= 1e-2 * wanted_TD.norm():
+    x_1TD = torch.randn(1, 8, ffn.size, generator=torch.Generator().manual_seed(0))
+    x_1TD = x_1TD.to(weight_FD.device, weight_FD.dtype)
+    wanted_1TD = torch.full_like(x_1TD, torch.nan).float()
+    with contextlib.suppress(Exception):  # whatever the reason, so it needs more than states
+        wanted_1TD = ffn.holder(x_1TD).float()
+    for order in (maps, maps[::-1])[: len(maps)]:
+        first_1TF, *others = [nn.functional.linear(x_1TD, weight_FD, bias_F) for weight_FD, bias_F in order]
+        made_1TD = getattr(ffn.holder, ffn.down)(reduce(torch.mul, others, ffn.act(first_1TF))).float()
+        if (made_1TD - wanted_1TD).norm() <= 1e-2 * wanted_1TD.norm():
             return order
+    raise ModelError(f"{ffn.path} is no {_not_explained(ffn)} can be split")
+
+
+def _not_explained(ffn: FeedForward) -> str:
+    if not ffn.gated:
+        return (
+            f"plain feed-forward: {ffn.ups[0]}, its activation and {ffn.down} do not explain what it computes; only "
+            "W_d act(W_u x)"
+        )
     part = "half " if ffn.fused else ""
-    raise ModelError(
-        f"{ffn.path} is no gated feed-forward: neither {part}of {' and '.join(ffn.ups)} is a gate that explains what "
-        "it computes; only W_d (act(W_g x) * W_u x) can be split"
+    return (
+        f"gated feed-forward: neither {part}of {' and '.join(ffn.ups)} is a gate that explains what it computes; only "
+        "W_d (act(W_g x) * W_u x)"
     )

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling.feed_forwards import FeedForward, feed_forwards, gate_first, matrix
+from dragoman.modeling.feed_forwards import FeedForward, Map, feed_forwards, gate_first, matrix
 from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
 from dragoman.modeling.mix_router import Settings
 from dragoman.modeling.probing import find_routers
@@ -115,12 +115,13 @@ def to_mix_moe(
     if (conversion.slices == "balanced") != bool(sample):
         raise ConfigError("balanced slices need sample text, contiguous ones have no use for it; give both or neither")
     settings = conversion.settings([ffn.layer_id for ffn in chosen])
+    maps = [gate_first(ffn) for ffn in chosen]
     made = _empty(model, settings, conversion.seed)
     groups = _grouped(model, chosen, conversion, sample)
     generator = torch.Generator().manual_seed(conversion.seed + 1)  # one of all layers: else seeds would share draws
-    for ffn, places_kW in zip(chosen, groups, strict=True):
+    for ffn, ups, places_kW in zip(chosen, maps, groups, strict=True):
         block: MixMoE = made.get_submodule(ffn.place)  # type: ignore[assignment]
-        _fill(ffn, block, places_kW, conversion, generator)
+        _fill(ffn, ups, block, places_kW, conversion, generator)
     made.generation_config = copy.deepcopy(model.generation_config)
     made.eval()
     if conversion.scale == "preserve":
@@ -132,12 +133,15 @@ def _chosen(model: PreTrainedModel, conversion: Conversion) -> list[FeedForward]
     name = type(model).__name__
     if find_routers(model):
         raise ModelError(f"{name} is a Mixture-of-Experts model already; Mix-MoE starts from a dense one")
-    found = {ffn.layer_id: ffn for ffn in feed_forwards(model)}
+    every = feed_forwards(model)
+    found = {ffn.layer_id: ffn for ffn in every}
     if not found:
         raise ModelError(
             f"no feed-forward was found in {name}: looked for modules with one or two linear maps from the model's "
-            "width to an inner one, one map back, no other, and one activation"
+            "width to an inner one, one map back, no other, and one activation, that run one after the other"
         )
+    if several := sorted(i for i in found if sum(ffn.layer_id == i for ffn in every) > 1):
+        raise ModelError(f"{name} has several feed-forwards in each of the layers {several}, and one can be converted")
     if foreign := sorted(set(conversion.layers) - set(found)):
         raise ConfigError(
             f"layers {foreign} cannot be converted: {name} has feed-forwards in layers {min(found)} to {max(found)}"
@@ -178,15 +182,20 @@ def _empty(model: PreTrainedModel, settings: Settings, seed: int) -> PreTrainedM
 
 @torch.no_grad()
 def _fill(
-    ffn: FeedForward, block: MixMoE, places_kW: torch.Tensor, conversion: Conversion, generator: torch.Generator
+    ffn: FeedForward,
+    ups: Sequence[Map],
+    block: MixMoE,
+    places_kW: torch.Tensor,
+    conversion: Conversion,
+    generator: torch.Generator,
 ) -> None:
     """Slices into the language-model group, random weights into the other and its rows of the router.
 
     The other rows are zero where all slices are chosen; else those that are first would be, for every token.
     """
     experts, factor = block.experts, len(places_kW) if conversion.scale == "preserve" else 1
-    ups, down = gate_first(ffn), getattr(ffn.holder, ffn.down)
-    first = getattr(experts, experts.first)
+    down, first = getattr(ffn.holder, ffn.down), getattr(experts, experts.first)
+    experts.act_fn.load_state_dict(ffn.act.state_dict())
     for e, places_W in enumerate(places_kW):
         first[e] = torch.cat([weight_FD[places_W] for weight_FD, _ in ups])
         experts.down_proj[e] = factor * matrix(down)[:, places_W]

@@ -34,7 +34,7 @@ PREFIX = "mix_moe_"
 """Before the model type of the dense class."""
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"),
-    *("phi3", "glm", "glm4", "gpt2", "gpt_neox", "opt"),
+    *("phi3", "glm", "glm4", "gpt2", "gpt_neox", "opt", "bloom", "mpt", "apertus", "lfm2"),
 )
 """Types that `register()` knows without being told; any other dense type is registered by its name."""
 GROUPED_MULTIPLE = 8
@@ -42,7 +42,10 @@ GROUPED_MULTIPLE = 8
 
 
 class MixExperts(nn.Module):
-    """Stacked experts; of the four kinds below, each says whether it is gated and whether it has biases."""
+    """Stacked experts; of the four kinds below, each says whether it is gated and whether it has biases.
+
+    All share the dense feed-forward's activation, with its weights where it has some.
+    """
 
     def __init__(self, config: Any, ffn: FeedForward, num_experts: int, width: int):
         super().__init__()
@@ -112,7 +115,7 @@ KINDS = {
 
 
 class MixMoE(nn.Module):
-    """The block that stands where a feed-forward was."""
+    """The block that stands where a feed-forward was, or the first map of one whose module stays."""
 
     def __init__(self, config: Any, ffn: FeedForward, settings: Settings):
         super().__init__()
