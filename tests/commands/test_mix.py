@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dragoman.routing.layer_moe import experts_per_layer
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "mix-moe"
 STEPS = training.Config(steps=3, batch=4, micro_batch=4, warmup=1, decay=1, balance=0.01, precision="fp32")
 
 
@@ -149,6 +151,21 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
     for name in (n for n in before if ".router." not in n):
         rows = slice(2) if ".experts." in name else slice(None)
         assert torch.equal(before[name][rows], after[name][rows]), f"{name} is frozen in stage 2"
+
+
+def test_the_recipes_train_both_stages_as_the_flags_do(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mix").symlink_to(folder / "mix")
+    less = ["--corpus", str(folder / "toy.tsv.gz"), "--languages", "en", "de", "--block", "64", "--segments", "6"]
+    steps = {"steps": 3, "batch": 4, "micro-batch": 4, "warmup": 1, "decay": 1}
+    less += [word for name, value in steps.items() for word in (f"--training.{name}", str(value))] + ["--quiet"]
+    for recipe in ("stage-1", "stage-2"):
+        cli.run(["adapt", "--config", str(RECIPES / f"{recipe}.yaml"), *less])
+    words = ["mix", "train", "mix-1/model", "--stage", "2", "--directions", "en-de", "de-en", "--out", "same", *less]
+    cli.run(words)
+    found, wanted = (json.loads(Path(out, "record.json").read_text()) for out in ("mix-2", "same"))
+    assert found["log"]["losses"] == wanted["log"]["losses"] and found["results"] == wanted["results"]
+    assert found["read"] == ["en-de", "de-en"] and settings_of(open_model("mix-2/model")).stage == 2
 
 
 def assert_shares(shares):
