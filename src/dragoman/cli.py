@@ -29,7 +29,8 @@ COMMANDS = {
     "diagnose": "Capture how a model routes each language: a trace, statistics and figures.",
     "compare": "Compare two traces (how far routing moved), two evaluations (what differs, and may it be compared) or "
     "two plans.",
-    "plan": "Choose from a trace which experts to change for a new language, and say why.",
+    "plan": "Choose from a trace which experts to change for a new language, and say why; for a dense model, how many "
+    "its layers get.",
     "adapt": "Train a model for a new language by a method, on a plan.",
     "categorize": "Label a task's items by what a model gets right in English and in other languages.",
     "align": "Train on a task's items in a new language, with routing aligned to English or without.",

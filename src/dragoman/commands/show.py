@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dragoman.errors import DataError
 from dragoman.record import read_json
+from dragoman.routing.expert_numbers import ExpertNumbers
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.trace import RoutingTrace
 
@@ -36,6 +37,8 @@ def show(file: Path) -> None:
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("dragoman-plan"):
         print(ExpertPlan.load(file).text())
+    elif kind.startswith("dragoman-numbers"):
+        print(ExpertNumbers.load(file).text())
     elif kind.startswith("dragoman-record") and content["command"] in (
         "tour",
         "diagnose",
