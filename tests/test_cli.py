@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,9 +78,93 @@ def test_a_key_may_be_called_like_a_command(monkeypatch, tmp_path):
     assert str(configs[0].plan) == "p.json"
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """(command, config) of what `adapt`, `mix train` and `align` would run."""
+    from dragoman.commands import adapt, align, mix
+
+    ran = []
+    monkeypatch.setattr(adapt, "run", lambda config: ran.append(("adapt", config)))
+    monkeypatch.setattr(align, "run", lambda config: ran.append(("align", config)))
+    monkeypatch.setattr(mix, "run_stage", lambda config: ran.append(("mix train", config)))
+    for module in (adapt, align):
+        monkeypatch.setattr(module, "show", lambda result: None)
+    monkeypatch.setenv("RANK", "1")  # mix train prints nothing then
+    return ran
+
+
+def test_adapt_hands_methods_on_to_the_command_that_trains_by_them(trained, tmp_path):
+    stage, item = ["--stage", "1", "--languages", "en", "--out", "o"], ["--target", "ca", "--task", "heading"]
+    run("adapt", "m", "--method", "mix_moe", *stage)
+    run("adapt", "m", *stage, "--method=moe_lpr")
+    run("mix", "train", "m", *stage, "--method=moe_lpr")
+    run("adapt", "--method", "sara", "m", *item)
+    run("adapt", "m", "--target", "ca", "--method", "lora")
+    assert [name for name, _ in trained] == ["mix train", "mix train", "mix train", "align", "adapt"]
+    assert [c.method for _, c in trained] == ["mix_moe", "moe_lpr", "moe_lpr", "sara", "lora"]
+    assert trained[1] == trained[2] and trained[1][1].languages == ("en",)
+    assert (trained[3][1].model, trained[3][1].task) == ("m", "heading")
+
+
+def test_adapt_finds_the_method_in_the_config_file_and_flags_win(trained, tmp_path):
+    file = tmp_path / "stage.yaml"
+    file.write_text("method: mix_moe\nmodel: m\nstage: 1\nlanguages: [en]\nout: o\ntraining: {steps: 90}\n")
+    run("adapt", "--config", file, "--training.batch", "32", "--out", "p")
+    run("adapt", f"--config={file}", "--method", "moe_lpr")
+    (name, one), (other, two) = trained
+    assert (name, other) == ("mix train", "mix train") and (one.method, two.method) == ("mix_moe", "moe_lpr")
+    assert (one.model, one.stage, str(one.out)) == ("m", 1, "p")
+    assert (one.training.steps, one.training.batch, one.training.balance) == (90, 32, 0.01)
+    file.write_text("method: ra_moe\nmodel: m\ntarget: ca\n")
+    run("adapt", "--config", file, "--task", "heading")
+    run("adapt", "--config", file, "--method", "full")
+    assert [(name, c.method) for name, c in trained[2:]] == [("align", "ra_moe"), ("adapt", "full")]
+
+
+def test_mistakes_in_a_file_that_is_handed_on_are_told(capsys, tmp_path):
+    file = tmp_path / "stage.yaml"
+    file.write_text("method: mix_moe\nmodel: m\nout: o\nlangauges: [en]\n")
+    err = failure(capsys, "adapt", "--config", file)
+    assert all(part in err for part in ("[langauges]", "languages", "`adapt --method mix_moe` takes the flags of")), err
+    file.write_text("method: [mix_moe]\nmodel: m\ntarget: ca\n")
+    assert "[method]" in failure(capsys, "adapt", "--config", file)
+
+
+def test_the_recipes_of_mix_moe_are_these_flags(trained):
+    recipes = Path(__file__).resolve().parents[1] / "examples" / "mix-moe"
+    tags = ["en", "de", "fr", "es", "cs", "ru", "zh"]
+    run("adapt", "--config", recipes / "stage-1.yaml")
+    run("mix", "train", "mix", "--stage", "1", "--languages", *tags, "--out", "mix-1")
+    run("adapt", "--config", recipes / "stage-2.yaml")
+    both = ["--directions", "en-all", "all-en", "--out", "mix-2"]
+    run("mix", "train", "mix-1/model", "--stage", "2", "--languages", *tags, *both)
+    assert trained[0] == trained[1] and trained[2] == trained[3]
+
+
+def test_the_table_of_methods_that_are_handed_on_is_whole():
+    from dragoman.commands.mixing_text import STAGED
+    from dragoman.methods import METHODS
+    from dragoman.methods.base import LossMethod
+
+    aligned = [name for name, method in METHODS.items() if isinstance(method, LossMethod)]
+    wanted = dict.fromkeys(STAGED, ("mix", "train")) | dict.fromkeys(aligned, ("align",))
+    assert aligned and wanted == cli.HANDED_ON
+
+
+def test_the_help_of_adapt_names_what_it_hands_on(capsys):
+    run("adapt", "--help")
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(method in told and " ".join(words) in told for method, words in cli.HANDED_ON.items())
+    run("adapt", "--method", "mix_moe", "--help")
+    assert "--lpr-mode" in capsys.readouterr().out, "the flags of that method"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["adapt", "m", "--method", "mix_moe"], ["--out requires", "`adapt --method mix_moe` takes the flags of"]),
+        (["adapt", "m", "--method", "sara", "--target", "ca", "--aling", "x"], ["--align", "of `dragoman align`. See"]),
+        (["adapt", "m", "--method"], ["--method requires an argument. See --help"]),
         (["plan", "t.npz", "--alhpa", "1"], ["--alhpa", "--alpha"]),
         (["paln", "t.npz"], ["paln", "plan"]),
         (["plan", "t.npz", "--alpha", "much"], ["alpha", "much"]),

@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 PAGES = sorted(page for at in ("*.md", "examples/*.md", "docs/**/*.md", "benchmarks/**/*.md") for page in ROOT.glob(at))
 HISTORY = {ROOT / "docs" / "LOG.md", ROOT / "CHANGELOG.md"}
 """Pages that may name files that are gone by now."""
-ROOMS = ("src", "tests", "docs", "benchmarks", ".ci")
+ROOMS = ("src", "tests", "docs", "benchmarks", "examples", ".ci")
 FENCE = re.compile(r"^(?P<tick>```+)(?P<kind>[a-z]*)[^\n]*\n(?P<body>.*?)^(?P=tick)\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(\s*([^)\s]+)[^)]*\)|<img[^>]*\ssrc=\"([^\"]+)\"")
 
@@ -54,7 +54,7 @@ def shell_lines(text):
 def commands(program):
     """(page, words after the program) of every sh block, and of the comments at the top of every recipe."""
     found = [(p, line) for p in PAGES for block in blocks(p, "sh", "bash") for line in shell_lines(block)]
-    for recipe in sorted(ROOT.glob("benchmarks/**/*.yaml")):
+    for recipe in sorted(r for room in ("benchmarks", "examples") for r in ROOT.glob(f"{room}/**/*.yaml")):
         comments = [line.lstrip("# ") for line in text_of(recipe).splitlines() if re.match(r"# +dragoman ", line)]
         found += [(recipe, line) for line in shell_lines("\n".join(comments))]
     return [pytest.param(line[1:], id=f"{p.name}: {' '.join(line)}") for p, line in found if line[0] == program]

@@ -43,6 +43,7 @@ NAMES = {
     "capture": "routing.capture",
     "RoutingTrace": "routing.trace",
     "ExpertPlan": "routing.plan",
+    "ExpertNumbers": "routing.expert_numbers",
     "PLANNERS": "routing.planners",
     "METHODS": "methods",
     "open_delta": "methods.delta",

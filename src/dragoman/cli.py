@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NoReturn
@@ -28,7 +29,8 @@ COMMANDS = {
     "diagnose": "Capture how a model routes each language: a trace, statistics and figures.",
     "compare": "Compare two traces (how far routing moved), two evaluations (what differs, and may it be compared) or "
     "two plans.",
-    "plan": "Choose from a trace which experts to change for a new language, and say why.",
+    "plan": "Choose from a trace which experts to change for a new language, and say why; for a dense model, how many "
+    "its layers get.",
     "adapt": "Train a model for a new language by a method, on a plan.",
     "categorize": "Label a task's items by what a model gets right in English and in other languages.",
     "align": "Train on a task's items in a new language, with routing aligned to English or without.",
@@ -45,6 +47,16 @@ COMMANDS = {
     "models": "Fetch models that packages carry, list what opens by name, make a Mixture-of-Experts of a dense model.",
 }
 """Command -> its line of help. The module of that name in dragoman.commands holds its Config and run."""
+
+HANDED_ON = {
+    "mix_moe": ("mix", "train"),
+    "moe_lpr": ("mix", "train"),
+    "ra_moe": ("align",),
+    "sara": ("align",),
+    "router_alignment": ("align",),
+}
+"""Method of `adapt` -> words of the command that trains by it: what it reads is another text, so its flags are others.
+A table, as the methods themselves need torch."""
 
 HELP = """See how a Mixture-of-Experts language model routes each language, adapt it, and prove what changed.
 
@@ -120,18 +132,38 @@ def _stop(message: str, code: int = 2) -> NoReturn:
 def run(tokens: list[str]) -> Any:
     """Run one command line, given without the program's name; errors are raised."""
     tokens, config_file = _without_config(tokens)
+    name = next((t for t in tokens if not t.startswith("-")), None)
+    if config_file and name not in COMMANDS:
+        raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
+    keys: dict[str, Any] = _checked_keys(config_file) if config_file else {}
+    tokens, note = _handed_on(tokens, keys) if name == "adapt" else (tokens, "")
     words = [t for t in tokens if not t.startswith("-")]
-    name = words[0] if words else None
-    app = build_app([name] if name in COMMANDS else [])
+    app = build_app([word for word in words[:1] if word in COMMANDS])
     if config_file:
-        if name not in COMMANDS:
-            raise ConfigError(f"--config needs a command before it; commands are {', '.join(COMMANDS)}")
-        keys: dict[str, Any] = _checked_keys(config_file)
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
-        for part in reversed(words[:2] if name in ("data", "memory", "mix", "models") else words[:1]):
+        for part in reversed(words[:2] if words[0] in ("data", "memory", "mix", "models") else words[:1]):
             keys = {part: keys}
         app.config = [cyclopts.config.Dict(keys, source=str(config_file))]
-    return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as e:
+        if note:
+            e.add_note(note)
+        raise
+
+
+def _handed_on(tokens: list[str], keys: dict[str, Any]) -> tuple[list[str], str]:
+    """The words of `adapt`, or of the command that trains by the method that they or the file's keys name.
+
+    Then with a sentence for errors, as these speak of a command that was not typed.
+    """
+    parts = pairwise(part for token in tokens for part in token.split("=", 1))
+    method = str(next((value for flag, value in parts if flag == "--method"), keys.get("method")))
+    if method not in HANDED_ON:
+        return tokens, ""
+    at, words = tokens.index("adapt"), HANDED_ON[method]
+    note = f"`adapt --method {method}` takes the flags of `dragoman {' '.join(words)}`."
+    return [*tokens[:at], *words, *tokens[at + 1 :]], note
 
 
 def _without_config(tokens: list[str]) -> tuple[list[str], Path | None]:
@@ -170,7 +202,7 @@ def _sentence(e: cyclopts.CycloptsError) -> str:
         known = [n.lstrip("-") for a in e.argument_collection for n in a.names if n.startswith("--")]
         near = difflib.get_close_matches(given.replace("_", "-"), known, n=1, cutoff=0.0)
         text += f" Did you mean {near[0].replace('-', '_')}?" if near else ""
-    return f"{text} See --help of the command."
+    return " ".join([text, *getattr(e, "__notes__", ()), "See --help of the command."])
 
 
 def cli_markdown() -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,22 +12,23 @@ from dragoman.commands.mix import run_stage, train
 from dragoman.commands.mixing_text import Train, stage_rows
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import loop, training
-from dragoman.modeling import TextCodec, moe_layers, open_model, save_model
+from dragoman.modeling import TextCodec, model_checksum, moe_layers, open_model, save_model
 from dragoman.modeling.mix_moe import settings_of
-from dragoman.routing.layer_moe import experts_per_layer
+from dragoman.routing.planners.layer_moe import experts_per_layer
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "mix-moe"
 STEPS = training.Config(steps=3, batch=4, micro_batch=4, warmup=1, decay=1, balance=0.01, precision="fp32")
 
 
 EVEN, MORE = replace(STEPS, balance=0.0), replace(STEPS, balance=0.02)
 
 
-def small():
+def small(layers=3, **changes):
     codec = TextCodec(tokenizer())
-    model = tiny("llama", vocab_size=len(codec.tokenizer), intermediate_size=32, max_position_embeddings=128)
-    return model, codec
+    shape = {"intermediate_size": 32, "max_position_embeddings": 128, "num_hidden_layers": layers} | changes
+    return tiny("llama", vocab_size=len(codec.tokenizer), **shape), codec
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,8 @@ def test_text_longer_than_the_context_is_cut_or_refused(tmp_path):
     corpus().save(tmp_path / "toy.tsv")
     text = ["--corpus", str(tmp_path / "toy.tsv"), "--segments", "4"]
     cli.run(["mix", "convert", str(tmp_path / "opt"), "--slices", "balanced", *text, "--out", str(tmp_path / "mix")])
-    cli.run(["mix", "layers", str(tmp_path / "opt"), "--new", "es", "--old", "en", "--budget", "7", *text, "--out",
-             str(tmp_path / "n.json")])  # fmt: skip
+    cli.run(["plan", str(tmp_path / "opt"), "--planner", "layer_moe", "--new", "es", "--known", "en", "--experts", "7",
+             *text, "--out", str(tmp_path / "n.json")])  # fmt: skip
     long = Train(str(tmp_path / "mix"), out=tmp_path / "out", stage=1, languages=("en",), block=64, training=STEPS,
                  corpus=str(tmp_path / "toy.tsv"), segments=6, score=(), quiet=True)  # fmt: skip
     with pytest.raises(ConfigError, match=r"block is 64, and the model's context 12 tokens; give a smaller --block"):
@@ -94,17 +96,29 @@ def test_flags_for_sample_text_need_balanced_slices(folder, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(folder, tmp_path, capsys):
-    numbers, text = tmp_path / "numbers.json", str(folder / "toy.tsv.gz")
-    words = ["mix", "layers", str(folder / "dense"), "--new", "es", "--old", "en", "--budget", "7", "--corpus", text]
-    cli.run([*words, "--segments", "8", "--out", str(numbers)])
-    record = json.loads(numbers.read_text())
-    wanted = experts_per_layer(record["similarity"], 7)
-    assert list(record["translation"].values()) == wanted and len(wanted) == 3
-    assert f"{sum(wanted)} in all" in capsys.readouterr().out
-    record["translation"] = {"0": 1, "1": 3, "2": 2}  # as unlike as a toy's are not
-    numbers.write_text(json.dumps(record))
+def planned(folder, out, *more):
+    """Numbers of translation experts for the toy's dense model."""
+    words = ["plan", str(folder / "dense"), "--planner", "layer_moe", "--new", "es", "--known", "en", "--experts", "7"]
+    cli.run([*words, "--corpus", str(folder / "toy.tsv.gz"), "--segments", "8", "--out", str(out), *more])
+    return json.loads(out.read_text())
+
+
+def test_layer_moe_plans_numbers_that_a_conversion_takes_and_both_stages_train(folder, tmp_path, capsys):
+    numbers = tmp_path / "numbers.json"
+    plan = planned(folder, numbers)
+    wanted = experts_per_layer(list(plan["statistic"].values()), 7)
+    assert list(plan["experts"].values()) == wanted and len(wanted) == 3
+    assert plan["model_sha256"] == model_checksum(str(folder / "dense"))
+    assert {"model": str(folder / "dense"), "segments": 8}.items() <= plan["settings"].items()
+    printed = capsys.readouterr().out
+    assert f"Plan layer_moe: {sum(wanted)} translation experts in 3 layers." in printed
+    cli.run(["show", str(numbers)])
+    assert capsys.readouterr().out == printed
+    plan["experts"] = {"0": 1, "1": 3, "2": 2}  # as unlike as a toy's are not
+    numbers.write_text(json.dumps(plan))
     cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(numbers), "--out", str(tmp_path / "mix")])
+    assert capsys.readouterr().err == "", "of these weights"
+    assert json.loads((tmp_path / "mix" / "record.json").read_text())["numbers"]["experts"] == plan["experts"]
     one = settings(folder, model=str(tmp_path / "mix"), stage=1, out=tmp_path / "one", languages=("en", "es"))
     train(one)
     told = capsys.readouterr().out
@@ -117,14 +131,27 @@ def test_layer_moe_says_numbers_that_a_conversion_takes_and_both_stages_train(fo
         assert layer.num_experts == 2 + number
         moved = [not torch.equal(a, b) for a, b in zip(layer.experts.down_proj, trained.experts.down_proj, strict=True)]
         assert moved[:2] == [False, False] and any(moved[2:]), "language-model experts stay"
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(DataError, match="has no numbers of translation experts; `dragoman mix layers` writes them"):
-        cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
-    (tmp_path / "other.json").write_text('{"translation": {"0": 1.9}}')
-    with pytest.raises(DataError, match="has no numbers of translation experts"):
-        cli.run(["mix", "convert", str(folder / "dense"), "--numbers", str(tmp_path / "other.json"), "--out", "x"])
-    with pytest.raises(ConfigError, match="segments is 0, but it has to be 1 or more"):
-        cli.run([*words, "--segments", "0", "--out", str(tmp_path / "none.json")])
+
+
+def test_numbers_are_for_one_model(folder, tmp_path, capsys):
+    numbers, convert = tmp_path / "numbers.json", ["mix", "convert", "--numbers", str(tmp_path / "numbers.json")]
+    planned(folder, numbers)
+    capsys.readouterr()
+    for name, changes in (("other", {"seed": 1}), ("wide", {"intermediate_size": 64}), ("deep", {"layers": 4})):
+        save_model(*small(**changes), tmp_path / name)
+    cli.run([*convert, str(tmp_path / "other"), "--out", str(tmp_path / "mix")])
+    err = capsys.readouterr().err
+    assert err.startswith("dragoman: the plan of numbers was made from other weights") and err.count("\n") == 1
+    with pytest.raises(ModelError, match=r"another model, .* 32 neurons in layer 0, .*; this one has 64 neurons"):
+        cli.run([*convert, str(tmp_path / "wide"), "--out", str(tmp_path / "no")])
+    with pytest.raises(ModelError, match="no feed-forward in layer 3; this one has 32 neurons in layer 3: make them"):
+        cli.run([*convert, str(tmp_path / "deep"), "--out", str(tmp_path / "no")])
+    with pytest.raises(ConfigError, match=r"layers \[0, 1, 2\], and layers \[0, 1\] are converted"):
+        cli.run([*convert, str(folder / "dense"), "--layers", "0", "1", "--out", str(tmp_path / "no")])
+    numbers.write_text('{"translation": {"0": 1}}')
+    with pytest.raises(DataError, match=r"the format is None, .* make one with `dragoman plan --planner layer_moe`"):
+        cli.run([*convert, str(folder / "dense"), "--out", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_two_stages_and_what_is_recorded(folder, tmp_path):
@@ -149,6 +176,21 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
     for name in (n for n in before if ".router." not in n):
         rows = slice(2) if ".experts." in name else slice(None)
         assert torch.equal(before[name][rows], after[name][rows]), f"{name} is frozen in stage 2"
+
+
+def test_the_recipes_train_both_stages_as_the_flags_do(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mix").symlink_to(folder / "mix")
+    less = ["--corpus", str(folder / "toy.tsv.gz"), "--languages", "en", "de", "--block", "64", "--segments", "6"]
+    steps = {"steps": 3, "batch": 4, "micro-batch": 4, "warmup": 1, "decay": 1}
+    less += [word for name, value in steps.items() for word in (f"--training.{name}", str(value))] + ["--quiet"]
+    for recipe in ("stage-1", "stage-2"):
+        cli.run(["adapt", "--config", str(RECIPES / f"{recipe}.yaml"), *less])
+    words = ["mix", "train", "mix-1/model", "--stage", "2", "--directions", "en-de", "de-en", "--out", "same", *less]
+    cli.run(words)
+    found, wanted = (json.loads(Path(out, "record.json").read_text()) for out in ("mix-2", "same"))
+    assert found["log"]["losses"] == wanted["log"]["losses"] and found["results"] == wanted["results"]
+    assert found["read"] == ["en-de", "de-en"] and settings_of(open_model("mix-2/model")).stage == 2
 
 
 def assert_shares(shares):

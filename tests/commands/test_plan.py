@@ -10,10 +10,10 @@ import pytest
 import dragoman
 from dragoman import cli
 from dragoman.commands import compare, plan, show
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import ConfigError, DataError, ModelError, UserError
 from dragoman.modeling import model_path
 from dragoman.routing.plan import ExpertPlan
-from dragoman.routing.planners import PLANNERS
+from dragoman.routing.planners import NUMBER_PLANNERS, PLANNERS
 from dragoman.routing.trace import RoutingTrace
 
 TRACE = Path(__file__).resolve().parents[2] / "benchmarks" / "base" / "mini-moe-en-trace.npz"
@@ -79,7 +79,9 @@ def test_a_model_that_does_not_help(sized, made, tmp_path):
 @pytest.mark.parametrize(
     ("planner", "settings", "expected"),
     [
-        ("ssst", {}, f"there is no planner 'ssst'; planners are {', '.join(PLANNERS)}"),
+        ("ssst", {}, f"there is no planner 'ssst'; planners are {', '.join((*PLANNERS, *NUMBER_PLANNERS))}"),
+        ("ssft", {"target": "ca", "new": ("ca",), "corpus": "help"}, "corpus, new would have no effect on the planner"),
+        ("random", {"segments": 3}, "segments would have no effect on the planner random"),
         ("seft", {"target": "ca", "shared": 2}, "shared would have no effect on the planner seft"),
         ("all", {"budget": "2%"}, "budget would have no effect on the planner all"),
         ("esft", {"target": "ca", "parent": "es"}, "parent would have no effect on the planner esft"),
@@ -95,6 +97,51 @@ def test_a_model_that_does_not_help(sized, made, tmp_path):
 def test_settings_that_do_not_work(sized, made, planner, settings, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         made(sized, planner, **settings)
+
+
+LAYER_MOE = {"new": ("ca",), "known": ("en",), "experts": 16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"new": ()}, "the planner layer_moe needs --new, which it has no defaults for"),
+        ({"new": (), "known": (), "experts": None}, "the planner layer_moe needs --new, --known, --experts"),
+        ({"known": ("en", "ca")}, "compares new languages with known ones: ca is named more than once"),
+        ({"target": "ca", "budget": "2%"}, "budget, target would have no effect on the planner layer_moe"),
+        ({"model": "mini-dense", "layers": (1,)}, "layers, model would have no effect on the planner layer_moe"),
+        ({"known": ("en", "xx"), "new": ("yy",)}, "no column yy, xx in corpus help"),
+        ({"experts": 7}, "a budget of 7 experts leaves none for some of 8 layers; give more"),
+        ({"segments": 0}, "segments is 0, but it has to be 1 or more"),
+        ({"corpus": "nowhere.tsv"}, "nowhere.tsv"),
+    ],
+)
+def test_settings_of_layer_moe_that_do_not_work(made, tmp_path, settings, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        made("mini-dense", "layer_moe", **LAYER_MOE | settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("mini-moe", "OlmoeForCausalLM has experts already"),
+        (TRACE, "is not a model folder: no config.json in it"),
+        ("./nowhere", "'./nowhere' is not a model folder"),
+    ],
+)
+def test_layer_moe_starts_from_a_dense_model(made, model, expected):
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        made(model, "layer_moe", **LAYER_MOE)
+
+
+def test_a_plan_of_numbers_is_no_plan_of_experts(made, tmp_path):
+    found = made("mini-dense", "layer_moe", **LAYER_MOE, segments=2)
+    assert sum(found.experts.values()) in range(16, 24) and found.settings["corpus"] == "help"
+    with pytest.raises(DataError, match=r"the format is 'dragoman-numbers/1', not 'dragoman-plan/1'"):
+        ExpertPlan.load(tmp_path / "plan-0.json")
+    with pytest.raises(ConfigError, match=r"plan-0.json exists; choose another file"):
+        dragoman.plan("mini-dense", planner="layer_moe", **LAYER_MOE, out=tmp_path / "plan-0.json")
 
 
 def test_a_budget_needs_the_size(made):

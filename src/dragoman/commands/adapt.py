@@ -57,7 +57,8 @@ class Config:
     target: str
     """New language, BCP-47."""
     method: str = "expert_tuning"
-    """expert_tuning (needs a plan), lora or full."""
+    """expert_tuning (needs a plan), lora, full; mix_moe and moe_lpr take the flags of `dragoman mix train`, ra_moe,
+    sara and router_alignment those of `dragoman align`."""
     plan: Path | None = None
     """Plan that `dragoman plan` wrote."""
     corpus: str = "help"
@@ -224,13 +225,14 @@ def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
 
 def _chosen(config: Config) -> Any:
     """The method's settings."""
+    from dragoman.commands.mixing_text import STAGED
     from dragoman.methods import METHODS
     from dragoman.methods.base import LossMethod, settings
 
-    if config.method in ("mix_moe", "moe_lpr"):
+    if config.method in STAGED:
         raise ConfigError(f"the method {config.method} trains in stages, on text of its own; use `dragoman mix train`")
     if config.method not in METHODS:
-        raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join(METHODS)}")
+        raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join((*METHODS, *STAGED))}")
     if isinstance(METHODS[config.method], LossMethod):
         raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
     return settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})

@@ -6,8 +6,8 @@ Shape letters: N rows, S tokens per row.
 from __future__ import annotations
 
 import json
-import operator
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from dragoman.commands import Dtype, Numbers, Tags, scoring
+from dragoman.commands import Dtype, Numbers, scoring
 from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_shares import shares_of, told
 from dragoman.commands.mixing_text import STAGED, Train, require_room, require_scorable, sample_of, stage_rows
 from dragoman.commands.resuming import checkpoint_folder, claim, unclaim
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, DataError, UserError
-from dragoman.record import atomic_write, environment, read_json, write_json
+from dragoman.errors import ConfigError, UserError
+from dragoman.record import atomic_write, environment, write_json
+from dragoman.routing.expert_numbers import ExpertNumbers
+from dragoman.routing.plan import other_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +93,8 @@ def convert(
     mt_init
         Translation experts start random, or zero: with a second map of zeros.
     numbers
-        What `mix layers` wrote: so many translation experts in each layer, in place of `experts` in all.
+        What `dragoman plan --planner layer_moe` wrote: so many translation experts in each layer, in place of
+        `experts` in all.
     corpus
         N-way text for balanced slices.
     language
@@ -106,9 +109,10 @@ def convert(
     from dragoman.modeling import context_length
     from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
 
+    planned = ExpertNumbers.load(numbers) if numbers else None
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
     chosen |= {"transform": transform, "parts": parts, "compress": compress, "scale": scale, "slices": slices}
-    chosen |= {"mt_init": mt_init, "seed": seed, "translation": _numbers_in(numbers) if numbers else {}}
+    chosen |= {"mt_init": mt_init, "seed": seed, "translation": planned.experts if planned else {}}
     conversion = Conversion(**chosen)
 
     text = {"corpus": (corpus, "help"), "language": (language, "en"), "segments": (segments, 64)}
@@ -116,74 +120,27 @@ def convert(
         raise ConfigError(f"{', '.join(idle)} would have no effect without --slices balanced; give it, or leave it out")
 
     def convert(dense: Any, codec: Any) -> tuple[Any, dict[str, Any]]:
+        if planned:
+            _require_fit(planned, dense, model)
         balanced, context = slices == "balanced", context_length(dense)
         sample = sample_of(codec, open_corpus(corpus), language, segments, context) if balanced else ()
         about = {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None
         return to_mix_moe(dense, conversion, sample), {"sample": about}
 
-    about = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
+    about: dict[str, Any] = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
+    about |= {"numbers": planned and asdict(planned)}
     write_converted(model, out, convert, about, dtype)
 
 
-def _numbers_in(path: Path) -> dict[int, int]:
-    """Layer -> translation experts. DataError for another file."""
-    try:
-        return {int(layer): operator.index(number) for layer, number in read_json(path)["translation"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(f"{path} has no numbers of translation experts; `dragoman mix layers` writes them") from None
-
-
-@app.command(name="layers")
-def plan_layers(
-    model: str,
-    /,
-    *,
-    new: Tags,
-    old: Tags,
-    budget: int,
-    out: Path,
-    corpus: str = "help",
-    segments: int = 200,
-) -> None:
-    """Say by LayerMoE how many translation experts each layer needs: more where languages are less alike.
-
-    Parameters
-    ----------
-    model
-        Dense model: folder, Hub id, or the name of a fetched one.
-    new
-        Languages that the experts are for.
-    old
-        Languages that they are compared with.
-    budget
-        Experts of all layers together; each gets one or more, so up to one a layer is added by rounding.
-    out
-        New JSON file, for `mix convert --numbers`.
-    corpus
-        N-way text.
-    segments
-        Train segments of each language.
-    """
-    from dragoman.modeling import context_length, model_checksum, open_both
+def _require_fit(planned: ExpertNumbers, dense: Any, name: str) -> None:
+    """ModelError where the numbers are of another shape; a sentence on standard error where of other weights."""
+    from dragoman.modeling import model_checksum
     from dragoman.modeling.feed_forwards import feed_forwards
-    from dragoman.routing import layer_moe
+    from dragoman.modeling.probing import hidden_size
 
-    if out.exists():
-        raise ConfigError(f"{out} exists; choose another name")
-    text = open_corpus(corpus)
-    opened, codec = open_both(model)
-    ids = [ffn.layer_id for ffn in feed_forwards(opened)]
-    layer_moe.experts_per_layer([1.0] * len(ids), budget)  # refused before the text is read
-    samples = {g: sample_of(codec, text, g, segments, context_length(opened)) for g in dict.fromkeys((*new, *old))}
-    units = layer_moe.mean_unit_vectors(opened, samples)
-    similarity_L = layer_moe.similarity(units, new, old).tolist()
-    number = dict(zip(ids, layer_moe.experts_per_layer(similarity_L, budget), strict=True))
-    about: dict[str, Any] = {"command": "mix layers", "model": model, "model_sha256": model_checksum(model)}
-    about |= {"corpus": text.about, "new": new, "old": old, "budget": budget, "segments": segments}
-    write_json(out, environment() | about | {"similarity": similarity_L, "translation": number})
-    for layer, likeness in zip(ids, similarity_L, strict=True):
-        print(f"layer {layer:3}  likeness {likeness:.3f}  translation experts {number[layer]}")
-    print(f"{sum(number.values())} in all, by {out}")
+    planned.require_fit(hidden_size(dense), {ffn.layer_id: ffn.width for ffn in feed_forwards(dense)})
+    for sentence in other_weights(planned.model_sha256, model_checksum(name), "plan of numbers"):
+        print(f"dragoman: {sentence}", file=sys.stderr)
 
 
 @app.command

@@ -1,32 +1,45 @@
-"""`dragoman plan`: from a trace to the experts that will change."""
+"""`dragoman plan`: from a trace to the experts that will change, or from a dense model to how many it will get."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dragoman.commands import Numbers, Parts, Paths, Tags
-from dragoman.corpora.pack import KNOWN
+from dragoman.corpora.pack import KNOWN, open_corpus
 from dragoman.errors import ConfigError, DataError
+from dragoman.routing.expert_numbers import ExpertNumbers
 from dragoman.routing.plan import ExpertPlan
-from dragoman.routing.planners import PLANNERS
+from dragoman.routing.planners import NUMBER_PLANNERS, PLANNERS
 from dragoman.routing.trace import RoutingTrace
+
+TEXT: dict[str, Any] = {"corpus": "help", "segments": 200}
+"""What planners of a dense model read, where nothing is given."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Choose experts."""
 
-    trace: Path
-    """Trace that `dragoman diagnose` wrote."""
+    trace: str | Path
+    """Trace that `dragoman diagnose` wrote; for layer_moe the dense model: folder, Hub id or built-in name."""
     _: KW_ONLY
     planner: str = "ssft"
-    """ssft, seft, esft, rise, activation, task, shared, random, layers or all; docs/planning.md says which for what."""
+    """ssft, seft, esft, rise, activation, task, shared, random, layers, all, or of a dense model layer_moe;
+    docs/planning.md says which for what."""
     target: str | None = None
-    """New language (all but random; needed by ssft, seft, esft, rise, activation)."""
+    """New language (all but random and layer_moe; needed by ssft, seft, esft, rise, activation)."""
     known: Tags = ()
-    """Languages the model knows (ssft, seft, rise); default: those of the built-in model that are in the trace."""
+    """Languages the model knows (ssft, seft, rise: default those of the built-in model that are in the trace; needed by
+    layer_moe)."""
+    new: Tags = ()
+    """Languages that the experts are for, compared with the known ones (layer_moe)."""
+    corpus: str | None = None
+    """N-way text to compare them on (layer_moe); default help, the built-in corpus."""
+    segments: int | None = None
+    """Train segments of each language of it (layer_moe); default 200."""
     parent: str | None = None
     """Known language whose experts are taken (ssft, seft); default: the nearest by measured routing."""
     alpha: float | None = None
@@ -38,7 +51,8 @@ class Config:
     p: float | None = None
     """Part of a layer's score that its experts reach together (esft); default 0.2."""
     experts: int | None = None
-    """Number of experts over all layers (rise, activation); default one of 40."""
+    """Number of experts over all layers (rise, activation: default one of 40; needed by layer_moe, which gives each
+    layer one or more and, by rounding up, less than one a layer beyond the number)."""
     zones: Parts = ()
     """Shares of the layers: shallow, middle, deep (rise); default 0.375 0.25 0.375."""
     shares: Parts = ()
@@ -81,25 +95,48 @@ class Config:
     """File to write."""
 
 
-def run(config: Config) -> ExpertPlan:
-    """Make a plan from a trace: which experts of which layers, by which statistic, and why."""
-    if config.planner not in PLANNERS:
-        raise ConfigError(f"there is no planner {config.planner!r}; planners are {', '.join(PLANNERS)}")
+def run(config: Config) -> ExpertPlan | ExpertNumbers:
+    """Make a plan and say why: which experts of which layers, from a trace, or how many a dense model's layers get."""
+    if config.planner not in (known := (*PLANNERS, *NUMBER_PLANNERS)):
+        raise ConfigError(f"there is no planner {config.planner!r}; planners are {', '.join(known)}")
     if config.out.exists():
         raise ConfigError(f"{config.out} exists; choose another file with --out, or remove it first")
+    plan = _numbers(config) if config.planner in NUMBER_PLANNERS else _experts(config)
+    plan.save(config.out)
+    return plan
+
+
+def show(plan: ExpertPlan | ExpertNumbers) -> None:
+    """Print the plan."""
+    print(plan.text())
+
+
+def _experts(config: Config) -> ExpertPlan:
     trace = RoutingTrace.load(config.trace)
     planner = PLANNERS[config.planner]
     settings = planner.config(**_settings(config, trace, planner.config))
     if config.model is not None:
         trace = with_sizes(trace, config.model)
-    plan = planner.make(trace, settings)
-    plan.save(config.out)
-    return plan
+    return planner.make(trace, settings)
 
 
-def show(plan: ExpertPlan) -> None:
-    """Print the plan."""
-    print(plan.text())
+def _numbers(config: Config) -> ExpertNumbers:
+    from dragoman.commands.mixing_text import sample_of
+    from dragoman.modeling import context_length, model_checksum, open_both
+
+    planner, model, languages = NUMBER_PLANNERS[config.planner], str(config.trace), (*config.new, *config.known)
+    own = [f.name for f in fields(planner.config)]
+    given = TEXT | _given(config, (*own, *TEXT))
+    if missing := [f"--{name}" for name in own if name not in given]:
+        raise ConfigError(f"the planner {config.planner} needs {', '.join(missing)}, which it has no defaults for")
+    settings = planner.config(**{name: given[name] for name in own})
+    corpus = open_corpus(given["corpus"])
+    corpus.require(languages)
+    opened, codec = open_both(model)
+    samples = {g: sample_of(codec, corpus, g, given["segments"], context_length(opened)) for g in languages}
+    made = planner.make(opened, samples, settings)
+    about = {"model": model, **{name: given[name] for name in TEXT}, "corpus_sha256": corpus.checksum()}
+    return replace(made, model_sha256=model_checksum(model), settings=made.settings | about)
 
 
 def with_sizes(trace: RoutingTrace, model: str) -> RoutingTrace:
@@ -132,12 +169,9 @@ def share_of(budget: str) -> float:
 
 def _settings(config: Config, trace: RoutingTrace, wanted: type) -> dict[str, Any]:
     """The settings this planner has; ConfigError for given ones that it would ignore, or a missing target."""
-    own = ("trace", "_", "planner", "model", "out")
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
-    given = {name: value for name, value in values.items() if value not in (None, ())}
     known = {f.name: f for f in fields(wanted)}
-    if idle := sorted(set(given) - set(known)):
-        raise ConfigError(f"{', '.join(idle)} would have no effect on the planner {config.planner}; leave them out")
+    given = _given(config, (*known, "model"))
+    given.pop("model", None)
     if "target" not in given and "target" in known and known["target"].default is MISSING:
         there = ", ".join(trace.languages)
         raise ConfigError(f"the planner {config.planner} needs the new language: --target, one of {there}")
@@ -148,4 +182,14 @@ def _settings(config: Config, trace: RoutingTrace, wanted: type) -> dict[str, An
     if "overlap" in known:
         overlap = trace.about.get("overlap", {}).get(given["target"], {})
         given["overlap"] = {g: v for g, v in overlap.items() if g in given["known"]}
+    return given
+
+
+def _given(config: Config, known: Iterable[str]) -> dict[str, Any]:
+    """The settings that were given; ConfigError for those that are not among the known ones of the planner."""
+    own = ("trace", "_", "planner", "out")
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
+    given = {name: value for name, value in values.items() if value not in (None, ())}
+    if idle := sorted(set(given) - set(known)):
+        raise ConfigError(f"{', '.join(idle)} would have no effect on the planner {config.planner}; leave them out")
     return given

@@ -9,6 +9,7 @@ from pathlib import Path
 from dragoman.commands import run_records
 from dragoman.errors import DataError
 from dragoman.record import read_json
+from dragoman.routing.expert_numbers import ExpertNumbers
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.trace import RoutingTrace
 
@@ -39,6 +40,8 @@ def show(file: Path) -> None:
         print(ExpertPlan.load(file).text())
     elif kind.startswith("dragoman-record") and content["command"] == "experiment":
         print(run_records.text(content), end="")
+    elif kind.startswith("dragoman-numbers"):
+        print(ExpertNumbers.load(file).text())
     elif kind.startswith("dragoman-record") and content["command"] in (
         "tour",
         "diagnose",

@@ -42,7 +42,7 @@ class Settings:
     experts: int = 2
     """Language-model experts, k. The paper's value."""
     translation: tuple[int, ...] = ()
-    """Translation experts of each of `layers`; default k, the paper's value. `routing.layer_moe` gives others."""
+    """Translation experts of each of `layers`; default k, the paper's value. The planner `layer_moe` gives others."""
     top_k: int = 2
     """Experts of a token. Differs: the paper's number is not known; two keep the arithmetic of the dense layer."""
     selection: str = "all"

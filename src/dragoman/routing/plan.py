@@ -15,7 +15,7 @@ import difflib
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -125,13 +125,20 @@ class ExpertPlan:
                 f" Trains {self.trained_parameters:,} of {self.sizes.total:,} parameters ({self.trained_share:.2%})."
             )
         table = ["layer  role      from threshold: experts (statistic)", *_table(self)]
-        settings = [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in self.settings.items()]
-        reasons = [_wrapped(f"  - {reason}", 4) for reason in self.why]
-        parts = [_wrapped(head, 2), "", *table]
-        parts += ["", "Settings", *settings] if settings else []
-        parts += ["", "Why", *reasons] if reasons else []
-        parts += ["", f"Made from the trace {self.trace_sha256[:12]}."] if self.trace_sha256 else []
-        return "\n".join(parts)
+        return page(head, table, self.settings, self.why, "trace", self.trace_sha256)
+
+
+def page(
+    head: str, table: Iterable[str], settings: Mapping[str, Any], why: Iterable[str], source: str, sha256: str | None
+) -> str:
+    """A plan for people. source: what it was made from, of this checksum; None where it is not known."""
+    chosen = [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
+    reasons = [_wrapped(f"  - {reason}", 4) for reason in why]
+    parts = [_wrapped(head, 2), "", *table]
+    parts += ["", "Settings", *chosen] if chosen else []
+    parts += ["", "Why", *reasons] if reasons else []
+    parts += ["", f"Made from the {source} {sha256[:12]}."] if sha256 else []
+    return "\n".join(parts)
 
 
 def _table(plan: ExpertPlan) -> list[str]:
@@ -244,21 +251,25 @@ def _sizes(raw: dict[str, Any] | None) -> Sizes | None:
 
 def _faults(raw: Any) -> list[str]:
     """Everything that is wrong with a plan file, in words."""
+    if faults := field_faults(raw, FORMAT, FIELDS, REQUIRED):
+        return faults
+    faults = layer_faults("num_experts", raw["num_experts"]) or _expert_faults(raw["experts"], raw["num_experts"])
+    return faults or _size_faults(raw.get("parameters"), raw["num_experts"])
+
+
+def field_faults(raw: Any, kind: str, fields: Mapping[str, tuple[type, ...]], required: Iterable[str]) -> list[str]:
+    """What is wrong with a file's format, keys and the types of its values, in words."""
     if not isinstance(raw, dict):
         return ["it holds no JSON object"]
-    if raw.get("format") != FORMAT:
-        return [f"the format is {raw.get('format')!r}, not {FORMAT!r}"]
-    faults = [f"{name!r} is missing" for name in REQUIRED if name not in raw]
-    faults += [_unknown(name, FIELDS) for name in raw if name not in FIELDS]
-    faults += [
+    if raw.get("format") != kind:
+        return [f"the format is {raw.get('format')!r}, not {kind!r}"]
+    faults = [f"{name!r} is missing" for name in required if name not in raw]
+    faults += [_unknown(name, fields) for name in raw if name not in fields]
+    return faults + [
         f"{name!r} is {raw[name]!r}, not {' or '.join('null' if t is type(None) else t.__name__ for t in types)}"
-        for name, types in FIELDS.items()
+        for name, types in fields.items()
         if name in raw and not isinstance(raw[name], types)
     ]
-    if faults:
-        return faults
-    faults = _layer_faults(raw["num_experts"]) or _expert_faults(raw["experts"], raw["num_experts"])
-    return faults or _size_faults(raw.get("parameters"), raw["num_experts"])
 
 
 def _unknown(name: str, known: Any) -> str:
@@ -266,10 +277,12 @@ def _unknown(name: str, known: Any) -> str:
     return f"unknown key {name!r}" + (f" (nearest: {near[0]!r})" if near else f" (known: {', '.join(known)})")
 
 
-def _layer_faults(num_experts: dict[str, Any]) -> list[str]:
-    faults = [f"layer {k!r} of 'num_experts' is not a number" for k in num_experts if not (k.isascii() and k.isdigit())]
-    wrong = {k: n for k, n in num_experts.items() if not _whole(n) or n < 1}
-    return faults + [f"'num_experts' of layer {k} is {n!r}, not a whole number above 0" for k, n in wrong.items()]
+def layer_faults(name: str, values: dict[str, Any], whole: bool = True) -> list[str]:
+    """What is wrong with a field that maps layers to numbers, in words. whole: these are counts above 0."""
+    faults = [f"layer {k!r} of {name!r} is not a number" for k in values if not (k.isascii() and k.isdigit())]
+    wanted = "a whole number above 0" if whole else "a number"
+    wrong = {k: n for k, n in values.items() if not (_whole(n) and n > 0 if whole else _number(n))}
+    return faults + [f"{name!r} of layer {k} is {n!r}, not {wanted}" for k, n in wrong.items()]
 
 
 def _expert_faults(rows: list[Any], num_experts: dict[str, int]) -> list[str]:
@@ -298,7 +311,7 @@ def _row_faults(row: Any, num_experts: dict[str, int]) -> list[str]:
         faults.append(f"role {role!r} is none of {', '.join(ROLES)}")
     for name in MEASURED:
         value = row.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and not _number(value):
             faults.append(f"{name} {value!r} is neither a number nor null")
     return faults
 
@@ -319,6 +332,10 @@ def _size_faults(sizes: dict[str, Any] | None, num_experts: dict[str, int]) -> l
 
 def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def other_weights(made_from: str | None, here: str | None, what: str) -> list[str]:

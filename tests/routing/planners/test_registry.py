@@ -13,6 +13,7 @@ from dragoman.errors import ConfigError, ModelError
 from dragoman.routing import planners
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners import (
+    NUMBER_PLANNERS,
     PLANNERS,
     ActivationConfig,
     AllConfig,
@@ -149,4 +150,4 @@ def pairs(plan):
 def test_the_page_has_every_planner():
     page = (Path(__file__).resolve().parents[3] / "docs" / "planning.md").read_text(encoding="utf-8")
     table = page.split("## The planners")[1].split("\n\n")[1]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(PLANNERS)
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [*PLANNERS, *NUMBER_PLANNERS]

@@ -6,14 +6,18 @@ Shape letter: E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dragoman.errors import ConfigError, ModelError
+from dragoman.routing.expert_numbers import ExpertNumbers
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from dragoman.routing.stats import layer_rows
 from dragoman.routing.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Layers = dict[int, tuple[PlannedExpert, ...]]
 """Model layer -> planned experts in order of their ids."""
@@ -33,6 +37,13 @@ class Planner(NamedTuple):
 
     config: type
     make: Callable[[RoutingTrace, Any], ExpertPlan]
+
+
+class NumberPlanner(NamedTuple):
+    """Of a dense model: the settings, and the function of the model and of token ids by language."""
+
+    config: type
+    make: Callable[[PreTrainedModel, Mapping[str, Sequence[Sequence[int]]], Any], ExpertNumbers]
 
 
 def ids_of(planned: Mapping[int, Sequence[PlannedExpert]]) -> dict[int, tuple[int, ...]]:
