@@ -81,6 +81,18 @@ def test_examples_come_from_other_items(place, tmp_path):
         tasking.open_task("text", ["ca"], corpus=corpus, split="train", shots=1)
 
 
+def test_an_answer_in_a_chat_ends_as_the_template_ends_a_turn(place):
+    codec = dragoman.open_tokenizer(str(place / "model"))
+    items = tasking.open_task("next", ["ca"], corpus=str(place / "text.tsv.gz"), split="train", chat=True)
+    turn = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} over {{ m['role'] }}.\n{% endfor %}"
+    codec.tokenizer.chat_template = turn + "{% if add_generation_prompt %}assistant :{% endif %}"
+    item = items.items["ca"][0]
+    lines = [f"user : {item.prompt} over user.\nassistant :", item.answer, "over assistant."]
+    asked, answer, end = codec.encode(lines)
+    assert tasking.samples_of(codec, items, "ca")[0] == ([*asked, *answer, *end], len(asked))
+    assert tasking.samples_of(codec, items, "ca", answered=False)[0] == (asked, len(asked))
+
+
 def test_prompts_in_the_chat_template(place, tmp_path):
     model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
     corpus = str(place / "text.tsv.gz")

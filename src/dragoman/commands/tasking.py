@@ -318,7 +318,8 @@ def systems_of(model: str, steer: Sequence[str], against: Sequence[str]) -> dict
 
 
 def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = True) -> list[tuple[list[int], int]]:
-    """Tokens of each item, start token first, and how many are prompt; answer and end token follow where `answered`.
+    """Tokens of each item, start token first, and how many are prompt; where `answered` the answer follows and what
+    ends it, in a chat the template's end of turn.
 
     Raises DataError where an item has no answer to train on.
     """
@@ -336,7 +337,7 @@ def samples_of(codec: TextCodec, items: TaskItems, tag: str, answered: bool = Tr
         return [(ids, len(ids)) for ids in codec.prompts(prompts, tag, items.into, names)]
     rows = prompts_of(codec, chosen, items.chat)
     answers = codec.encode([item.answer for item in chosen]) if answered else [[] for _ in rows]
-    end = [codec.end_id] if answered else []
+    end = [] if not answered else codec.turn_end() if items.chat else [codec.end_id]
     return [(row + answer + end, len(row)) for row, answer in zip(rows, answers, strict=True)]
 
 

@@ -107,6 +107,12 @@ class TextCodec:
         lines = [self.tokenizer.apply_chat_template(turns, **options) for turns in said]
         return [list(i) for i in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
 
+    def turn_end(self) -> list[int]:
+        """What the chat template writes behind an answer, without space around it; the end token where that is nothing."""
+        said = [{"role": role, "content": CHAT_MARK} for role in ("user", "assistant")]
+        behind = self._rendered(said).rpartition(CHAT_MARK)[2].strip()
+        return list(self.tokenizer(behind, add_special_tokens=False)["input_ids"]) if behind else [self.end_id]
+
     def _rendered(self, messages: Sequence[Mapping[str, str]], answer: bool = False) -> str:
         turns = [dict(message) for message in messages]
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
