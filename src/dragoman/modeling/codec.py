@@ -108,7 +108,7 @@ class TextCodec:
         return [list(i) for i in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
 
     def turn_end(self) -> list[int]:
-        """What the chat template writes behind an answer, without space around it; the end token where that is nothing."""
+        """What the chat template writes behind an answer, spaces aside; the end token where that is nothing."""
         said = [{"role": role, "content": CHAT_MARK} for role in ("user", "assistant")]
         behind = self._rendered(said).rpartition(CHAT_MARK)[2].strip()
         return list(self.tokenizer(behind, add_special_tokens=False)["input_ids"]) if behind else [self.end_id]
