@@ -354,8 +354,9 @@ def test_mistakes_with_categories_and_plans(place, categorized, plan, settings, 
         align(categories=changed(labels=none))
     with pytest.raises(DataError, match="holds no categories"):
         align(categories=plan)
-    with pytest.raises(DataError, match="holds no categories"):
-        align(categories=changed(labels=None))
+    for damage in ({"labels": None}, {"advice": {"ca": None}}, {"advice": {"ca": "a"}}, {"advice": {"ca": [1]}}):
+        with pytest.raises(DataError, match="holds no categories"):
+            align(categories=changed(**damage))
     with pytest.raises(DataError, match="its labels and its advice are not of the same languages"):
         align(categories=changed(advice={}))
     with pytest.raises(DataError, match=r"has no label of .* in ca, or one that is none of cc, ci, ic, ii"):

@@ -218,8 +218,11 @@ def read_categories(path: Path) -> dict[str, Any]:
 
 
 def _labelled(raw: Mapping[str, Any]) -> bool:
-    kept = (raw["advice"], raw["labels"])
-    return all(isinstance(x, dict) for x in kept) and all(isinstance(x, dict) for x in raw["labels"].values())
+    """Whether labels are by language and key, and advice is sentences by language."""
+    if not (isinstance(raw["advice"], dict) and isinstance(raw["labels"], dict)):
+        return False
+    told = [x if isinstance(x, list) else [None] for x in raw["advice"].values()]
+    return all(isinstance(x, dict) for x in raw["labels"].values()) and all(isinstance(s, str) for x in told for s in x)
 
 
 def labels_for(categories: Mapping[str, Any], target: str, items: TaskItems, model_sha256: str | None) -> list[str]:
