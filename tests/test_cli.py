@@ -126,6 +126,8 @@ def test_mistakes_in_a_file_that_is_handed_on_are_told(capsys, tmp_path):
     file.write_text("method: mix_moe\nmodel: m\nout: o\nlangauges: [en]\n")
     err = failure(capsys, "adapt", "--config", file)
     assert all(part in err for part in ("[langauges]", "languages", "`adapt --method mix_moe` takes the flags of")), err
+    file.write_text("method: mix_moe\nmodel: m\nout: o\ntraining: 3\n")
+    assert "a line `learning_rate: VALUE` under `training:`" in failure(capsys, "adapt", "--config", file)
     file.write_text("method: [mix_moe]\nmodel: m\ntarget: ca\n")
     assert "[method]" in failure(capsys, "adapt", "--config", file)
 
@@ -134,7 +136,8 @@ def test_the_recipes_of_mix_moe_are_these_flags(trained):
     recipes = Path(__file__).resolve().parents[1] / "examples" / "mix-moe"
     tags = ["en", "de", "fr", "es", "cs", "ru", "zh"]
     run("adapt", "--config", recipes / "stage-1.yaml")
-    run("mix", "train", "mix", "--stage", "1", "--languages", *tags, "--out", "mix-1")
+    scored = ["--score", "en-all", "all-en", "--out", "mix-1"]
+    run("mix", "train", "mix", "--stage", "1", "--languages", *tags, *scored)
     run("adapt", "--config", recipes / "stage-2.yaml")
     both = ["--directions", "en-all", "all-en", "--out", "mix-2"]
     run("mix", "train", "mix-1/model", "--stage", "2", "--languages", *tags, *both)
@@ -164,6 +167,9 @@ def test_the_help_of_adapt_names_what_it_hands_on(capsys):
     [
         (["adapt", "m", "--method", "mix_moe"], ["--out requires", "`adapt --method mix_moe` takes the flags of"]),
         (["adapt", "m", "--method", "sara", "--target", "ca", "--aling", "x"], ["--align", "of `dragoman align`. See"]),
+        (["adapt", "m", "--method", "MIX-MOE"], ["there is no method 'MIX-MOE'; did you mean mix_moe?"]),
+        (["adapt", "m", "--target", "ca", "--text", "3"], ["text is a group of settings", "--text.source VALUE"]),
+        (["mix", "train", "m", "--training=3"], ["training is a group of settings", "--training.learning-rate VALUE"]),
         (["adapt", "m", "--method"], ["--method requires an argument. See --help"]),
         (["plan", "t.npz", "--alhpa", "1"], ["--alhpa", "--alpha"]),
         (["paln", "t.npz"], ["paln", "plan"]),

@@ -4,6 +4,7 @@ Every architecture of transformers is in test_architectures.py.
 """
 
 import copy
+import json
 
 import pytest
 import torch
@@ -268,6 +269,25 @@ def test_round_trip_keeps_bits_and_ties(tmp_path):
 def test_missing_models_are_one_sentence(name, message):
     with pytest.raises(ModelError, match=message):
         open_model(name)
+
+
+def test_the_folder_of_a_run_is_no_model(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ModelError, match=r"there is no .*/run/model: the run of .*/run has made no model"):
+        open_model(str(tmp_path / "run" / "model"))
+    save_model(tiny("olmoe"), TextCodec(tokenizer()), tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text("{}")  # what a run goes on by
+    for opening in (open_model, open_tokenizer):
+        with pytest.raises(ModelError, match=r"is the folder of a run; its model is .*/run/model"):
+            opening(str(tmp_path / "run"))
+
+
+def test_weights_that_are_not_there_are_not_made_up(tmp_path):
+    tiny("olmoe").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] + 1}))
+    with pytest.raises(ModelError, match=r"no weights for \d+ tensors of OlmoeForCausalLM, as model\.layers\."):
+        open_model(str(tmp_path))
 
 
 def test_broken_weights_are_one_sentence(tmp_path):

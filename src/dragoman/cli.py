@@ -11,11 +11,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import cyclopts
 import yaml
@@ -139,6 +139,8 @@ def run(tokens: list[str]) -> Any:
     tokens, note = _handed_on(tokens, keys) if name == "adapt" else (tokens, "")
     words = [t for t in tokens if not t.startswith("-")]
     app = build_app([word for word in words[:1] if word in COMMANDS])
+    if words and words[0] in COMMANDS:
+        _require_names(words, tokens, keys)
     if config_file:
         # Under the command's name: cyclopts would take a flat key that is called like a command for that command.
         for part in reversed(words[:2] if words[0] in ("data", "memory", "mix", "models") else words[:1]):
@@ -152,6 +154,21 @@ def run(tokens: list[str]) -> Any:
         raise
 
 
+def _require_names(words: list[str], tokens: list[str], keys: dict[str, Any]) -> None:
+    """ConfigError for a value in place of a group of settings: cyclopts would take it for the first of them."""
+    module = importlib.import_module(f"dragoman.commands.{words[0]}")
+    kind = getattr(module, "Train" if words[:2] == ["mix", "train"] else "Config", None)
+    groups = {n: hint for n, hint in get_type_hints(kind).items() if is_dataclass(hint)} if kind else {}
+    flags = {token.partition("=")[0] for token in tokens}
+    for name, hint in groups.items():
+        if f"--{name}" in flags or not isinstance(keys.get(name, {}), dict):
+            first = fields(hint)[0].name
+            raise ConfigError(
+                f"{name} is a group of settings, each with a name: --{name}.{first.replace('_', '-')} VALUE, or in a "
+                f"config file a line `{first}: VALUE` under `{name}:`"
+            )
+
+
 def _handed_on(tokens: list[str], keys: dict[str, Any]) -> tuple[list[str], str]:
     """The words of `adapt`, or of the command that trains by the method that they or the file's keys name.
 
@@ -159,6 +176,8 @@ def _handed_on(tokens: list[str], keys: dict[str, Any]) -> tuple[list[str], str]
     """
     parts = pairwise(part for token in tokens for part in token.split("=", 1))
     method = str(next((value for flag, value in parts if flag == "--method"), keys.get("method")))
+    if method not in HANDED_ON and (meant := method.replace("-", "_").lower()) in HANDED_ON:
+        raise ConfigError(f"there is no method {method!r}; did you mean {meant}?")
     if method not in HANDED_ON:
         return tokens, ""
     at, words = tokens.index("adapt"), HANDED_ON[method]

@@ -148,13 +148,19 @@ def test_numbers_are_for_one_model(folder, tmp_path, capsys):
         cli.run([*convert, str(tmp_path / "deep"), "--out", str(tmp_path / "no")])
     with pytest.raises(ConfigError, match=r"layers \[0, 1, 2\], and layers \[0, 1\] are converted"):
         cli.run([*convert, str(folder / "dense"), "--layers", "0", "1", "--out", str(tmp_path / "no")])
+    many = json.loads(numbers.read_text())
+    numbers.write_text(json.dumps(many | {"experts": {**many["experts"], "1": 33}}))
+    with pytest.raises(ModelError, match=r"more experts than a layer has neurons \(33 in layer 1 of 32 neurons\)"):
+        cli.run([*convert, str(folder / "dense"), "--out", str(tmp_path / "no")])
+    with pytest.raises(ConfigError, match="the seed is 0 or more, and less than 2 to the power of 63"):
+        cli.run(["mix", "convert", str(folder / "dense"), "--seed", str(2**63), "--out", str(tmp_path / "no")])
     numbers.write_text('{"translation": {"0": 1}}')
     with pytest.raises(DataError, match=r"the format is None, .* make one with `dragoman plan --planner layer_moe`"):
         cli.run([*convert, str(folder / "dense"), "--out", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()
 
 
-def test_two_stages_and_what_is_recorded(folder, tmp_path):
+def test_two_stages_and_what_is_recorded(folder, tmp_path, capsys):
     one = run_stage(settings(folder, model=str(folder / "mix"), stage=1, languages=("en", "de"), out=tmp_path / "one"))
     assert set(one["results"]["bits_per_byte"]["after"]) == {"en", "de"}
     assert all(kind["value"] == 0 for kind in one["shares"]["kinds"]["text"].values()), "masked experts get nothing"
@@ -171,6 +177,9 @@ def test_two_stages_and_what_is_recorded(folder, tmp_path):
     segments = json.loads((tmp_path / "two" / "segments.json").read_text())
     assert segments["sums"].keys() == {"before", "after"} and len(segments["outputs"]["after"]["en-de"]) == 6
     assert json.loads((tmp_path / "two" / "record.json").read_text())["shares"]["layers"] == [0, 1, 2]
+    cli.run(["show", str(tmp_path / "two" / "record.json")])
+    told = capsys.readouterr().out
+    assert f"mix_moe, stage 2: {record['parameters']:,} parameters trained for" in told and "chrf " in told
     assert "<svg" in (tmp_path / "two" / "shares.svg").read_text()
     before, after = (open_model(str(tmp_path / s / "model")).state_dict() for s in ("one", "two"))
     for name in (n for n in before if ".router." not in n):
@@ -307,6 +316,7 @@ def test_rows_of_old_and_new_languages_take_turns(folder):
             {"stage": 2, "languages": ("en",), "method": "moe_lpr", "old": ("en",), "training": MORE},
             "moe_lpr trains without a load balance in stage 2: leave training.balance out",
         ),
+        ({"stage": 1, "languages": ("en",), "training": replace(STEPS, learning_rate=0.0)}, "the learning rate 0"),
         ({"languages": ("en",), "method": "magic"}, "there are mix_moe, moe_lpr, full, lora"),
     ],
 )

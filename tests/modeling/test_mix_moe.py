@@ -329,6 +329,11 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     for change, said in (
         ({"layers": None}, "in layers None, with translation experts"),
         ({"translation": [2]}, r"in layers \[0, 1, 2\], with translation experts \[2\]: its config is damaged"),
+        ({"experts": 0, "stage": 3}, "have experts 0, stage 3: the config is damaged"),
+        ({"top_k": 9}, "have top_k 9: the config is damaged"),
+        ({"masked": "no"}, "masked 'no'"),
+        ({"layers": [0, 0, 1]}, r"have layers \(0, 0, 1\)"),
+        ({"layers": [0, 1]}, "no weights for .* tensors of MixMoeLlamaForCausalLM"),
         ({"layers": [0, 9]}, r"has blocks in layers \[9\], which it does not have itself"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"mix_moe": config["mix_moe"] | change}))

@@ -193,13 +193,15 @@ def of_english(english: Mapping[str, float], chance: float) -> list[str]:
 def show(record: dict[str, Any]) -> None:
     """Print accuracies, labels and advice."""
     print(f"{record['items']} items of {record['task']}, chance {record['chance']:.0%}; share and 95 % Wilson interval")
+    if "groups" in (made := record["about"]):
+        print(f"  {made['groups_of_one_page']} of {made['groups']} groups that the corpus gives are of one page")
     for g, a in record["accuracy"].items():
         print(f"  {g:8}{_interval(a)} right")
     for g, shares in record["shares"].items():
         print(f"  {g:8}" + "   ".join(f"{label} {_interval(shares[label])}" for label in LABELS))
         for sentence in record["advice"][g] or ["nothing speaks against aligning it with English"]:
             print(f"    {sentence}")
-    print(f"labels, record and the routing of the English items are in {record['config']['out']}")
+    print(f"labels, record and, where there are experts, English routing are in {record['config']['out']}")
 
 
 def _interval(share: Mapping[str, float]) -> str:

@@ -35,7 +35,7 @@ def run(config: Config) -> dict[str, Any]:
         "active": active_parameters(model, groups),
         "total": sum(groups.values()),
         "stored_bytes": stored_bytes(config.model),
-        "methods": _methods(layers),
+        "methods": _methods(model, layers),
     }
 
 
@@ -58,13 +58,18 @@ def _described(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> list[dic
     ]
 
 
-def _methods(layers: tuple[MoELayer, ...]) -> dict[str, str | None]:
+def _methods(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> dict[str, str | None]:
     """Method -> why it does not apply, None where it does."""
     from dragoman.methods import METHODS
+    from dragoman.methods.base import LossMethod
     from dragoman.modeling import why_not_tunable
 
     reason = why_not_tunable(layers) if layers else "it has no Mixture-of-Experts layers"
-    return {name: reason if method.NEEDS_PLAN else None for name, method in METHODS.items()}
+    of_experts = {name for name, method in METHODS.items() if method.NEEDS_PLAN}
+    of_routers = {name for name, method in METHODS.items() if isinstance(method, LossMethod) and not layers}
+    found = {name: reason if name in of_experts | of_routers else None for name in METHODS}
+    ours = getattr(model.config, "mix_moe", None)
+    return found | {"mix_moe": None if ours else "it is no Mix-MoE model; `dragoman mix convert` makes one"}
 
 
 def show(found: dict[str, Any]) -> None:

@@ -42,7 +42,6 @@ ANY: dict[str, Any] = {"method": "full", "languages": ("en",)}
 @app.command
 def convert(
     model: str,
-    /,
     *,
     out: Path,
     layers: Numbers = (),
@@ -107,7 +106,7 @@ def convert(
         Of all weights; auto: as the dense model was saved.
     """
     from dragoman.modeling import context_length
-    from dragoman.modeling.mix_conversion import Conversion, to_mix_moe
+    from dragoman.modeling.mix_conversion import Conversion, require_dense, to_mix_moe
 
     planned = ExpertNumbers.load(numbers) if numbers else None
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
@@ -120,6 +119,7 @@ def convert(
         raise ConfigError(f"{', '.join(idle)} would have no effect without --slices balanced; give it, or leave it out")
 
     def convert(dense: Any, codec: Any) -> tuple[Any, dict[str, Any]]:
+        require_dense(dense)
         if planned:
             _require_fit(planned, dense, model)
         balanced, context = slices == "balanced", context_length(dense)
@@ -147,26 +147,26 @@ def _require_fit(planned: ExpertNumbers, dense: Any, name: str) -> None:
 def train(config: Annotated[Train, Parameter(name="*")]) -> None:
     """Train a stage of Mix-MoE, or a neighbour on the same text, and measure before and after."""
     record = run_stage(config)
-    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one prints
-        return
-    log = record["log"]
+    if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun the first one prints
+        show(record)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print what was trained, the scores before and after, and where translations and text go."""
+    config, log = record["config"], record["log"]
+    stage = "" if config["stage"] is None else f", stage {config['stage']}"
     print(
-        f"{named(config)}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
-        f"the model is in {config.out}/model"
+        f"{config['method']}{stage}: {record['parameters']:,} parameters trained for {log['steps']} steps; "
+        f"the model is in {config['out']}/model"
     )
     for name in ("bits_per_byte", "chrf"):
         values, intervals = (record["results"].get(key, {}) for key in (name, f"{name}_interval"))
         for label, value in values.get("after", {}).items():
             low, high = intervals["after"][label]
-            before = "" if config.only_after else f"{values['before'][label]:7.3f} -> "
+            before = "" if config["only_after"] else f"{values['before'][label]:7.3f} -> "
             print(f"  {name:13} {label:8} {before}{value:7.3f}  [{low:.3f}, {high:.3f}]")
     for line in told(record["shares"]) if "shares" in record else ():
         print(f"  {line}")
-
-
-def named(config: Train) -> str:
-    """The method, and which stage of it where it has some."""
-    return config.method if config.stage is None else f"{config.method}, stage {config.stage}"
 
 
 def run_stage(config: Train) -> dict[str, Any]:

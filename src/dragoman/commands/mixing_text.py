@@ -131,6 +131,7 @@ class Train:
         staged = self.method in STAGED
         ranks = [x for x in (self.rank, self.parameters) if x is not None]
         checks = {
+            "with the learning rate 0 nothing trains; it is a number above 0": self.training.learning_rate == 0,
             "there is no text: give languages, directions or both": not (self.languages or self.directions),
             f"replay is {self.replay}, a share from 0 up to but not 1": not 0 <= self.replay < 1,
             "replay has no effect without languages and directions": bool(self.replay) and not both,

@@ -82,6 +82,8 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
+        if self.training.learning_rate == 0:
+            raise ConfigError("with the learning rate 0 nothing trains; it is a number above 0")
         if self.start and (idle := [name for name in ("shape", "tokenizer") if getattr(self, name)]):
             raise ConfigError(
                 f"{' and '.join(idle)} would have no effect, because training starts from {self.start}: leave out "

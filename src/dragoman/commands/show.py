@@ -38,8 +38,6 @@ def show(file: Path) -> None:
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("dragoman-plan"):
         print(ExpertPlan.load(file).text())
-    elif kind.startswith("dragoman-record") and content["command"] == "experiment":
-        print(run_records.text(content), end="")
     elif kind.startswith("dragoman-numbers"):
         print(ExpertNumbers.load(file).text())
     elif kind.startswith("dragoman-record") and content["command"] in (
@@ -47,11 +45,17 @@ def show(file: Path) -> None:
         "diagnose",
         "compare",
         "adapt",
+        "categorize",
+        "align",
         "export",
         "evaluate",
         "translate",
     ):
         importlib.import_module(f"dragoman.commands.{content['command']}").show(content)
+    elif kind.startswith("dragoman-record") and content["command"] == "mix train":
+        importlib.import_module("dragoman.commands.mix").show(content)
+    elif kind.startswith("dragoman-record"):
+        print(run_records.text(content), end="")
     else:
         raise DataError(f"{file} is neither a plan nor a record that dragoman wrote; its format is {kind or 'missing'}")
 

@@ -191,7 +191,7 @@ def require_room(model: PreTrainedModel, codec: TextCodec, items: TaskItems) -> 
     if faults:
         raise DataError(
             f"items of the task {items.name} do not fit into the model's context of {context} tokens "
-            f"({'; '.join(faults)}); leave them out, or take fewer --shots"
+            f"({'; '.join(faults)}); leave them out, or take fewer --shots where there are some"
         )
 
 

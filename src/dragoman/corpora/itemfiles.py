@@ -190,9 +190,15 @@ def _require_same_answers(path: Path, made: TaskItems) -> None:
     for tag, items in made.items.items():
         for item, english in zip(items, made.items["en"], strict=True):
             same = made.judged != "number" or same_number(number_in(item.expected), number_in(english.expected))
-            if not same or (item.key.startswith("line ") and item.right != english.right):
+            asked, wanted = ([name for name, _ in x.instructions] for x in (item, english))
+            if asked != wanted:
+                raise DataError(
+                    f"{path}: {item.key} has the instructions {', '.join(wanted)} in English and {', '.join(asked)} in "
+                    f"{tag}; items of one id are to be the same in all languages"
+                )
+            if not same or item.right != english.right:
                 there, here = (x.expected or x.answer.strip() for x in (english, item))
                 raise DataError(
                     f"{path}: {item.key} has the answer {there} in English and {here} in {tag}; the files have to hold "
-                    "the same questions line by line"
+                    "the same questions, with options in the same order, under the same ids or line by line"
                 )

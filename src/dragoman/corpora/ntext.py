@@ -189,7 +189,8 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     _check_scripts(text, path)
     about = read_json(about_path(path)) if about_path(path).is_file() else {}
     headless = about.pop("headless", None)  # long, and nothing that records of other commands should carry
-    text = replace(text, headless=None if headless is None else frozenset(headless))
+    if headless is not None and about.get("checksum") == text.checksum():  # else the table has been changed since
+        text = replace(text, headless=frozenset(headless))
     about = {"name": path.name.split(".")[0], "file": path.name, **about, "checksum": text.checksum()}
     if open_test:
         return replace(text, about={**about, "test_opened": True})

@@ -4,12 +4,13 @@ Items come in groups of four that share their options, in one order, and every o
 looks at the options alone is right for one item in four, whatever the rule, and every position is right equally often.
 
     next       the first sentence of a paragraph, and the second sentences of four paragraphs
-    heading    a paragraph, and four headings of its page, one of which it stands under
+    heading    a paragraph, and four headings within its page, one of which it stands under
 
 The other three paragraphs of `next` are of the same page where it has four, else of the same section (the folder of
 the page), else of any. `heading` needs to know what stands under what, as a table of `dragoman data fetch help` does
-(`NText.headless`). The built-in corpus does not: there the right heading is any of the paragraph's page,
-and the other three are of other pages, of the same section where it has four.
+(`NText.headless`); the heading that opens a page is no option, as all of the page stands under it. The built-in corpus
+does not know: there the right heading is any of the paragraph's page, and the other three are of other pages, of the
+same section where it has four.
 
 As the four prompts of a group share their options, an option that is likely anyway wins all four, and is right once: so
 options are compared by what the prompt adds (`pmi`).
@@ -78,11 +79,11 @@ def heading(corpus: NText, languages: Sequence[str], split: str) -> TaskItems:
 
 
 def _under(table: NText, headless: Container[str]) -> Iterable[tuple[int, int]]:
-    """(paragraph, heading that it stands under), the first ones of each heading."""
+    """(paragraph, heading that it stands under), the first ones of each heading but that of the page."""
     heading, number, page = None, 0, ""
     for i, key in enumerate(table.keys):
         if is_heading(key):
-            heading, number = i, 0
+            heading, number = i if table.documents[i] == page else None, 0
         elif table.documents[i] != page or key in headless:
             heading = None
         elif heading is not None and number < MOST_OF_A_HEADING:

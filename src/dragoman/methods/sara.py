@@ -9,7 +9,7 @@ being trained (`alignment.py`).
 Source: Dong et al. 2026 (SARA, arXiv:2606.25821): weight 1.5, layers 7 to 34 of 48, full fine-tuning, items that the
 base gets right in English.
 Differs: the band scales with the depth, counted in MoE layers. The cross-entropy is over all items, and the term over
-those right in English; whether theirs trains on others at all is not known. A load-balance loss, whose weight is not
+those right in English; theirs keeps those items alone. A load-balance loss, whose weight is not
 known, is a setting of the training.
 `items` takes those right in English and wrong in the new language, as RA-MoE does, or all that are given.
 Trains: everything; by choice routers, or routers and LoRA on attention. Merges: to the bit, with LoRA to rounding.

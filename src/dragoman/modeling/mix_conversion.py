@@ -31,7 +31,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling.feed_forwards import FeedForward, Map, feed_forwards, gate_first, matrix
 from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
-from dragoman.modeling.mix_router import Settings
+from dragoman.modeling.mix_router import CHOICES, Settings
 from dragoman.modeling.probing import find_routers
 from dragoman.modeling.upcycling import TOLERANCE, logit_difference
 
@@ -74,9 +74,12 @@ class Conversion:
     """Of random experts and the random transform."""
 
     def __post_init__(self) -> None:
-        known = {"scale": ("preserve", "none"), "slices": ("contiguous", "balanced"), "mt_init": ("random", "zero")}
+        known: dict[str, tuple[str, ...]] = {"scale": ("preserve", "none"), "slices": ("contiguous", "balanced")}
+        known |= {"mt_init": ("random", "zero"), **CHOICES}
         given = {name: getattr(self, name) for name in known}
         faults = [f"{n} is {', '.join(k)}, not {given[n]!r}" for n, k in known.items() if given[n] not in k]
+        if not 0 <= self.seed < 2**63:
+            faults.append(f"the seed is 0 or more, and less than 2 to the power of 63, not {self.seed}")
         if self.experts < 1 or not 1 <= self.top_k <= 2 * self.experts:
             faults.append(f"{self.experts} experts a group and top-k {self.top_k}: 1 or more, and at most all of them")
         if few := {layer: number for layer, number in self.translation.items() if number < 1}:
@@ -111,6 +114,16 @@ def to_mix_moe(
     Ends with a comparison of logits where the conversion promises that they are equal. Raises ModelError for a model
     whose feed-forwards cannot be found or split, ConfigError for layers that it does not have.
     """
+    training = model.training
+    try:
+        return _converted(model.eval(), conversion, sample)  # dropout would tell other logits each time
+    finally:
+        model.train(training)
+
+
+def _converted(
+    model: PreTrainedModel, conversion: Conversion, sample: Sequence[Sequence[int]]
+) -> PreTrainedModel:
     chosen = _chosen(model, conversion)
     if (conversion.slices == "balanced") != bool(sample):
         raise ConfigError("balanced slices need sample text, contiguous ones have no use for it; give both or neither")
@@ -129,10 +142,17 @@ def to_mix_moe(
     return made
 
 
+def require_dense(model: PreTrainedModel) -> None:
+    """ModelError for a model that has experts."""
+    if find_routers(model):
+        raise ModelError(
+            f"{type(model).__name__} is a Mixture-of-Experts model already; Mix-MoE starts from a dense one"
+        )
+
+
 def _chosen(model: PreTrainedModel, conversion: Conversion) -> list[FeedForward]:
     name = type(model).__name__
-    if find_routers(model):
-        raise ModelError(f"{name} is a Mixture-of-Experts model already; Mix-MoE starts from a dense one")
+    require_dense(model)
     every = feed_forwards(model)
     found = {ffn.layer_id: ffn for ffn in every}
     if not found:

@@ -70,6 +70,26 @@ class Settings:
                     f"the router of this model has {name} {given!r}; this version of dragoman knows "
                     f"{', '.join(known)}: take one of them, or a newer version for a model that was saved by one"
                 )
+        if faults := self._faults():
+            raise ModelError(
+                f"the blocks of this model have {', '.join(faults)}: the config is damaged; convert the model again"
+            )
+
+    def _faults(self) -> list[str]:
+        """Numbers and switches that no conversion writes."""
+        numbers = (self.experts, self.top_k, self.stage, *self.layers, *self.translation)
+        flags = (self.masked, self.compress)
+        if any(not isinstance(n, int) for n in numbers) or any(not isinstance(flag, bool) for flag in flags):
+            return [f"{f.name} {getattr(self, f.name)!r}" for f in fields(self) if f.name not in CHOICES]
+        most = self.experts + min(self.translation, default=self.experts)
+        wrong = {
+            "experts": self.experts < 1,
+            "top_k": not 1 <= self.top_k <= most,
+            "stage": not 0 <= self.stage <= 2,
+            "layers": len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0,
+            "translation": min(self.translation, default=1) < 1,
+        }
+        return [f"{name} {getattr(self, name)!r}" for name, is_wrong in wrong.items() if is_wrong]
 
     def translation_of(self, layer: int) -> int:
         """Translation experts of a layer."""
@@ -83,7 +103,8 @@ class Settings:
     @classmethod
     def of(cls, config: Any) -> Settings:
         """Those that a model's config holds. ModelError for some that this version does not know."""
-        given, known = dict(config.mix_moe), {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)}
+        given = dict(config.mix_moe) if isinstance(config.mix_moe, dict) else {}
         if strange := sorted(set(given) - known):
             raise ModelError(
                 f"the blocks of this model have the settings {', '.join(strange)}, which this version of dragoman does "

