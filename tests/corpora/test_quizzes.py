@@ -64,6 +64,10 @@ def page(name, kinds):
     return [(f"{name}#{key[k]}{9 - i}", name, (f"{k} {name} {i}", f"{k} {name} {i} de")) for i, k in enumerate(kinds)]
 
 
+def rows_of(made):
+    return zip(made.keys, made.documents, made.columns["en"], strict=True)
+
+
 def ordered(rows, without=()):
     return replace(text(rows), headless=frozenset(without))
 
@@ -85,6 +89,17 @@ def test_headings_of_a_page_whose_order_is_known():
     assert places == [(3, 2), (4, 2), (7, 6), (8, 6), (10, 9), (11, 9), (13, 12), (14, 12)]
     with pytest.raises(DataError, match="the task heading cannot be made of split train"):
         heading(ordered(page("s/b", "hphphphp")), ["en", "de"], "train")
+
+
+def test_the_options_of_a_page_alone_give_nothing_away():
+    """As below, for headings of one page; longer ones stand lower on it."""
+    pages = [ordered(page(f"s/{n}", "hp" * (5 + n % 7))) for n in range(30)]
+    whole = text([(k, d, (t.replace(" ", " x" * i, 1), t)) for p in pages for i, (k, d, t) in enumerate(rows_of(p))])
+    items = heading(replace(whole, headless=frozenset()), ["en", "de"], "train").items["en"]
+    for rule in (max, min):
+        found = [item.options.index(rule(item.options, key=lambda o: (len(o), o))) == item.right for item in items]
+        assert sum(found) == len(items) / 4 >= 30
+    assert Counter(item.right for item in items) == dict.fromkeys(range(4), len(items) // 4)
 
 
 @pytest.fixture(scope="module")

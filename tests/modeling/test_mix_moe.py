@@ -293,13 +293,22 @@ def test_what_cannot_be_converted_is_a_sentence():
     refused(ConfigError, "layers 1 are named twice", layers=(1, 0, 1))
     refused(ConfigError, "no effect without a transform", transform="none", parts="mag+phase")
     refused(ConfigError, "selection group takes one expert of each group", selection="group", top_k=3)
-    refused(ModelError, "transform 'wavelet'", transform="wavelet")
+    refused(ConfigError, "transform is fft, dct, random, none, not 'wavelet'", transform="wavelet")
     with pytest.raises(ModelError, match="OlmoeForCausalLM is a Mixture-of-Experts model already"):
         to_mix_moe(tiny("olmoe"), Conversion())
     with pytest.raises(ModelError, match="no feed-forward was found in LlamaForCausalLM"):
         to_mix_moe(dense(intermediate_size=16), Conversion())
     with pytest.raises(ModelError, match="LlamaForCausalLM is no Mix-MoE model"):
         settings_of(dense())
+
+
+def test_a_model_that_trains_with_dropout_is_converted_as_without():
+    model = tiny("gpt2", resid_pdrop=0.5, embd_pdrop=0.5).train()
+    made = to_mix_moe(model, Conversion())
+    assert model.training and not made.training
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(made(ids).logits, model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_what_does_more_than_its_maps_is_a_sentence():
@@ -329,11 +338,11 @@ def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
     for change, said in (
         ({"layers": None}, "in layers None, with translation experts"),
         ({"translation": [2]}, r"in layers \[0, 1, 2\], with translation experts \[2\]: its config is damaged"),
-        ({"experts": 0, "stage": 3}, "have experts 0, stage 3: the config is damaged"),
+        ({"experts": 0, "stage": 3}, "have experts 0, top_k 2, stage 3: the config is damaged"),
         ({"top_k": 9}, "have top_k 9: the config is damaged"),
         ({"masked": "no"}, "masked 'no'"),
         ({"layers": [0, 0, 1]}, r"have layers \(0, 0, 1\)"),
-        ({"layers": [0, 1]}, "no weights for .* tensors of MixMoeLlamaForCausalLM"),
+        ({"layers": [0, 1]}, "no weights for .* tensors of MixMoELlamaForCausalLM"),
         ({"layers": [0, 9]}, r"has blocks in layers \[9\], which it does not have itself"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"mix_moe": config["mix_moe"] | change}))
