@@ -29,6 +29,11 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
+def pack():
+    return load_pack()
+
+
+@pytest.fixture(scope="module")
 def base(name):
     return dragoman.open_model(name), dragoman.open_tokenizer(name)
 
@@ -45,8 +50,8 @@ def test_shape_and_size_of_the_dense_base():
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 5e6
 
 
-def test_both_bases_read_text_alike():
-    texts = [t for g in KNOWN for t in load_pack().texts(g, "dev")[:3]]
+def test_both_bases_read_text_alike(pack):
+    texts = [t for g in KNOWN for t in pack.texts(g, "dev")[:3]]
     ours, dense = (dragoman.open_tokenizer(name).encode(texts) for name in RECORDS)
     assert ours == dense
 
@@ -67,7 +72,7 @@ def test_weights_are_bf16_safetensors_stored_once(name):
     assert weights.stat().st_size < BYTES[name]
 
 
-def test_vocabulary_was_learnt_on_the_known_languages_alone(base):
+def test_vocabulary_was_learnt_on_the_known_languages_alone(base, pack):
     _, codec = base
     assert 11_000 < len(codec.tokenizer) < 13_000
     tags = [codec.tag_id(g) for g in (*KNOWN, *UNSEEN)]
@@ -76,18 +81,18 @@ def test_vocabulary_was_learnt_on_the_known_languages_alone(base):
     bytes_per_token = {
         g: sum(len(t.encode()) for t in texts) / sum(map(len, codec.encode(texts)))
         for g in (*KNOWN, *UNSEEN)
-        if (texts := load_pack().texts(g, "dev")[:50])
+        if (texts := pack.texts(g, "dev")[:50])
     }
     assert min(bytes_per_token[g] for g in KNOWN) > 4
     assert max(bytes_per_token[g] for g in UNSEEN) < 3.5
 
 
-def test_it_has_learnt_its_languages(base):
+def test_it_has_learnt_its_languages(base, pack):
     """A tokenizer of another training, or weights out of order, would cost more than random bytes of these texts."""
     model, codec = base
     rate = {}
     for g in KNOWN:
-        texts = load_pack().texts(g, "dev")[:12]
+        texts = pack.texts(g, "dev")[:12]
         bits = text_bits(model, codec.encode(texts), start_id=codec.start_id, context=512)
         rate[g] = bits.sum() / sum(len(t.encode()) for t in texts)
     assert max(rate.values()) < 2.5, rate

@@ -44,7 +44,7 @@ def slope(gain_N: np.ndarray, share_N: np.ndarray, accuracy_N: np.ndarray, lists
         raise DataError("the share follows from accuracy and list alone, so it predicts nothing beside them")
     found = left_share_N @ left_gain_N / size
     rng = np.random.default_rng(0)
-    permuted_P = np.array([left_share_N @ _permuted(left_gain_N, which_N, rng) for _ in range(PERMUTATIONS)]) / size
+    permuted_P = _permuted(left_gain_N, which_N, rng) @ left_share_N / size
     beyond = int((np.abs(permuted_P) >= abs(found) * (1 - 1e-12)).sum())
     wide = float(np.quantile(np.abs(permuted_P), 0.95))
     return {
@@ -61,12 +61,12 @@ def _left(values_N: np.ndarray, fixed_NZ: np.ndarray) -> np.ndarray:
 
 
 def _permuted(values_N: np.ndarray, which_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Values in another order, each within its list."""
-    order_N = np.arange(len(values_N))
+    """Values in other orders, [P, N], each within its list."""
+    order_PN = np.tile(np.arange(len(values_N)), (PERMUTATIONS, 1))
     for one in np.unique(which_N):
         own = np.flatnonzero(which_N == one)
-        order_N[own] = rng.permutation(own)
-    return values_N[order_N]
+        order_PN[:, own] = rng.permuted(order_PN[:, own], axis=1)
+    return values_N[order_PN]
 
 
 def names(claim: Mapping[str, Any], side: str) -> list[Any]:
