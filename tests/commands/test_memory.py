@@ -228,3 +228,8 @@ def test_steering_changes_answers(tmp_path, monkeypatch):
     assert texts["none.json"] == texts[""] != texts["s.json"]
     with pytest.raises(ConfigError, match="another job: steer differ"):
         translate.run(replace(plain, steer=Path("s.json"), out=Path("o")))
+    many = Steering("hard", 1.0, dict.fromkeys(range(8), tuple(range(5))), {}, dict.fromkeys(range(8), 32), "by hand")
+    many.save(tmp_path / "many.json")
+    with pytest.raises(ConfigError, match="more experts are forced than a token is sent to: 5 of at most 4 in layer 0"):
+        translate.run(replace(plain, steer=Path("many.json"), out=Path("no")))
+    assert not (tmp_path / "no").exists(), "refused before there is a journal"

@@ -106,6 +106,13 @@ def test_bad_files_are_told(tmp_path):
     gsm["answer"] = "#### 1"
     assert "several kinds: {'de': 'gsm8k', 'en': 'mmlu'}" in message("j", en=[mmlu("x")], de=[gsm])
     assert "line 1 has the answer C in English and D in de" in message("k", en=[mmlu("x")], de=[mmlu("x", 3)])
+    ours, theirs = ([mmlu("x", n) | {"sample_id": "p"}] for n in (2, 3))
+    assert "p has the answer C in English and D in de" in message("k2", en=ours, de=theirs)
+    asked = {"key": 7, "prompt": "?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    other = asked | {"instruction_id_list": ["detectable_format:json_format"]}
+    said = message("k3", en=[asked], de=[other])
+    assert "7 has the instructions punctuation:no_comma in English and detectable_format:json_format in de" in said
+    assert "choices are a list of four options, not 'wxyz'" in message("k4", en=[mmlu("x") | {"choices": "wxyz"}])
     twice = message("l", en=[mmlu("x")], eng_Latn=[mmlu("y")], de=[mmlu("z")])
     assert "several files of one language, en.jsonl, eng_Latn.jsonl; keep one of each" in twice
     with pytest.raises(DataError, match="there are no task items at"):

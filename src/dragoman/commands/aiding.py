@@ -136,12 +136,16 @@ def strategist(
 
 
 def steering(config: Config) -> Steering | None:
-    """The file that says how the local model is steered, if it is."""
+    """The file that says how the local model is steered, if it is. Raises where the model cannot be steered so."""
     if config.steer is None:
         return None
     from dragoman.commands.steer import opened
+    from dragoman.methods.steer import steered
+    from dragoman.modeling import outline
 
-    return opened(config.steer, config.model)
+    how = opened(config.steer, config.model)
+    with steered(outline(config.model), how):
+        return how
 
 
 @contextlib.contextmanager

@@ -265,7 +265,7 @@ def _score_models(config: Config, out: Path) -> Result:
     about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
     about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
     if items:
-        about["task"] = {"name": items.name, "items": len(items), "sha256": items.checksum()}
+        about["task"] = {"name": items.name, "items": len(items), "sha256": items.checksum(), "about": items.about}
         about["texts"]["task"] = dict.fromkeys(items.items, items.checksum())
     return scored, left_out, about
 

@@ -119,6 +119,8 @@ def _lettered(row: Row, line: int, choices: list[str], answer: Any) -> Item:
 
 
 def _mmlu(row: Row, line: int) -> Item:
+    if not isinstance(row["choices"], list):
+        raise ValueError(f"choices are a list of four options, not {row['choices']!r}")
     return _lettered(row, line, list(row["choices"]), row["answer"])
 
 
@@ -131,6 +133,8 @@ def _belebele(row: Row, line: int) -> Item:
     answer = str(row["correct_answer_num"]).removesuffix(".0")
     if answer not in ("1", "2", "3", "4"):
         raise ValueError(f"the answer is {answer!r}; it is a number from 1 to 4")
+    if empty := [name for name, option in zip(BELEBELE, options, strict=True) if not option.strip()]:
+        raise ValueError(f"{', '.join(empty)} is empty; every option needs a text")
     right, page = int(answer) - 1, str(row["link"])
     prompt = f"{row['flores_passage']}\n{row['question']}\n"
     return Item(f"{page}#{row['question_number']}", page, prompt, options[right], options, right)
