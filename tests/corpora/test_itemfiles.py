@@ -43,6 +43,8 @@ def test_belebele(tmp_path):
     assert made.items["en"][0].prompt == "P.\nQ?\n" and made.items["en"][0].answer == "o3"
     with pytest.raises(DataError, match=r"item 2 has no mc_answer2"):
         read_items(write(tmp_path, eng_Latn=[row, second | {"mc_answer2": None}]))
+    with pytest.raises(DataError, match=r"item 1: mc_answer4 is empty; every option needs a text"):
+        read_items(write(tmp_path, eng_Latn=[row | {"mc_answer4": " "}, second]))
 
 
 def test_gsm8k_and_mgsm(tmp_path):
