@@ -313,14 +313,19 @@ def test_a_model_that_trains_with_dropout_is_converted_as_without():
 
 def test_what_does_more_than_its_maps_is_a_sentence():
     slow = tiny("bloom", pretraining_tp=2, slow_but_exact=True)  # reads the weights of its second map, not its bias
-    refused(ModelError, "no feed-forward was found in BloomForCausalLM: .* run one after the other", of=slow)
-    refused(ModelError, "model.layers.0.mlp is no gated feed-forward", of=tiny("bitnet"))  # norm before the last map
-    skipping = dense("gpt_neox")
+    skipping, twice = dense("gpt_neox"), dense()
     skipping.gpt_neox.layers[0].mlp.forward = lambda x: x
-    refused(ModelError, "gpt_neox.layers.0.mlp is no plain feed-forward: dense_h_to_4h, its activation", of=skipping)
-    twice = dense()
     twice.model.layers[1].other = copy.deepcopy(twice.model.layers[1].mlp)
-    refused(ModelError, r"LlamaForCausalLM has several feed-forwards in each of the layers \[1\]", of=twice)
+    for model, said in (
+        (slow, r"no feed-forward was found in BloomForCausalLM: .* run one after the other"),
+        (tiny("bitnet"), r"model\.layers\.0\.mlp is no gated feed-forward"),  # norm before the last map
+        (skipping, r"gpt_neox\.layers\.0\.mlp is no plain feed-forward: dense_h_to_4h, its activation"),
+        (twice, r"LlamaForCausalLM has several feed-forwards in each of the layers \[1\]"),
+    ):
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        with pytest.raises(ModelError, match=said):
+            to_mix_moe(model, Conversion())
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items()), "left as it was"
 
 
 def test_saved_model_with_an_unknown_feature_is_refused(tmp_path):
