@@ -6,7 +6,7 @@ The scores are the router's own: softmax, or for sigmoid routers the sigmoids di
 token by token, before the correction bias that only the selection sees. Padding and the start token are not counted.
 
 All aligned layers are computed together; E is then the experts of the widest, and narrower ones have none of the mass
-there. On a GPU the number of kernels is what the loss costs.
+there. On a GPU the number of kernels is what the loss costs, and nothing here waits for one.
 
 Shape letters: B rows, S positions, T tokens, E experts, L layers that are aligned, N items, X any leading axes.
 """
@@ -185,15 +185,15 @@ class AlignmentLoss:
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], row_B: torch.Tensor, routed: Sequence[Routed]
     ) -> torch.Tensor:
-        items_B, device = row_B.cpu().numpy(), row_B.device
+        items_B, device = row_B.numpy(), inputs["input_ids"].device
         chosen_B = np.flatnonzero(self.aligned_N[items_B])
         if not len(chosen_B):
             return torch.zeros((), device=device)
         mine = sorted((r for r in routed if r.row in self.rows), key=lambda r: self.rows[r.row])
-        counted_BS = torch.from_numpy(self.counted_NS[items_B]).to(device)
+        counted_BS = torch.from_numpy(self.counted_NS[items_B]).to(device, non_blocking=True)
         trained_BLE = sequence_means(mine, [self.scores[r.row] for r in mine], counted_BS)
-        trained_BLE = trained_BLE[torch.from_numpy(chosen_B).to(device)]
-        english_BLE = self.english(items_B[chosen_B], routed).to(device)
+        trained_BLE = trained_BLE[torch.from_numpy(chosen_B).to(device, non_blocking=True)]
+        english_BLE = self.english(items_B[chosen_B], routed).to(device, non_blocking=True)
         return self.weight * self.divergence(english_BLE, trained_BLE).mean(1).sum() / len(items_B)
 
 

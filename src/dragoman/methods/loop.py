@@ -62,7 +62,8 @@ class Loop(Trainer):
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
         self.pending_extra: list[float] = []
-        self.labels = torch.zeros(())
+        self.mean, self.labels = torch.zeros(()), torch.zeros(())
+        self.extra: torch.Tensor | None = None
         self.balance = Balance(())
         self.scores: Sequence[str] = ()
         self.guarding: Guarding | None = None
@@ -179,22 +180,31 @@ class Loop(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The passes of one update; their labels are counted over all processes."""
         passes, theirs = super().get_batch_samples(*args, **kwargs)
-        labels = sum(int((given["labels"][:, 1:] != -100).sum()) for given in passes)
-        self.labels = sharding.summed(torch.tensor(float(labels), device=self.args.device))
+        none = torch.zeros((), device=self.args.device)
+        self.labels = sharding.summed(sum(((given["labels"][:, 1:] != -100).sum() for given in passes), start=none))
+        for given in passes:  # an array stays on the CPU, where a loss looks up its items without waiting for the pass
+            given["row"] = given["row"].numpy(force=True)
         return passes, theirs
 
-    def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
-        labels, row_B = inputs.pop("labels"), inputs.pop("row")
-        real_BS = inputs.get("attention_mask", torch.ones_like(labels))
-        read = {k: v for k, v in inputs.items() if k != "attention_mask" or "position_ids" not in inputs}
-        self.routed.clear()
-        loss, mean = self._loss(model, read, labels)
-        self.pending.append(mean)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A pass, forward and backward. Only then are its losses read: until then a GPU need not wait for the CPU."""
+        loss = super().training_step(*args, **kwargs)
+        self.pending.append(float(self.mean))
+        if self.extra is not None:
+            self.pending_extra.append(float(self.extra))
         if not math.isfinite(self.pending[-1]):
             size = self.ours.batch // self.args.gradient_accumulation_steps  # of all processes
             first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * size
             rows = f"rows {first} to {first + size - 1} of the stream"
             self._diverged(f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, {rows}")
+        return loss
+
+    def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
+        labels, row_B = inputs.pop("labels"), torch.from_numpy(inputs.pop("row"))
+        real_BS = inputs.get("attention_mask", torch.ones_like(labels))
+        read = {k: v for k, v in inputs.items() if k != "attention_mask" or "position_ids" not in inputs}
+        self.routed.clear()
+        loss, self.mean = self._loss(model, read, labels)
         self._require_all_ran()
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)
@@ -202,7 +212,7 @@ class Loop(Trainer):
         if self.extra_loss is None:
             return loss
         extra = self.extra_loss(inputs, row_B, self.routed)
-        self.pending_extra.append(float(extra.detach()))
+        self.extra = extra.detach()
         return loss + extra
 
     def _require_all_ran(self) -> None:
@@ -215,7 +225,7 @@ class Loop(Trainer):
                 "take those above its cut alone, or train without a cache"
             )
 
-    def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What to differentiate, and what to report, whose mean over an update's passes is the mean over its labels.
 
         Gradients of passes and of processes are averaged, but rows have unlike numbers of labels: each pass counts by
@@ -224,9 +234,9 @@ class Loop(Trainer):
         passes = self.args.gradient_accumulation_steps
         if passes == 1 and not self.shards:
             loss = self.cross_entropy(model, inputs, labels_BS)
-            return loss, float(loss.detach())
+            return loss, loss.detach()
         loss = self.cross_entropy(model, inputs, labels_BS, "sum") * (passes / self.labels)
-        return loss * self.args.world_size, float(sharding.summed(loss.detach().clone()))
+        return loss * self.args.world_size, sharding.summed(loss.detach().clone())
 
     def _diverged(self, what: str) -> NoReturn:
         losses, folder = self.log_.losses, Path(str(self.args.output_dir))

@@ -13,7 +13,8 @@ import torch
 from dragoman.modeling import SCORES, Routed, router_probabilities, slots_per_expert
 
 ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
-"""A method's own term: (inputs of the pass, row_B: which rows of the text it holds, what the tapped routers did)."""
+"""A method's own term: (inputs of the pass, row_B: which rows of the text it holds, on the CPU, what the tapped routers
+did). On a GPU it had best not wait for the pass, as reading a value from there does."""
 
 
 def balance_loss(

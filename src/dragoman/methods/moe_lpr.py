@@ -126,7 +126,8 @@ def extra_loss(config: Config, old_N: Sequence[bool]) -> ExtraLoss:
     flags_N = torch.tensor(list(old_N))
 
     def loss(inputs: dict[str, torch.Tensor], row_B: torch.Tensor, routed: list[Routed]) -> torch.Tensor:
-        old_BS = flags_N.to(row_B.device)[row_B][:, None].expand_as(inputs["input_ids"])
+        ids_BS = inputs["input_ids"]
+        old_BS = flags_N[row_B].to(ids_BS.device, non_blocking=True)[:, None].expand_as(ids_BS)
         old_T = (old_BS & inputs.get("attention_mask", torch.ones_like(old_BS)).bool()).flatten()
         return config.lpr * torch.stack([lpr_loss(r.logits_TE, old_T, config.mode) for r in routed]).mean()
 
