@@ -185,12 +185,12 @@ class AlignmentLoss:
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], row_B: torch.Tensor, routed: Sequence[Routed]
     ) -> torch.Tensor:
-        items_B, device = row_B.numpy(), inputs["input_ids"].device
+        items_B, (ids_BS, device) = row_B.numpy(), (inputs["input_ids"], inputs["input_ids"].device)
         chosen_B = np.flatnonzero(self.aligned_N[items_B])
         if not len(chosen_B):
             return torch.zeros((), device=device)
         mine = sorted((r for r in routed if r.row in self.rows), key=lambda r: self.rows[r.row])
-        counted_BS = torch.from_numpy(self.counted_NS[items_B]).to(device, non_blocking=True)
+        counted_BS = torch.from_numpy(self.counted_NS[items_B, : ids_BS.shape[1]]).to(device, non_blocking=True)
         trained_BLE = sequence_means(mine, [self.scores[r.row] for r in mine], counted_BS)
         trained_BLE = trained_BLE[torch.from_numpy(chosen_B).to(device, non_blocking=True)]
         english_BLE = self.english(items_B[chosen_B], routed).to(device, non_blocking=True)

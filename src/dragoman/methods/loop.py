@@ -201,10 +201,11 @@ class Loop(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
         labels, row_B = inputs.pop("labels"), torch.from_numpy(inputs.pop("row"))
+        labelled = inputs.pop("labelled", None)
         real_BS = inputs.get("attention_mask", torch.ones_like(labels))
         read = {k: v for k, v in inputs.items() if k != "attention_mask" or "position_ids" not in inputs}
         self.routed.clear()
-        loss, self.mean = self._loss(model, read, labels)
+        loss, self.mean = self._loss(model, read, labels, None if self.shards else labelled)
         self._require_all_ran()
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)
@@ -225,7 +226,9 @@ class Loop(Trainer):
                 "take those above its cut alone, or train without a cache"
             )
 
-    def _loss(self, model: Any, inputs: dict, labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(
+        self, model: Any, inputs: dict, labels_BS: torch.Tensor, labelled_T: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What to differentiate, and what to report, whose mean over an update's passes is the mean over its labels.
 
         Gradients of passes and of processes are averaged, but rows have unlike numbers of labels: each pass counts by
@@ -233,9 +236,9 @@ class Loop(Trainer):
         """
         passes = self.args.gradient_accumulation_steps
         if passes == 1 and not self.shards:
-            loss = self.cross_entropy(model, inputs, labels_BS)
+            loss = self.cross_entropy(model, inputs, labels_BS, labelled_T=labelled_T)
             return loss, loss.detach()
-        loss = self.cross_entropy(model, inputs, labels_BS, "sum") * (passes / self.labels)
+        loss = self.cross_entropy(model, inputs, labels_BS, "sum", labelled_T) * (passes / self.labels)
         return loss * self.args.world_size, sharding.summed(loss.detach().clone())
 
     def _diverged(self, what: str) -> NoReturn:

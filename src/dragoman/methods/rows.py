@@ -5,9 +5,11 @@ Shape letters: N rows, S tokens per row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 
 class Rows(Dataset):
@@ -47,3 +49,16 @@ class Rows(Dataset):
         other = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
         real = (other.flip(0).cumsum(0).flip(0) > 0).long()
         return {"input_ids": ids, "labels": labels, "attention_mask": real, "row": row}
+
+
+def cut_to_need(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The rows of a pass, as long as the longest of them without the filler at its end, and `labelled`: where the next
+    token has a label, as places in the flattened rows. Of the rest nothing comes: it need not be computed.
+    """
+    found = default_collate(list(rows))
+    if "attention_mask" not in found:
+        return found
+    longest = int(found["attention_mask"].cumsum(1).argmax(1).max()) + 1
+    found = {name: x[:, :longest] if x.ndim == 2 else x for name, x in found.items()}
+    labelled_BS = torch.nn.functional.pad(found["labels"][:, 1:] != -100, (0, 1))
+    return found | {"labelled": labelled_BS.flatten().nonzero().flatten()}

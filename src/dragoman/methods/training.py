@@ -27,7 +27,7 @@ from dragoman.methods.checkpoints import Log, checkpoints, discard_after, log_of
 from dragoman.methods.guard import Guard, Guarding
 from dragoman.methods.loop import Loop, Watch
 from dragoman.methods.losses import ExtraLoss
-from dragoman.methods.rows import Rows
+from dragoman.methods.rows import Rows, cut_to_need
 from dragoman.methods.settings import Config
 from dragoman.modeling import (
     MoELayer,
@@ -89,6 +89,8 @@ def train(
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
         given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
+        if not (config.compile or has_cached_trunk(model)):  # one is made for a width, the other for whole rows
+            given["data_collator"] = cut_to_need
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss = extended, extra_loss
         trainer.balance, trainer.scores = Balance(layers), scores
