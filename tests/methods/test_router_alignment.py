@@ -27,7 +27,7 @@ def test_both_sides_are_read_in_the_precision_of_training(tmp_path):
         pad_id=PAD,
         folder=tmp_path / "run",
     )
-    assert [out.shape[1] for out in seen] == [8, 6], "the target's rows, then the English ones"
+    assert [out.shape[1] for out in seen] == [7, 6], "the longest of the target, then of English"
     assert [out.dtype for out in seen] == [torch.bfloat16] * 2
 
 

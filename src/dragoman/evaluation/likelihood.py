@@ -24,6 +24,7 @@ import torch
 
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.evaluation.checks import some
+from dragoman.modeling import logits_at
 
 ROWS = 512
 """Positions whose [., V] logits are held in float32 at once."""
@@ -126,20 +127,24 @@ def _batch_bits(
         mask_BS[b, :size] = 1
         counted_BS[b, max(size - window.counted, given[window.segment] - window.begin) : size] = True
     input_ids, attention_mask = (torch.from_numpy(array).to(model.device) for array in (input_BS, mask_BS))
-    logits_BSV = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    flat = target_BS.ravel(), np.flatnonzero(counted_BS)
-    target_R, row_T = (torch.from_numpy(array).to(logits_BSV.device) for array in flat)
-    bits_T = _target_bits(logits_BSV.flatten(0, 1), target_R, row_T)
+    place_T = torch.from_numpy(np.flatnonzero(counted_BS)).to(model.device)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if counted_BS.sum() < mask_BS.sum():  # else there is hardly a logit to be spared, and choosing would copy them all
+        logits_RV, row_T = logits_at(model, place_T, **inputs), torch.arange(len(place_T))
+    else:
+        logits_RV, row_T = model(**inputs).logits.flatten(0, 1), place_T
+    target_T = torch.from_numpy(target_BS[counted_BS])
+    bits_T = _target_bits(logits_RV, target_T.to(logits_RV.device), row_T.to(logits_RV.device))
     segment_B = np.array([w.segment for w in batch])
     return np.repeat(segment_B, counted_BS.sum(axis=1)), bits_T
 
 
-def _target_bits(logits_RV: torch.Tensor, target_R: torch.Tensor, row_T: torch.Tensor) -> np.ndarray:
-    """-log2 softmax at the target, for the rows asked for; log-sum-exp in float32, ROWS positions at a time."""
+def _target_bits(logits_RV: torch.Tensor, target_T: torch.Tensor, row_T: torch.Tensor) -> np.ndarray:
+    """-log2 softmax at the targets, in the rows asked for; log-sum-exp in float32, ROWS positions at a time."""
     nats = []
-    for rows in row_T.split(ROWS):
+    for rows, targets in zip(row_T.split(ROWS), target_T.split(ROWS), strict=True):
         logits_TV = logits_RV[rows].float()
-        chosen_T = logits_TV.gather(1, target_R[rows].unsqueeze(1)).squeeze(1)
+        chosen_T = logits_TV.gather(1, targets.unsqueeze(1)).squeeze(1)
         nats.append((logits_TV.logsumexp(dim=1) - chosen_T).double().cpu().numpy())
     return np.concatenate(nats) / math.log(2)
 

@@ -5,13 +5,12 @@ Shape letters: B rows of a pass, S tokens per row, T tokens, E experts, K chosen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dragoman.modeling import SCORES, Routed, router_probabilities, slots_per_expert
+from dragoman.modeling import SCORES, Routed, logits_at, router_probabilities, slots_per_expert
 
 ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
 """A method's own term: (inputs of the pass, row_B: which rows of the text it holds, on the CPU, what the tapped routers
@@ -63,30 +62,11 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Mean nats per token that has a label, or their sum; a label stands under its own token.
 
-    labelled_T: where in the flattened rows the next token has one; the head then computes logits there alone, where its
-    input can be told apart (a module that is given a state for each token).
+    labelled_T: where in the flattened rows the next token has one, if that is known: other logits are not needed then.
     """
     shifted_T = torch.nn.functional.pad(labels_BS[:, 1:], (0, 1), value=-100).flatten()
-    with nullcontext() if labelled_T is None else _head_at(model, labelled_T, labels_BS.shape):
+    if labelled_T is None:
         logits_TV = model(**inputs, use_cache=False).logits.flatten(0, 1)
-    if labelled_T is not None:
-        logits_TV = logits_TV if len(logits_TV) == len(labelled_T) else logits_TV[labelled_T]
-        shifted_T = shifted_T[labelled_T]
+    else:
+        logits_TV, shifted_T = logits_at(model, labelled_T, **inputs, use_cache=False), shifted_T[labelled_T]
     return torch.nn.functional.cross_entropy(logits_TV.float(), shifted_T, reduction=reduction)
-
-
-@contextmanager
-def _head_at(model: Any, places_T: torch.Tensor, shape: torch.Size) -> Iterator[None]:
-    """The output embedding is given the states at these places of rows of that shape, as one row."""
-
-    def chosen(_head: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        whole = len(given) == 1 and given[0].shape[:2] == shape
-        return (given[0].flatten(0, 1)[places_T][None],) if whole else None
-
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(chosen) if head is not None else None
-    try:
-        yield
-    finally:
-        if hook:
-            hook.remove()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +89,7 @@ def train(
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
         given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
-        if not (config.compile or has_cached_trunk(model)):  # one is made for a width, the other for whole rows
-            given["data_collator"] = cut_to_need
+        given["data_collator"] = _collator(config, model)
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss = extended, extra_loss
         trainer.balance, trainer.scores = Balance(layers), scores
@@ -151,6 +150,11 @@ def require_shareable(config: Config, extra_loss: bool = False) -> None:
     if sharding.active() and (found := [name for name, there in odd.items() if there]):
         raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
     sharding.rows_each(config.batch, config.micro_batch)
+
+
+def _collator(config: Config, model: PreTrainedModel) -> Callable | None:
+    """Rows cut to what is needed, but for compiled code, which is made for one width, and a trunk cache of whole rows."""
+    return None if config.compile or has_cached_trunk(model) else cut_to_need
 
 
 def _within(running: PreTrainedModel, model: PreTrainedModel, layers: Sequence[MoELayer]) -> list[MoELayer]:

@@ -11,6 +11,7 @@ from dragoman.modeling.depth import (
 )
 from dragoman.modeling.experts import slots_per_expert, sorted_experts
 from dragoman.modeling.feed_forwards import dense_maps
+from dragoman.modeling.heads import logits_at
 from dragoman.modeling.kinds import (
     SCORES,
     active_parameters,
@@ -108,6 +109,7 @@ __all__ = [
     "linear_maps",
     "local_share",
     "logit_difference",
+    "logits_at",
     "lowest_trained",
     "model_checksum",
     "model_path",
