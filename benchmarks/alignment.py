@@ -80,14 +80,16 @@ def arms(model: PreTrainedModel, rows_NS: np.ndarray) -> tuple[Arm, Arm]:
 
 
 def seconds_per_update(model: PreTrainedModel, arm: Arm, rows_NS: np.ndarray, precision: str) -> float:
-    """Median seconds of one update on rows_NS, [N, S]; the routers train."""
+    """Median seconds of one update on rows_NS, [N, S], whose second halves are answers; the routers train."""
     name, config, plan, loss = arm
+    labels_NS = rows_NS.astype(np.int64)
+    labels_NS[:, : WIDTH // 2] = -100
     METHODS[name].apply(model, config, plan)
     clock = _Clock()
     shape = {"steps": len(rows_NS) // ROWS, "warmup": 1, "decay": 1, "batch": ROWS, "micro_batch": ROWS}
     with tempfile.TemporaryDirectory() as scratch, _arm(clock, ours=True):
         training.train(
-            model, rows_NS, training.Config(**shape, precision=precision, learning_rate=0.0),
+            model, rows_NS, training.Config(**shape, precision=precision, learning_rate=0.0), labels_NS=labels_NS,
             layers=loss.layers if loss else (), extra_loss=loss, folder=Path(scratch),
         )  # fmt: skip
     METHODS[name].merge(model)

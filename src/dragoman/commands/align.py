@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
@@ -88,6 +88,10 @@ class Config:
     """Times each item is seen, in the same order."""
     batch: int = 16
     """Items per update."""
+    micro_batch: int = 0
+    """Items per pass, of which an update may take several to save memory; 0: all at once."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """To compute in (autocast): auto takes bf16 on a GPU or a CPU with AMX; on a CPU short items may be faster in fp32."""
     balance: float = 0.0
     """Weight of a load-balance loss."""
     block: int = 512
@@ -102,7 +106,7 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        low = {"epochs": 1, "batch": 1, "block": 8, "seed": 0}
+        low = {"epochs": 1, "batch": 1, "micro_batch": 0, "block": 8, "seed": 0}
         faults = [f"{k} is {getattr(self, k)}, at least {n}" for k, n in low.items() if getattr(self, k) < n]
         if self.shots < 0 or (self.items is not None and self.items < 1):
             faults.append(f"items is {self.items} and shots {self.shots}; at least 1 and 0")
@@ -121,6 +125,7 @@ def run(config: Config) -> dict[str, Any]:
     from dragoman.modeling import model_checksum, open_both, save_model
 
     method_config = settings_of(config)
+    _training(config, config.batch)  # refuses what cannot be, before anything is read
     require_free(config.out)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     settings: dict[str, Any] = {"corpus": config.corpus, "split": config.split, "number": config.items}
@@ -267,7 +272,8 @@ def _training(config: Config, rows: int) -> training.Config:
         learning_rate=config.learning_rate,
         steps=steps,
         batch=config.batch,
-        micro_batch=config.batch,
+        micro_batch=config.micro_batch or config.batch,
+        precision=config.precision,
         warmup=max(1, steps // 10),
         decay=steps // 2,
         weight_decay=0.0,
