@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from dragoman.commands import experimenting, run_records
 from dragoman.commands.experiments import Question, Run
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import FORMAT, read_json
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
 RECORD = {"format": FORMAT, "command": "experiment", "name": "r", "lines": ["a --b"], "sums": {"x": [[1, 0.1]]}}
 
@@ -131,11 +132,12 @@ def test_what_a_run_keeps_of_an_evaluation():
 def test_what_a_run_keeps_of_a_training():
     log = {"losses": [float(i) for i in range(101)], "extra_losses": [], "step_seconds": [0.1] * 101, "steps": 101}
     log |= {"balance": [{"step": 20}, {"step": 40}]}
-    layers = {"1": [{"expert": 5, "statistic": 0.1}, {"expert": 2, "statistic": 0.2}]}
-    plan = {"planner": "task", "settings": {"tau": 0.1}, "layers": layers, "why": ["long"], "num_experts": {"1": 8}}
+    layers = {1: (PlannedExpert(5, "shared", 0.1), PlannedExpert(2, "shared", 0.2))}
+    made = ExpertPlan("task", layers, {1: 8}, settings={"tau": 0.1}, why=("long",))
+    plan = json.loads(json.dumps(asdict(made)))  # as `align` writes it
     found = {"command": "align", "config": {}, "training": {}, "log": log, "plan": plan, "parameters": 7, "aligned": 3}
     kept = run_records.kept({"aligned": found}, "final")["aligned"]
-    assert kept["plan"] == {"planner": "task", "settings": {"tau": 0.1}, "layers": {"1": [5, 2]}}
+    assert kept["plan"] == {"planner": "task", "settings": {"tau": 0.1}, "model_sha256": None, "layers": {"1": [5, 2]}}
     assert {*kept} == {"command", "log", "plan", "parameters", "aligned"}
     means = [1 + 3 * i for i in range(33)] + [99.5]  # 0, 1, 2, then 3, 4, 5, ..., at last 99 and 100
     assert kept["log"] == {"losses": means, "extra_losses": [], "steps": 101, "balance": [{"step": 40}]}

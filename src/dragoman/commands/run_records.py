@@ -116,7 +116,7 @@ def _identity(corpus: Mapping[str, Any]) -> dict[str, Any]:
 
 def _experts(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Which experts, without their statistics and the reasons."""
-    layers = {layer: [e["expert"] for e in experts] for layer, experts in plan["layers"].items()}
+    layers = {layer: [e["id"] for e in experts] for layer, experts in plan["layers"].items()}
     return _only(plan, OF_PLAN) | {"layers": layers}
 
 

@@ -153,7 +153,7 @@ def require_shareable(config: Config, extra_loss: bool = False) -> None:
 
 
 def _collator(config: Config, model: PreTrainedModel) -> Callable | None:
-    """Rows are cut to what is needed, but not for compiled code, made for one width, nor a trunk cache of whole rows."""
+    """Rows are cut to what is needed, but not for compiled code, made for one width, nor for a trunk cache."""
     return None if config.compile or has_cached_trunk(model) else cut_to_need
 
 
