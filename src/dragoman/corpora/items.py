@@ -128,7 +128,8 @@ def task_items(name: str, judged: str, items: Mapping[str, Sequence[Item]], **be
 def _fault(tag: str, keys: Sequence[str], wanted: Sequence[str]) -> str | None:
     if twice := sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []:
         return f"{tag} has {twice[0]!r} more than once"
-    missing, extra = [k for k in wanted if k not in set(keys)], [k for k in keys if k not in set(wanted)]
+    theirs, ours = set(keys), set(wanted)
+    missing, extra = [k for k in wanted if k not in theirs], [k for k in keys if k not in ours]
     if not missing and not extra:
         return None
     parts = [f"{len(keys)} items where English has {len(wanted)}" if len(keys) != len(wanted) else "other ids"]
