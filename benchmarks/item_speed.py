@@ -3,7 +3,7 @@
     python benchmarks/item_speed.py --out benchmarks/training/items.json
 
 Items are those of `next` in Catalan, with the end of an item's row filled up to the longest. Arms take turns, in both
-precisions, and start from the same weights; their losses are kept, which have to agree.
+precisions, from the same weights; the record says how far their losses are apart, which is rounding.
 Prints last {"fp32": ..., "bf16": ...}: how many times as fast an update is.
 """
 

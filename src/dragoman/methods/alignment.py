@@ -185,7 +185,8 @@ class AlignmentLoss:
     def __call__(
         self, inputs: Mapping[str, torch.Tensor], row_B: torch.Tensor, routed: Sequence[Routed]
     ) -> torch.Tensor:
-        items_B, (ids_BS, device) = row_B.numpy(), (inputs["input_ids"], inputs["input_ids"].device)
+        items_B, ids_BS = row_B.numpy(), inputs["input_ids"]
+        device = ids_BS.device
         chosen_B = np.flatnonzero(self.aligned_N[items_B])
         if not len(chosen_B):
             return torch.zeros((), device=device)
