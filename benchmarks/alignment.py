@@ -3,9 +3,12 @@
     python benchmarks/alignment.py --quick
     python benchmarks/alignment.py --out benchmarks/alignment/speed.json
     python benchmarks/alignment.py --shape olmoe-1b-7b --precision bf16        # on a GPU, random weights
+    python benchmarks/alignment.py --shape olmoe-narrow --precision bf16       # its layers and experts, on a CPU
 
-Every item is aligned (`items` all), the dearest case, in the middle half of the layers with an eighth of the experts;
-the English reference is there beforehand. Arms take turns; figures are medians over rounds, first updates left out.
+Every item is aligned (`items` all), the dearest case, in the middle half of the layers with an eighth of the
+experts; the English reference is there beforehand. Arms take turns; figures are medians over rounds, first updates
+left out. `operators` are those that an update runs in its forward, losses and backward, `waits` those of them that the
+CPU waits for: what a GPU is slowed by that is busy with starting small ones.
 Prints last {"ra_moe_over_sft": ..., "steer_over_plain": ...}.
 """
 
@@ -14,14 +17,17 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from cyclopts import run
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_speed import _arm, _Clock
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from dragoman.errors import ConfigError
 from dragoman.methods import METHODS, training
@@ -44,7 +50,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 8,
     }
 }
+NARROW = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 32, "eos_token_id": 1}
+SHAPES["olmoe-narrow"] = SHAPES["olmoe-1b-7b"] | NARROW
 ROWS, WIDTH, SKIPPED = 12, 256, 2
+WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 NEW_TOKENS = 32
 
 
@@ -96,6 +105,33 @@ def seconds_per_update(model: PreTrainedModel, arm: Arm, rows_NS: np.ndarray, pr
     return float(np.median(np.diff(clock.times)[SKIPPED - 1 :]))
 
 
+class _Operators(TorchDispatchMode):
+    """Counts what runs; views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found["waits" if func in WAITS else "views" if func.is_view else "operators"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(model: PreTrainedModel, arm: Arm, rows_NS: np.ndarray, precision: str) -> dict[str, int]:
+    """Operators and waits of an update's forward, losses and backward, the last of three."""
+    step, counts = Trainer.training_step, []
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with _Operators() as mode:
+            loss = step(*args, **kwargs)
+        counts.append(mode.found)
+        return loss
+
+    with mock.patch.object(Trainer, "training_step", counted):
+        seconds_per_update(model, arm, rows_NS[: 3 * ROWS], precision)
+    return {name: counts[-1][name] for name in ("operators", "waits")}
+
+
 def seconds_to_decode(model: PreTrainedModel, strength: float) -> float:
     """Seconds to decode NEW_TOKENS tokens for a batch of prompts, steered with some strength or (0) plain."""
     prompts = np.random.default_rng(1).integers(100, model.config.vocab_size, (32, 24)).tolist()
@@ -124,6 +160,8 @@ def alignment(
             times[arm[0]].append(seconds_per_update(model, arm, rows_NS[0], precision))
         for name, strength in {"plain": 0.0, "steered": 0.5}.items():
             times[name].append(seconds_to_decode(model, strength))
+    counts = {arm[0]: operators(model, arm, rows_NS[0], precision) for arm in both}
+    print(f"an update runs {counts['sft']} by sft, {counts['ra_moe']} by ra_moe")
     median = {name: float(np.median(seconds)) for name, seconds in times.items()}
     for name, seconds in median.items():
         print(f"{name}: {seconds:.3f} s ({'an update' if name in ('sft', 'ra_moe') else 'to decode'})")
@@ -133,7 +171,7 @@ def alignment(
     }
     if out:
         about = {"command": "alignment", "model": shape, "precision": precision, "device": default_device()}
-        write_json(out, environment() | about | {"seconds": times, **ratios})
+        write_json(out, environment() | about | {"seconds": times, "update": counts, **ratios})
     print(json.dumps(ratios))
 
 

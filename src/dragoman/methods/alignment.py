@@ -67,9 +67,13 @@ def sequence_means(routed: Sequence[Routed], scores: Sequence[str], counted_BS: 
 
     scores: of the router of each layer.
     """
-    widest = max(r.logits_TE.shape[-1] for r in routed)
-    shares = [expert_shares(r.logits_TE, score) for r, score in zip(routed, scores, strict=True)]
-    share_LTE = torch.stack([pad(share_TE, (0, widest - share_TE.shape[-1])) for share_TE in shares])
+    logits = [r.logits_TE for r in routed]
+    if len({(x_TE.shape[-1], score) for x_TE, score in zip(logits, scores, strict=True)}) == 1:
+        share_LTE = expert_shares(torch.cat(logits), scores[0]).unflatten(0, (len(logits), -1))
+    else:
+        widest = max(x_TE.shape[-1] for x_TE in logits)
+        shares = [expert_shares(x_TE, score) for x_TE, score in zip(logits, scores, strict=True)]
+        share_LTE = torch.stack([pad(share_TE, (0, widest - share_TE.shape[-1])) for share_TE in shares])
     weight_BS = counted_BS.float() / counted_BS.sum(1, keepdim=True)
     return torch.einsum("bs,lbse->ble", weight_BS, share_LTE.unflatten(1, counted_BS.shape))
 

@@ -1,6 +1,7 @@
 """How evenly the experts of each layer work while a model trains: a measurement, always; the penalty is in `losses`.
 
-Shape letters: L MoE layers, T tokens, K chosen per token, E experts, X experts of all layers.
+Shape letters: L MoE layers, T tokens, K chosen per token, S chosen per token in all layers, E experts, X experts of all
+layers.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ class Balance:
         """Count one pass. real_T: bool, which tokens are text."""
         if not self.layers:
             return
-        filler_T1, starts = ~real_T[:, None], np.cumsum([0, *self.sizes]).tolist()
-        chosen = [r.indices_TK.detach().to(real_T.device) for r in routed[: len(self.layers)]]
-        slots = [(x_TK + start).masked_fill(filler_T1, -1) for x_TK, start in zip(chosen, starts, strict=False)]
-        new_X = slots_per_expert(torch.cat([x_TK.flatten() for x_TK in slots]), starts[-1]).long()
+        chosen = [r.indices_TK.to(real_T.device) for r in routed[: len(self.layers)]]
+        slot_TS, starts = torch.cat(chosen, dim=1), np.cumsum([0, *self.sizes])
+        start_S = np.repeat(starts[:-1], [x_TK.shape[1] for x_TK in chosen])  # of the layer of each column
+        slot_TS = slot_TS + torch.from_numpy(start_S).to(real_T.device, non_blocking=True)
+        new_X = slots_per_expert(slot_TS, int(starts[-1]), real_T).long()
         self.count_X = new_X if self.count_X is None else self.count_X + new_X
 
     def report(self, step: int) -> dict[str, Any]:
