@@ -240,7 +240,7 @@ def _score_models(config: Config, out: Path) -> Result:
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
     held_out = scoring.held_out(corpus, languages, **settings)
     metrics, left_out = _metrics(directions, config)
-    choices, items = _read_choices(config), open_items(config, corpus.languages)
+    choices, items = _read_choices(config), open_items(config, corpus)
     systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
     _require_ready(*opened, [how for name, how in systems.values() if name == config.model], items)

@@ -43,7 +43,7 @@ def open_task(
     name: str,
     languages: Sequence[str],
     *,
-    corpus: str,
+    corpus: str | NText,
     split: str | None,
     number: int | None = None,
     into: str = "",
@@ -53,14 +53,15 @@ def open_task(
     """The items of a built-in task (split None: train) or of a folder, in English and the languages, at most so many;
     of `next` and `heading` whole groups.
 
-    shots: examples before every prompt, none of them an item; chat: for the model's chat template.
+    corpus: its name or path, or open already; shots: examples before every prompt, none of them an item; chat: for the
+    model's chat template.
     Raises ConfigError for settings that have no effect, DataError where there are no such items.
     """
     spoken = tuple(dict.fromkeys([REFERENCE, *languages]))
     if into and name != "translation":
         raise ConfigError(f"into has no effect on the task {name}, only on translation; leave it out")
     if name in OF_CORPUS:
-        made = _of_corpus(name, open_corpus(corpus), spoken, split or "train", into)
+        made = _of_corpus(name, _text_of(corpus), spoken, split or "train", into)
     elif Path(name).exists():
         made = read_items(Path(name))
         idle = {"corpus": corpus if corpus != "help" else None, "split": split}
@@ -83,14 +84,18 @@ def open_task(
     return chosen.in_chat() if chat else chosen
 
 
-def _with_examples(made: TaskItems, name: str, corpus: str, shots: int) -> TaskItems:
+def _text_of(corpus: str | NText) -> NText:
+    return corpus if isinstance(corpus, NText) else open_corpus(corpus)
+
+
+def _with_examples(made: TaskItems, name: str, corpus: str | NText, shots: int) -> TaskItems:
     """Examples of split train, or of the folder `examples` in a task's folder, or the first items, then left out.
 
     Of a quiz one from each group, as items of a group share their options; groups of examples are no items.
     """
     languages, step = tuple(made.items), 1
     if name in QUIZZES:
-        step, source = GROUP, QUIZZES[name](open_corpus(corpus), languages, "train")
+        step, source = GROUP, QUIZZES[name](_text_of(corpus), languages, "train")
         own = made.about["split"] == "train"
     else:
         beside = Path(name) / "examples"
@@ -255,8 +260,9 @@ def points_of(task: Task, answers: Sequence[Any], items: Sequence[Item]) -> np.n
 # Systems of an evaluation
 
 
-def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
-    """The items of `evaluate --task`, in English and the config's languages (default: all); None without a task."""
+def open_items(config: Any, corpus: NText) -> TaskItems | None:
+    """The items of `evaluate --task`, of the corpus that the config names or of a folder, in English and the config's
+    languages (default: all); None without a task."""
     if not config.task:
         return None
     if config.task in OF_CORPUS and config.task not in QUIZZES:
@@ -265,10 +271,11 @@ def open_items(config: Any, languages: Sequence[str]) -> TaskItems | None:
         raise ConfigError("--task is made of a corpus or read from a folder; leave --test-set out")
     chosen = config.languages
     if not chosen:
-        chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else tuple(languages)
+        chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else corpus.languages
     split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
     form: dict[str, Any] = {"shots": config.shots, "chat": config.chat}
-    return open_task(config.task, chosen, corpus=config.corpus, split=split, number=config.segments, **form)
+    text = corpus if config.task in OF_CORPUS else config.corpus
+    return open_task(config.task, chosen, corpus=text, split=split, number=config.segments, **form)
 
 
 def add_task(

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from dragoman.errors import DataError
 
 TAG = re.compile(
@@ -262,8 +264,9 @@ def script_of(letter: str) -> str:
 def script_shares(texts: Iterable[str]) -> dict[str, float]:
     """Share of each script among the letters of the texts, most frequent first; empty without letters."""
     counts: Counter[str] = Counter()
-    for letter, n in Counter("".join(texts)).items():
-        if letter.isalpha() and (script := script_of(letter)) != "Common":
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    for code, n in zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True):
+        if (letter := chr(code)).isalpha() and (script := script_of(letter)) != "Common":
             counts[script] += n
     total = sum(counts.values())
     return {script: n / total for script, n in counts.most_common()}

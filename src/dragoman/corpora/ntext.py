@@ -26,13 +26,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dragoman.corpora.languages import language, nearest, script_shares
 from dragoman.corpora.reading import META, read_columns
 from dragoman.errors import DataError
 from dragoman.record import atomic_write, read_json, sha256, write_json
 
+T = TypeVar("T")
 SPLITS = ("train", "dev", "devtest", "test")
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 USER_SHARES = {"train": 0.80, "dev": 0.06, "devtest": 0.07, "test": 0.07}
@@ -80,21 +81,21 @@ class NText:
         check_splits(wanted, "the selection")
         cells = [self.columns[tag] for tag in full]
         rows = [i for i, s in enumerate(self.splits) if s in wanted and all(column[i] is not None for column in cells)]
-        return replace(self.take(rows), languages=chosen, columns={g: self._cells(g, rows) for g in chosen})
+        return self._part(rows, chosen)
 
     def take(self, rows: Sequence[int]) -> NText:
         """The rows with these numbers, in this order."""
+        return self._part(rows, self.languages)
+
+    def _part(self, rows: Sequence[int], languages: tuple[str, ...]) -> NText:
         return replace(
             self,
-            keys=tuple(self.keys[i] for i in rows),
-            documents=tuple(self.documents[i] for i in rows),
-            splits=tuple(self.splits[i] for i in rows),
-            columns={g: self._cells(g, rows) for g in self.languages},
+            languages=languages,
+            keys=tuple(_at(rows, self.keys)),
+            documents=tuple(_at(rows, self.documents)),
+            splits=tuple(_at(rows, self.splits)),
+            columns={tag: _at(rows, self.columns[tag]) for tag in languages},
         )
-
-    def _cells(self, tag: str, rows: Sequence[int]) -> list[str | None]:
-        column = self.columns[tag]
-        return [column[i] for i in rows]
 
     def texts(self, language: str, split: str | Sequence[str] | None = None) -> list[str]:
         """The texts of one language that are there, in row order."""
@@ -146,6 +147,10 @@ class NText:
         return path
 
 
+def _at(rows: Sequence[int], values: Sequence[T]) -> list[T]:
+    return [values[i] for i in rows]
+
+
 def about_path(path: Path) -> Path:
     """`help.tsv.gz` -> `help.about.json`."""
     return path.with_name(path.name.removesuffix(".gz").rsplit(".", 1)[0] + ".about.json")
@@ -187,11 +192,11 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     languages, meta, columns = read_columns(path)
     text = from_columns(languages, columns, meta, where=str(path))
     _check_scripts(text, path)
-    about = read_json(about_path(path)) if about_path(path).is_file() else {}
+    about, checksum = read_json(about_path(path)) if about_path(path).is_file() else {}, text.checksum()
     headless = about.pop("headless", None)  # long, and nothing that records of other commands should carry
-    if headless is not None and about.get("checksum") == text.checksum():  # else the table has been changed since
+    if headless is not None and about.get("checksum") == checksum:  # else the table has been changed since
         text = replace(text, headless=frozenset(headless))
-    about = {"name": path.name.split(".")[0], "file": path.name, **about, "checksum": text.checksum()}
+    about = {"name": path.name.split(".")[0], "file": path.name, **about, "checksum": checksum}
     if open_test:
         return replace(text, about={**about, "test_opened": True})
     return replace(text.take([i for i, s in enumerate(text.splits) if s != "test"]), about=about)
