@@ -17,16 +17,20 @@ record hold is in docs/experiments.md.
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -38,6 +42,9 @@ from dragoman.errors import ConfigError, UserError
 
 HERE = Path(__file__).resolve().parent
 WORK = Path("runs/experiments")
+ONE_CORE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+PRELOADED = ["dragoman.methods.loop", "dragoman.methods.training", "transformers.trainer", "peft"]
+"""What most runs import, which takes ten seconds of a core: imported once, in the process that they are forked from."""
 app = App()
 
 
@@ -56,6 +63,8 @@ def queue(
         for question in questions:
             print(f"{question.name}: {_left(question)}")
         return
+    os.environ |= ONE_CORE
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with _only_queue(work) as lock:
         for question in questions:
             _run_question(question, Pool(work, workers, lock), again)
@@ -99,34 +108,44 @@ class Pool:
     workers: int
     lock: int
     """Descriptor of the queue's lock: it stays held as long as any run lives."""
-    running: dict[subprocess.Popen, tuple[Run, int]] = field(default_factory=dict)
+    running: dict[ForkServerProcess, tuple[Run, int]] = field(default_factory=dict)
 
     def start(self, question: Question, run: Run) -> None:
         """Start a run on the core that the fewest runs have."""
         core = freest(sorted(os.sched_getaffinity(0)), [core for _, core in self.running.values()])
-        words = [sys.executable, __file__, "one", str(question.folder), run.name, "--work", str(self.work)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-        log = open(self.work / f"{question.name}--{run.name}.log", "w")  # noqa: SIM115
-        process = subprocess.Popen(words, env=env, stdout=log, stderr=log, pass_fds=[self.lock])
-        os.sched_setaffinity(process.pid, {core})
+        log = self.work / f"{question.name}--{run.name}.log"
+        what = question.folder, run.name, self.work, log, core, DupFd(self.lock)
+        process = multiprocessing.get_context("forkserver").Process(target=one, args=what)
+        process.start()
         self.running[process] = run, core
 
     def wait(self, question: Question) -> None:
         """Wait until a run ends; one that died without a record gets the record of a failure."""
-        while not (ended := [p for p in self.running if p.poll() is not None]):
-            time.sleep(0.2)
-        for process in ended:
+        wait([process.sentinel for process in self.running])
+        for process in [p for p in self.running if p.exitcode is not None]:
             run, _ = self.running.pop(process)
-            if process.returncode:
-                write_failure(question, run, f"the process ended with status {process.returncode}", self.work)
-            status = process.returncode or question.status(run)
+            if process.exitcode:
+                write_failure(question, run, f"the process ended with status {process.exitcode}", self.work)
+            status = process.exitcode or question.status(run)
             print(f"{time.strftime('%H:%M:%S')} {question.name} {run.name}: {status}", flush=True)
 
     def stop(self) -> None:
         for process in self.running:
             process.terminate()
         for process in self.running:
-            process.wait()
+            process.join()
+
+
+def one(folder: Path, name: str, work: Path, log: Path, core: int, lock: Any) -> None:
+    """One run, in this process: on a core, with a log, and holding the queue's lock until it ends."""
+    lock.detach()
+    os.sched_setaffinity(0, {core})
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    question = Question(folder)
+    run = next(r for kind in experiments.RUNS for r in question.runs(kind) if r.name == name)
+    execute(question, run, work, attempt_path(question, run), cli.run)
 
 
 def freest(cores: Sequence[int], taken: Sequence[int]) -> int:
@@ -173,16 +192,6 @@ def _only_queue(work: Path) -> Iterator[int]:
             shutil.rmtree(left)
         (work / "queue.pid").write_text(f"{os.getpid()}\n")
         yield file.fileno()
-
-
-@app.command
-def one(folder: Path, name: str, work: Path = WORK) -> None:
-    """One run, in this process; for the queue."""
-    question = Question(folder)
-    found = next((r for kind in experiments.RUNS for r in question.runs(kind) if r.name == name), None)
-    if found is None:
-        raise ConfigError(f"{folder} has no run {name}")
-    execute(question, found, work, attempt_path(question, found), cli.run)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OlmoeConfig,
+    OPTConfig,
+)
 
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.base import score, sums_per_segment
 from dragoman.evaluation.likelihood import text_bits
 from dragoman.evaluation.options import OptionAccuracy, Options, option_bits
-from tests.evaluation.test_likelihood import CONTEXT, START, V, tiny
+from tests.evaluation.test_likelihood import CONTEXT, SMALL, START, V, tiny
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +51,54 @@ def test_bits_equal_a_naive_loop(model, items):
     found = option_bits(model, items, start_id=START, context=CONTEXT, batch_tokens=20)
     expected = [[naive(model, item.prompt, option) for option in item.options] for item in items]
     assert [bits.tolist() for bits in found] == [pytest.approx(e, rel=1e-4) for e in expected]
+
+
+EARLY = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
+KINDS = {
+    "llama": LlamaConfig(**SMALL),
+    "olmoe": OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2),
+    "mistral": MistralConfig(**SMALL, sliding_window=4),  # shorter than most prompts
+    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=4),
+    "gpt2": GPT2Config(vocab_size=V, n_embd=32, n_head=4, n_layer=2, n_positions=64, initializer_range=0.5),
+    "opt": OPTConfig(**EARLY, ffn_dim=48, num_hidden_layers=2, word_embed_proj_dim=32, init_std=0.5),
+    "bloom": BloomConfig(vocab_size=V, hidden_size=32, n_head=4, n_layer=2, initializer_range=0.5),
+    "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "mamba": MambaConfig(vocab_size=V, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.5),
+}
+BOTH = [kind for kind in KINDS if kind not in ("gemma2", "bloom", "mamba")]
+
+
+@pytest.mark.parametrize(("kind", "attention"), [(k, "sdpa") for k in BOTH] + [(k, "eager") for k in KINDS])
+def test_every_kind_of_model_reads_on_from_a_prompt_as_from_the_start(kind, attention, items):
+    """Learned, rotary and relative positions, windows shorter than a prompt, states instead of keys and values."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(KINDS[kind], attn_implementation=attention).train()
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda _, words, named: read.append(int(named["attention_mask"][:, -named["input_ids"].shape[1] :].sum())),
+        with_kwargs=True,
+    )
+    found = option_bits(model, items, start_id=START, context=CONTEXT, batch_tokens=30)
+    hook.remove()
+    assert model.training, "left in the mode it came in"
+    model.eval()
+    expected = [[naive(model, item.prompt, option) for option in item.options] for item in items]
+    assert [bits.tolist() for bits in found] == [pytest.approx(e, rel=1e-4) for e in expected]
+    beginning, uniform = sum(len(item.prompt) + 1 for item in items), math.log2(V)
+    ends = [len(option) - 1 for item in items for option in item.options]
+    whole = sum(len(item.prompt) + len(option) for item in items for option in item.options)
+    assert sum(read) == {"mamba": whole, "lfm2": whole + 1}.get(kind, 1 + beginning + sum(ends)), "one token finds out"
+    assert abs(found[2][0] / 7 - uniform) > 0.05, "a model without opinions would hide faults"
+
+
+def test_options_of_one_token_need_no_second_pass(model):
+    letters = [Options([5, 6, 7], [[3], [4]]), Options([9], [[3], [4], [8]])]
+    read = []
+    hook = model.register_forward_hook(lambda *_: read.append(1))
+    found = option_bits(model, letters, start_id=START, context=CONTEXT)
+    hook.remove()
+    assert len(read) == 2, "one to see whether the model keeps rows, one for all prompts"
+    assert found[1].tolist() == pytest.approx([naive(model, [9], [token]) for token in (3, 4, 8)], rel=1e-4)
 
 
 @pytest.mark.parametrize("given", [0, 1, 15, 17, 30, 39])

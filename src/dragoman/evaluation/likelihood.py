@@ -10,10 +10,13 @@ Source: transformers documentation, "Perplexity of fixed-length models", for the
 Differs: a start token stands before the first token, so that one is counted too; nothing is averaged over windows.
 """
 
-# Shape letters: N segments, B windows in a batch, S positions, T counted tokens, R = B * S rows, V vocabulary.
+# Shape letters: N segments, B windows or prompts in a batch, S positions, T counted tokens, R rows, V vocabulary,
+# O continuations of one prompt, C rows of like length.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ import torch
 
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.evaluation.checks import some
-from dragoman.modeling import logits_at
+from dragoman.modeling import left_padded, logits_at, positions, rows_can_be_chosen
 
 ROWS = 512
 """Positions whose [., V] logits are held in float32 at once."""
@@ -84,6 +87,117 @@ def text_bits(
             if progress:
                 progress(done, windows)
     return bits_N
+
+
+def continuation_bits(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    *,
+    start_id: int,
+    context: int,
+    batch_tokens: int = 8192,
+) -> list[np.ndarray]:
+    """Bits_O, float64, of the continuations of each prompt, one array a prompt; settings and errors as in `text_bits`.
+
+    A prompt is read once, and all its continuations go on from the keys and values that the model keeps of it. Where it
+    keeps none whose rows can be repeated (linear attention, modules that take no cache), each is read with its prompt.
+    A prompt and a continuation together fit the context. A pass has at most `batch_tokens`, of continuations with what
+    is kept of their prompts; keys and values of about twice as many are held at once.
+    """
+    with _evaluating(model), torch.inference_mode():
+        if not _keeps_rows(model, start_id):
+            rows = [[*p, *c] for p, of_one in zip(prompts, continuations, strict=True) for c in of_one]
+            given = [len(p) for p, of_one in zip(prompts, continuations, strict=True) for _ in of_one]
+            settings: dict[str, Any] = {"start_id": start_id, "context": context, "batch_tokens": batch_tokens}
+            ends = np.cumsum([len(of_one) for of_one in continuations])[:-1]
+            return np.split(text_bits(model, rows, given=given, **settings), ends)
+        found: list[np.ndarray] = [np.empty(0)] * len(prompts)
+        batches = _batches([_Window(n, 0, len(p) + 1, 0) for n, p in enumerate(prompts)], batch_tokens)
+        for number, batch in enumerate([[window.segment for window in windows] for windows in batches], start=1):
+            chosen = [continuations[n] for n in batch]
+            bits_R = _branched_bits(model, [prompts[n] for n in batch], chosen, start_id, batch_tokens)
+            segment_R = np.repeat(batch, [len(of_one) for of_one in chosen])
+            _refuse_not_finite(segment_R, bits_R, f"batch {number} of {len(batches)}")
+            for n in batch:
+                found[n] = bits_R[segment_R == n]
+    return found
+
+
+def _keeps_rows(model: Any, start_id: int) -> bool:
+    """Whether a model takes and gives a cache whose rows can be repeated."""
+    if not {"past_key_values", "use_cache"} <= set(inspect.signature(model.forward).parameters):
+        return False
+    one_BS = torch.tensor([[start_id]], device=model.device)
+    out = model(input_ids=one_BS, attention_mask=torch.ones_like(one_BS), use_cache=True)
+    return rows_can_be_chosen(getattr(out, "past_key_values", None))
+
+
+def _branched_bits(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    start_id: int,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Bits_R of all continuations of a batch, in order of the prompts."""
+    rows = [row for of_one in continuations for row in of_one]
+    prompt_R = torch.tensor([b for b, of_one in enumerate(continuations) for _ in of_one], device=model.device)
+    input_BS, mask_BS = left_padded([[start_id, *prompt] for prompt in prompts], start_id, model.device)
+    takes = inspect.signature(model.forward).parameters
+    few: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    read = model(**_inputs(model, input_BS, mask_BS), use_cache=True, **few)
+    first_R = torch.tensor([row[0] for row in rows], device=read.logits.device)
+    bits_R = _target_bits(read.logits[:, -1], first_R, prompt_R.to(first_R.device))
+    for which in _of_like_length(rows, lambda size: batch_tokens // (mask_BS.shape[1] + size)):
+        cache, prompt_C = copy.copy(read.past_key_values), prompt_R[which]
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # choosing rows makes new tensors, not new layers
+        cache.batch_select_indices(prompt_C)
+        np.add.at(bits_R, *_later_bits(model, cache, mask_BS[prompt_C], rows, which))
+    return bits_R
+
+
+def _of_like_length(rows: Sequence[Sequence[int]], most: Callable[[int], int]) -> list[list[int]]:
+    """Rows of more than one token, the longest first, the shortest of a group more than half as long as the longest.
+
+    most: how many may be in a group, by the length of its longest; one always may.
+    """
+    groups: list[list[int]] = []
+    longest = room = 0
+    for r in sorted((r for r, row in enumerate(rows) if len(row) > 1), key=lambda r: -len(rows[r])):
+        if room == 0 or 2 * len(rows[r]) <= longest:
+            groups.append([])
+            longest = len(rows[r])
+            room = max(1, most(longest))
+        groups[-1].append(r)
+        room -= 1
+    return groups
+
+
+def _later_bits(
+    model: Any, cache: Any, read_CS: torch.Tensor, rows: Sequence[Sequence[int]], which: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row_T, bits_T) of all tokens but the first of some rows; read_CS: the mask of what the cache holds."""
+    shape = len(which), max(len(rows[r]) for r in which) - 1
+    input_CS, target_CS, counted_CS = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for c, r in enumerate(which):
+        size = len(rows[r]) - 1
+        input_CS[c, :size], target_CS[c, :size], counted_CS[c, :size] = rows[r][:-1], rows[r][1:], 1
+    mask_CS = torch.cat([read_CS, torch.from_numpy(counted_CS).to(model.device)], dim=1)
+    inputs = _inputs(model, torch.from_numpy(input_CS).to(model.device), mask_CS)
+    place_T = torch.from_numpy(np.flatnonzero(counted_CS)).to(model.device)
+    logits_TV = logits_at(model, place_T, **inputs, past_key_values=cache)
+    target_T = torch.from_numpy(target_CS[counted_CS > 0]).to(logits_TV.device)
+    bits_T = _target_bits(logits_TV, target_T, torch.arange(len(target_T), device=logits_TV.device))
+    return np.repeat(which, counted_CS.sum(axis=1)), bits_T
+
+
+def _inputs(model: Any, input_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a forward takes of tokens whose mask, and that of all before them, is mask_BS."""
+    inputs = {"input_ids": input_BS, "attention_mask": mask_BS}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = positions(mask_BS)[:, -input_BS.shape[1] :]
+    return inputs
 
 
 def _windows(token_ids: Sequence[Sequence[int]], context: int) -> list[_Window]:

@@ -53,7 +53,7 @@ def option_bits(
     Raises DataError for items with fewer than two options, options without tokens, and options that do not fit the
     context with their prompt: a prompt cut short would be another question.
     """
-    from dragoman.evaluation.likelihood import text_bits
+    from dragoman.evaluation.likelihood import continuation_bits
 
     if few := [n for n, item in enumerate(items) if len(item.options) < 2]:
         raise DataError(f"items {some(few)} have fewer than two options; there is nothing to choose between")
@@ -61,10 +61,10 @@ def option_bits(
         raise DataError(f"items {some(empty)} have options without tokens; leave them out")
     if long := [n for n, item in enumerate(items) if len(item.prompt) + max(map(len, item.options)) > context]:
         raise DataError(f"items {some(long)} do not fit the context of {context} tokens; shorten or leave them out")
-    rows = [[*item.prompt, *option] for item in items for option in item.options]
-    given = [len(item.prompt) for item in items for _ in item.options]
-    bits = text_bits(model, rows, start_id=start_id, context=context, batch_tokens=batch_tokens, given=given)
-    return np.split(bits, np.cumsum([len(item.options) for item in items])[:-1])
+    prompts, options = [item.prompt for item in items], [item.options for item in items]
+    return continuation_bits(
+        model, prompts, options, start_id=start_id, context=context, batch_tokens=batch_tokens
+    )
 
 
 class OptionAccuracy(Metric):

@@ -58,6 +58,7 @@ from dragoman.modeling.packaged import (
     require_gguf,
 )
 from dragoman.modeling.packing import isolates
+from dragoman.modeling.padding import left_padded, positions, rows_can_be_chosen
 from dragoman.modeling.planned import TunedRows, planned_forward, runs_planned
 from dragoman.modeling.probing import (
     MoELayer,
@@ -106,6 +107,7 @@ __all__ = [
     "keep_freed_memory",
     "layer_numbers",
     "layer_sizes",
+    "left_padded",
     "linear_maps",
     "local_share",
     "logit_difference",
@@ -123,10 +125,12 @@ __all__ = [
     "packaged_folder",
     "parameter_counts",
     "planned_forward",
+    "positions",
     "quantisation",
     "require_gguf",
     "router_kind",
     "router_probabilities",
+    "rows_can_be_chosen",
     "runs_planned",
     "save_model",
     "score_names",

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dragoman.errors import DataError, ModelError
-from dragoman.modeling import TextCodec
+from dragoman.modeling import TextCodec, left_padded, positions, rows_can_be_chosen
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def _decode(
     """New tokens of one batch of prompts."""
     takes = inspect.signature(model.forward).parameters
     few: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    feed_BS, mask_BS = _left_padded(prompts, pad_id, model.device)
+    feed_BS, mask_BS = left_padded(prompts, pad_id, model.device)
     rows = [_Row(limit) for limit in limits]
     live, cache = rows, None
     while True:
-        place = {"position_ids": _positions(mask_BS)[:, -feed_BS.shape[1] :]} if "position_ids" in takes else {}
+        place = {"position_ids": positions(mask_BS)[:, -feed_BS.shape[1] :]} if "position_ids" in takes else {}
         out = model(input_ids=feed_BS, attention_mask=mask_BS, past_key_values=cache, use_cache=True, **place, **few)
         next_B, cache = _likeliest(out.logits[:, -1]), getattr(out, "past_key_values", None)
         for row, token in zip(live, next_B.tolist(), strict=True):
@@ -122,30 +122,13 @@ def _decode(
         stay = [b for b, row in enumerate(live) if not row.ended]
         if not stay:
             return [row.new for row in rows]
-        if len(stay) < len(live) and (cache is None or _can_shrink(cache)):
+        if len(stay) < len(live) and (cache is None or rows_can_be_chosen(cache)):  # else ended rows stay
             kept_B = torch.tensor(stay, device=feed_BS.device)
             live, next_B, feed_BS, mask_BS = [live[b] for b in stay], next_B[kept_B], feed_BS[kept_B], mask_BS[kept_B]
             if cache is not None:
                 cache.batch_select_indices(kept_B)
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(live), 1)], dim=1)
         feed_BS = next_B[:, None] if cache is not None else torch.cat([feed_BS, next_B[:, None]], dim=1)
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, prompts))
-    ids_BS = torch.full((len(prompts), width), pad_id)
-    mask_BS = torch.zeros_like(ids_BS)
-    for b, prompt in enumerate(prompts):
-        ids_BS[b, width - len(prompt) :] = torch.as_tensor(prompt)
-        mask_BS[b, width - len(prompt) :] = 1
-    return ids_BS.to(device), mask_BS.to(device)
-
-
-def _positions(mask_BS: torch.Tensor) -> torch.Tensor:
-    """Position of each token in its own text; 0 for padding."""
-    return (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _likeliest(logits_BV: torch.Tensor) -> torch.Tensor:
@@ -155,11 +138,6 @@ def _likeliest(logits_BV: torch.Tensor) -> torch.Tensor:
             "this: load it in float32 or bfloat16, or check its weights"
         )
     return logits_BV.argmax(dim=-1)
-
-
-def _can_shrink(cache: Any) -> bool:
-    """Whether every layer of the cache can drop rows; states of linear attention cannot, so there ended rows stay."""
-    return all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
 
 
 @dataclass(frozen=True)
