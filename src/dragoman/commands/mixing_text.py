@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ BALANCE = 0.01
 """Weight of the load balance, where there is one."""
 LPR = 0.1
 """Weight of MoE-LPR's loss, the paper's."""
+ENCODED = 256
+"""Pairs that are encoded at once; few of a large corpus are needed."""
 Sample = tuple[list[int], int]
 Directions = Mapping[str, tuple[str, str]]
 
@@ -210,7 +212,7 @@ class StageRows:
     labels_NS: np.ndarray | None
     old_N: list[bool]
     too_long: int
-    """Pairs left out because they do not fit into a row, among those looked at."""
+    """Pairs left out because they do not fit into a row, among those encoded."""
 
 
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
@@ -246,40 +248,69 @@ def _by_language(config: Train, codec: TextCodec, corpus: NText, needed: int) ->
 
 def _parallel(config: Train, codec: TextCodec, corpus: NText, directions: Directions, needed: int) -> StageRows:
     """Pairs of all directions in an order by lot, again from the start as often as needed, and replay between them."""
-    samples = [sample for pair in directions.values() for sample in _pairs(codec, corpus, *pair)]
-    fitting = [s for s in samples if len(s[0]) <= config.block]
-    if not fitting:
-        raise DataError(f"no pair fits into {config.block} tokens; give a larger block or other directions")
+    pairs = _Pairs(config, codec, _found(corpus, directions))
     mono = _monolingual(config, codec, corpus, config.languages) if config.replay else None
-    stream = _with_replay(config, fitting, mono)
+    stream = _with_replay(config, iter(pairs), mono)
     taken: list[Sample] = []
     tokens = 0
     while tokens < needed * config.block:  # rows have filler, so these are enough
         taken.append(next(stream))
         tokens += len(taken[-1][0])
     tokens_NS, labels_NS = mixing.pad(taken, config.block, codec.pad_id)
-    return StageRows(tokens_NS[:needed], labels_NS[:needed], [], len(samples) - len(fitting))
+    return StageRows(tokens_NS[:needed], labels_NS[:needed], [], pairs.too_long)
 
 
-def _with_replay(config: Train, pairs: list[Sample], mono: Iterator[list[int]] | None) -> Iterator[Sample]:
-    rng = np.random.default_rng(config.seed)
+def _with_replay(config: Train, pairs: Iterator[Sample], mono: Iterator[list[int]] | None) -> Iterator[Sample]:
     given = [0, 0]
-    while True:
-        for i in rng.permutation(len(pairs)):
-            while mono is not None and given[1] < config.replay * (given[0] + given[1]):
-                ids = next(mono)[: config.block]
-                given[1] += len(ids)
-                yield ids, 0
-            given[0] += len(pairs[i][0])
-            yield pairs[i]
+    for pair in pairs:
+        while mono is not None and given[1] < config.replay * (given[0] + given[1]):
+            ids = next(mono)[: config.block]
+            given[1] += len(ids)
+            yield ids, 0
+        given[0] += len(pair[0])
+        yield pair
 
 
-def _pairs(codec: TextCodec, corpus: NText, source: str, target: str) -> list[Sample]:
-    found = corpus.pairs(source, target, "train")
-    if not found:
-        raise DataError(f"the corpus has no train text {source} -> {target}; give another direction")
-    names = {g: language(g).name for g in (source, target)}
-    return codec.pairs([s for s, _ in found], [t for _, t in found], source, target, names)
+@dataclass
+class _Pairs:
+    """Pairs in an order by lot that fit into a row, encoded as they are asked for, again from the start without end."""
+
+    config: Train
+    codec: TextCodec
+    found: list[tuple[tuple[str, str], str, str]]
+    """(languages, source, target) of each."""
+    too_long: int = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        rng, block = np.random.default_rng(self.config.seed), self.config.block
+        for round_ in count():
+            order, fitting = rng.permutation(len(self.found)).tolist(), 0
+            for at in range(0, len(order), ENCODED):
+                samples = self._encoded([self.found[i] for i in order[at : at + ENCODED]])
+                fits = [sample for sample in samples if len(sample[0]) <= block]
+                fitting += len(fits)
+                self.too_long += 0 if round_ else len(samples) - len(fits)
+                yield from fits
+            if not fitting:
+                raise DataError(f"no pair fits into {block} tokens; give a larger block or other directions")
+
+    def _encoded(self, some: Sequence[tuple[tuple[str, str], str, str]]) -> list[Sample]:
+        """Samples in the order of the pairs, encoded direction by direction."""
+        samples: dict[int, Sample] = {}
+        for direction in dict.fromkeys(languages for languages, _, _ in some):
+            which = [n for n, (languages, _, _) in enumerate(some) if languages == direction]
+            names = {g: language(g).name for g in direction}
+            sources, targets = [some[n][1] for n in which], [some[n][2] for n in which]
+            samples |= zip(which, self.codec.pairs(sources, targets, *direction, names), strict=True)
+        return [samples[n] for n in range(len(some))]
+
+
+def _found(corpus: NText, directions: Directions) -> list[tuple[tuple[str, str], str, str]]:
+    """The train pairs of each direction. DataError for directions that have none."""
+    found = {pair: corpus.pairs(*pair, "train") for pair in directions.values()}
+    if empty := [f"{source} -> {target}" for (source, target), texts in found.items() if not texts]:
+        raise DataError(f"the corpus has no train text {', '.join(empty)}; give other directions")
+    return [(pair, source, target) for pair, texts in found.items() for source, target in texts]
 
 
 def sample_of(codec: TextCodec, corpus: NText, tag: str, segments: int, context: int) -> list[list[int]]:

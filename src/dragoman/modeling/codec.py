@@ -132,11 +132,11 @@ class TextCodec:
 
     def prompts(self, sources: Sequence[str], source: str, target: str, names: dict[str, str]) -> list[list[int]]:
         """What stands before each translation. `names` gives the languages' names for models without tags."""
-        tags = self.tag_id(source), self.tag_id(target)
+        tags, start = (self.tag_id(source), self.tag_id(target)), self.start_id
         if None not in tags:
-            return [[self.start_id, tags[0], *ids, tags[1]] for ids in self.encode(sources)]  # type: ignore[list-item]
+            return [[start, tags[0], *ids, tags[1]] for ids in self.encode(sources)]  # type: ignore[list-item]
         lines = [PLAIN_PROMPT.format(names[source], text, names[target]) for text in sources]
-        return [[self.start_id, *ids] for ids in self.encode(lines)]
+        return [[start, *ids] for ids in self.encode(lines)]
 
     def pairs(
         self, sources: Sequence[str], targets: Sequence[str], source: str, target: str, names: dict[str, str]
@@ -144,8 +144,8 @@ class TextCodec:
         """Whole training samples, and how many of their tokens are prompt."""
         prompts = self.prompts(sources, source, target, names)
         spaced = targets if self.tag_id(target) is not None else [f" {text}" for text in targets]
-        answers = self.encode(spaced)
-        return [(p + a + [self.end_id], len(p)) for p, a in zip(prompts, answers, strict=True)]
+        answers, end = self.encode(spaced), self.end_id
+        return [([*p, *a, end], len(p)) for p, a in zip(prompts, answers, strict=True)]
 
 
 PLAIN_PROMPT = "{}: {}\n{}:"
