@@ -43,8 +43,9 @@ from dragoman.errors import ConfigError, UserError
 HERE = Path(__file__).resolve().parent
 WORK = Path("runs/experiments")
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-PRELOADED = ["dragoman.methods.loop", "dragoman.methods.training", "transformers.trainer", "peft"]
-"""What most runs import, which takes ten seconds of a core: imported once, in the process that they are forked from."""
+PRELOADED = ["torch", "transformers.trainer", "peft"]
+"""What takes most runs seconds to import: imported once, in the process that they are forked from. Nothing of dragoman:
+a run has the code that is there when it starts, as its record says by its commit."""
 app = App()
 
 
@@ -138,11 +139,11 @@ class Pool:
 
 def one(folder: Path, name: str, work: Path, log: Path, core: int, lock: Any) -> None:
     """One run, in this process: on a core, with a log, and holding the queue's lock until it ends."""
-    lock.detach()
-    os.sched_setaffinity(0, {core})
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    lock.detach()
+    os.sched_setaffinity(0, {core})
     question = Question(folder)
     run = next(r for kind in experiments.RUNS for r in question.runs(kind) if r.name == name)
     execute(question, run, work, attempt_path(question, run), cli.run)

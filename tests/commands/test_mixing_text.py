@@ -1,11 +1,11 @@
 """Pairs that stage 2 reads: all of them in every round, by lot, encoded no sooner than needed."""
 
-from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
-from dragoman.commands.mixing_text import ENCODED, Train, stage_rows
+from dragoman.commands.mixing_text import ENCODED, Pairs, Train, stage_rows
 from dragoman.corpora.ntext import from_columns
 from dragoman.errors import DataError
 from dragoman.methods import training
@@ -28,37 +28,34 @@ def text(rows):
     return from_columns(("en", "de"), columns, {"split": ["train"] * rows})
 
 
-def rows_of(codec, corpus, steps, directions=BOTH, **changes):
-    settings = {"stage": 2, "directions": tuple(directions), "block": 64, "training": replace(STEPS, steps=steps)}
-    return stage_rows(Train("x", out="no", **(settings | changes)), codec, corpus, directions)
+def settings(steps, **changes):
+    given = {"stage": 2, "directions": tuple(BOTH), "block": 64, "training": replace(STEPS, steps=steps)}
+    return Train("x", out="no", **(given | changes))
 
 
-def pairs_in(codec, rows):
-    """Translations as they are read, row after row: (tag, text)."""
-    found = []
-    for tokens, labels in zip(rows.tokens_NS.tolist(), rows.labels_NS.tolist(), strict=True):
-        for at, (token, label) in enumerate(zip(tokens, labels, strict=True)):
-            if label >= 0 and labels[at - 1] < 0:  # the tag of the target stands before its first token
-                answer = tokens[at : tokens.index(codec.end_id, at)]
-                found.append((codec.tokenizer.convert_ids_to_tokens(tokens[at - 1]), codec.decode(answer)))
-            assert label in (-100, token)
-    return found
+def rows_of(codec, corpus, steps, **changes):
+    return stage_rows(settings(steps, **changes), codec, corpus, BOTH)
 
 
-def test_a_round_has_every_pair_that_fits_once_and_the_next_one_another_order(codec):
-    corpus = text(30)
-    rows = rows_of(codec, corpus, steps=6)
-    found = pairs_in(codec, rows)
-    whole = {("<de>", f"datei {n}") for n in range(30) if n % 10 != 9} | {
-        ("<en>", f"file {n}") for n in range(30) if n % 10 != 9
-    }
-    times = Counter(found)
-    assert set(times) == whole and max(times.values()) - min(times.values()) <= 2, "rows are filled first fit"
-    assert rows.too_long == 6, "three in each direction, counted once however often they come round"
-    again = rows_of(codec, corpus, steps=6)
-    assert (again.tokens_NS == rows.tokens_NS).all()
-    other = rows_of(codec, corpus, steps=6, seed=1)
-    assert pairs_in(codec, other)[:20] != found[:20]
+def test_every_round_has_each_pair_that_fits_once_in_an_order_of_its_own(codec, monkeypatch):
+    corpus, encoded, encode = text(30), [], TextCodec.encode
+    monkeypatch.setattr(TextCodec, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    found = [(pair, *texts) for pair in BOTH.values() for texts in corpus.pairs(*pair)]
+    pairs = Pairs(settings(1), codec, found)
+    stream = iter(pairs)
+    rounds = [list(islice(stream, 54)) for _ in range(3)]
+    assert len(encoded) == 2 * 60, "sources and targets, once"
+    every = [codec.pairs([source], [target], *pair, {})[0] for pair, source, target in found]
+    fit = [sample for sample in every if len(sample[0]) <= 64]
+    assert len(fit) == 54 and all(sorted(one) == sorted(fit) for one in rounds)
+    assert rounds[0] != rounds[1] != rounds[2] != rounds[0]
+    assert pairs.too_long == 6
+    assert list(islice(iter(Pairs(settings(1), codec, found)), 54)) == rounds[0], "the same by the same seed"
+    assert list(islice(iter(Pairs(settings(1, seed=1), codec, found)), 54)) != rounds[0]
+
+
+def test_what_does_not_fit_is_counted(codec):
+    assert rows_of(codec, text(30), steps=6).too_long == 6, "three in each direction, however often they come round"
 
 
 def test_no_more_is_encoded_than_a_stage_reads(codec, monkeypatch):

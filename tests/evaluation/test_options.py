@@ -5,7 +5,9 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
     BloomConfig,
+    FalconH1Config,
     Gemma2Config,
     GPT2Config,
     Lfm2Config,
@@ -14,9 +16,11 @@ from transformers import (
     MistralConfig,
     OlmoeConfig,
     OPTConfig,
+    RobertaConfig,
 )
 
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.evaluation import likelihood
 from dragoman.evaluation.base import score, sums_per_segment
 from dragoman.evaluation.likelihood import text_bits
 from dragoman.evaluation.options import OptionAccuracy, Options, option_bits
@@ -54,6 +58,7 @@ def test_bits_equal_a_naive_loop(model, items):
 
 
 EARLY = {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
+ENCODER = {"num_hidden_layers": 2, "intermediate_size": 48, "is_decoder": True, "initializer_range": 0.5}
 KINDS = {
     "llama": LlamaConfig(**SMALL),
     "olmoe": OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2),
@@ -62,43 +67,66 @@ KINDS = {
     "gpt2": GPT2Config(vocab_size=V, n_embd=32, n_head=4, n_layer=2, n_positions=64, initializer_range=0.5),
     "opt": OPTConfig(**EARLY, ffn_dim=48, num_hidden_layers=2, word_embed_proj_dim=32, init_std=0.5),
     "bloom": BloomConfig(vocab_size=V, hidden_size=32, n_head=4, n_layer=2, initializer_range=0.5),
+    "roberta": RobertaConfig(**EARLY, **ENCODER),  # its positions begin behind the filler's id
+    "bart": BartConfig(vocab_size=V, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+                       max_position_embeddings=64, init_std=0.5, pad_token_id=0),  # counts positions by its cache
+    "falcon_h1": FalconH1Config(**SMALL, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8,
+                                mamba_chunk_size=8),  # keys, values and states in one layer
     "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
     "mamba": MambaConfig(vocab_size=V, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.5),
-}
-BOTH = [kind for kind in KINDS if kind not in ("gemma2", "bloom", "mamba")]
+}  # fmt: skip
+EACH_ALONE = {"roberta", "bart", "falcon_h1", "lfm2", "mamba"}
+NO_SDPA = {"gemma2", "bloom", "mamba"}
 
 
-@pytest.mark.parametrize(("kind", "attention"), [(k, "sdpa") for k in BOTH] + [(k, "eager") for k in KINDS])
-def test_every_kind_of_model_reads_on_from_a_prompt_as_from_the_start(kind, attention, items):
+@pytest.mark.parametrize(
+    ("kind", "attention"), [(k, a) for k in KINDS for a in ("eager", "sdpa") if not (k in NO_SDPA and a == "sdpa")]
+)
+def test_a_prompt_is_read_once_where_that_gives_the_same_bits(kind, attention, items):
     """Learned, rotary and relative positions, windows shorter than a prompt, states instead of keys and values."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(KINDS[kind], attn_implementation=attention).train()
-    read = []
-    hook = model.register_forward_pre_hook(
-        lambda _, words, named: read.append(int(named["attention_mask"][:, -named["input_ids"].shape[1] :].sum())),
-        with_kwargs=True,
-    )
-    found = option_bits(model, items, start_id=START, context=CONTEXT, batch_tokens=30)
-    hook.remove()
+    settings = {"start_id": START, "context": CONTEXT, "batch_tokens": 30}
+    found = option_bits(model, items, **settings)
     assert model.training, "left in the mode it came in"
     model.eval()
     expected = [[naive(model, item.prompt, option) for option in item.options] for item in items]
     assert [bits.tolist() for bits in found] == [pytest.approx(e, rel=1e-4) for e in expected]
-    beginning, uniform = sum(len(item.prompt) + 1 for item in items), math.log2(V)
-    ends = [len(option) - 1 for item in items for option in item.options]
-    whole = sum(len(item.prompt) + len(option) for item in items for option in item.options)
-    assert sum(read) == {"mamba": whole, "lfm2": whole + 1}.get(kind, 1 + beginning + sum(ends)), "one token finds out"
-    assert abs(found[2][0] / 7 - uniform) > 0.05, "a model without opinions would hide faults"
+    assert abs(found[2][0] / 7 - math.log2(V)) > 0.05, "a model without opinions would hide faults"
+    with torch.inference_mode():
+        reads_on = likelihood._reads_on(model, *zip(*items, strict=True), **settings)
+    assert reads_on == (kind not in EACH_ALONE)
+
+
+def test_it_saves_the_prompts(model):
+    many, read = [Options([5, 6, 7, 8, n + 3], [[3, 4], [9], [4, 3, 9]]) for n in range(20)], []
+    hook = model.register_forward_pre_hook(
+        lambda _, words, given: read.append(int(given["attention_mask"][:, -given["input_ids"].shape[1] :].sum())),
+        with_kwargs=True,
+    )
+    option_bits(model, many, start_id=START, context=CONTEXT)
+    hook.remove()
+    once, tried = 20 * (6 + 1 + 0 + 2), 1 + 2 * (6 + 1 + 0 + 2) + 2 * (7 + 6 + 8)
+    assert sum(read) == tried + once, "and each with its prompt 420"
 
 
 def test_options_of_one_token_need_no_second_pass(model):
-    letters = [Options([5, 6, 7], [[3], [4]]), Options([9], [[3], [4], [8]])]
-    read = []
+    letters, read = [Options([5, 6, n], [[3], [4]]) for n in range(3, 40)], []
     hook = model.register_forward_hook(lambda *_: read.append(1))
     found = option_bits(model, letters, start_id=START, context=CONTEXT)
     hook.remove()
-    assert len(read) == 2, "one to see whether the model keeps rows, one for all prompts"
-    assert found[1].tolist() == pytest.approx([naive(model, [9], [token]) for token in (3, 4, 8)], rel=1e-4)
+    assert len(read) == 4, "three to try, one for all prompts"
+    assert found[5].tolist() == pytest.approx([naive(model, [5, 6, 8], [token]) for token in (3, 4)], rel=1e-4)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_items_without_finite_bits_are_named(once, items, monkeypatch):
+    broken = tiny("llama")
+    broken.get_input_embeddings().weight.data[V - 1] = math.nan
+    monkeypatch.setattr(likelihood, "_reads_on", lambda *_, **__: once)
+    asked = [*items, Options([V - 1, 4], [[3], [4, 5]])]
+    with pytest.raises(ModelError, match="not finite for segments 3 "):
+        option_bits(broken, asked, start_id=START, context=CONTEXT)
 
 
 @pytest.mark.parametrize("given", [0, 1, 15, 17, 30, 39])
@@ -150,3 +178,10 @@ def test_errors(model, items):
         option_bits(model, [Options([3], [[4], []])], **settings)
     with pytest.raises(DataError, match="items 0 do not fit the context of 16 tokens"):
         option_bits(model, [Options([3] * 15, [[4], [5, 6]])], **settings)
+    with pytest.raises(ConfigError, match="a context of 1 tokens leaves nothing"):
+        option_bits(model, [Options([], [[3], [4]])], start_id=START, context=1)
+    for prompts, faulty in [([[3], [4]], [[[3]], []]), ([[3], [4]], [[[3]], [[3], []]])]:
+        with pytest.raises(DataError, match="prompts 1 have no continuation, or one without tokens; leave them out"):
+            likelihood.continuation_bits(model, prompts, faulty, **settings)
+    with pytest.raises(DataError, match="prompts 0 do not fit the context of 16 tokens with what follows"):
+        likelihood.continuation_bits(model, [[3] * 15, [3]], [[[4], [5, 6]], [[4]]], **settings)

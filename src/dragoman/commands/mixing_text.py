@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +212,7 @@ class StageRows:
     labels_NS: np.ndarray | None
     old_N: list[bool]
     too_long: int
-    """Pairs left out because they do not fit into a row, among those encoded."""
+    """Pairs left out because they do not fit into a row, among those looked at, each counted once."""
 
 
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
@@ -248,7 +248,7 @@ def _by_language(config: Train, codec: TextCodec, corpus: NText, needed: int) ->
 
 def _parallel(config: Train, codec: TextCodec, corpus: NText, directions: Directions, needed: int) -> StageRows:
     """Pairs of all directions in an order by lot, again from the start as often as needed, and replay between them."""
-    pairs = _Pairs(config, codec, _found(corpus, directions))
+    pairs = Pairs(config, codec, _found(corpus, directions))
     mono = _monolingual(config, codec, corpus, config.languages) if config.replay else None
     stream = _with_replay(config, iter(pairs), mono)
     taken: list[Sample] = []
@@ -272,7 +272,7 @@ def _with_replay(config: Train, pairs: Iterator[Sample], mono: Iterator[list[int
 
 
 @dataclass
-class _Pairs:
+class Pairs:
     """Pairs in an order by lot that fit into a row, encoded as they are asked for, again from the start without end."""
 
     config: Train
@@ -283,16 +283,21 @@ class _Pairs:
 
     def __iter__(self) -> Iterator[Sample]:
         rng, block = np.random.default_rng(self.config.seed), self.config.block
-        for round_ in count():
-            order, fitting = rng.permutation(len(self.found)).tolist(), 0
-            for at in range(0, len(order), ENCODED):
-                samples = self._encoded([self.found[i] for i in order[at : at + ENCODED]])
-                fits = [sample for sample in samples if len(sample[0]) <= block]
-                fitting += len(fits)
-                self.too_long += 0 if round_ else len(samples) - len(fits)
-                yield from fits
-            if not fitting:
-                raise DataError(f"no pair fits into {block} tokens; give a larger block or other directions")
+        known: dict[int, Sample] = {}
+        order = rng.permutation(len(self.found)).tolist()
+        for at in range(0, len(order), ENCODED):
+            which = order[at : at + ENCODED]
+            samples = self._encoded([self.found[i] for i in which])
+            fits = {i: sample for i, sample in zip(which, samples, strict=True) if len(sample[0]) <= block}
+            self.too_long += len(which) - len(fits)
+            known |= fits
+            yield from fits.values()
+        if not known:
+            raise DataError(f"no pair fits into {block} tokens; give a larger block or other directions")
+        fitting = sorted(known)
+        while True:
+            for i in rng.permutation(fitting).tolist():
+                yield known[i]
 
     def _encoded(self, some: Sequence[tuple[tuple[str, str], str, str]]) -> list[Sample]:
         """Samples in the order of the pairs, encoded direction by direction."""

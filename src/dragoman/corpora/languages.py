@@ -264,7 +264,7 @@ def script_of(letter: str) -> str:
 def script_shares(texts: Iterable[str]) -> dict[str, float]:
     """Share of each script among the letters of the texts, most frequent first; empty without letters."""
     counts: Counter[str] = Counter()
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     for code, n in zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True):
         if (letter := chr(code)).isalpha() and (script := script_of(letter)) != "Common":
             counts[script] += n

@@ -53,6 +53,7 @@ def text_bits(
     context: int,
     batch_tokens: int = 8192,
     given: Sequence[int] | None = None,
+    named: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Bits_N, float64: -log2 of the probability of each segment's tokens, in input order.
@@ -66,22 +67,22 @@ def text_bits(
     batch_tokens: most tokens in a batch, padding included (one window always fits). Changes speed and memory only:
         the model's own [B, S, V] logits are the largest array, and no second copy of them is made.
     given: of each segment, how many of its first tokens are a condition and cost nothing, like the start token; 0.
+    named: the number by which messages name each segment; by default its place.
     progress: called after each batch with the windows done and the windows in all.
 
     Raises DataError for segments without tokens, ConfigError for a context below 2, ModelError where the model gives
     a likelihood that is not finite.
     """
-    if context < 2:
-        raise ConfigError(f"a context of {context} tokens leaves nothing to predict from; give 2 or more")
+    _require_context(context)
     if empty := [n for n, tokens in enumerate(token_ids) if not len(tokens)]:
         raise DataError(f"segments {some(empty)} have no tokens; leave out segments without text before scoring")
-    bits_N = np.zeros(len(token_ids))
+    bits_N, names_N = np.zeros(len(token_ids)), np.arange(len(token_ids)) if named is None else np.array(named)
     batches = _batches(_windows(token_ids, context), batch_tokens)
     done, windows = 0, sum(map(len, batches))
     with _evaluating(model), torch.inference_mode():
         for number, batch in enumerate(batches, start=1):
             segment_T, bits_T = _batch_bits(model, batch, token_ids, start_id, given or [0] * len(token_ids))
-            _refuse_not_finite(segment_T, bits_T, f"batch {number} of {len(batches)}")
+            _refuse_not_finite(names_N[segment_T], bits_T, f"batch {number} of {len(batches)}")
             np.add.at(bits_N, segment_T, bits_T)
             done += len(batch)
             if progress:
@@ -98,20 +99,24 @@ def continuation_bits(
     context: int,
     batch_tokens: int = 8192,
 ) -> list[np.ndarray]:
-    """Bits_O, float64, of the continuations of each prompt, one array a prompt; settings and errors as in `text_bits`.
+    """Bits_O, float64, of the continuations of each prompt, one array a prompt; settings as in `text_bits`.
 
     A prompt is read once, and all its continuations go on from the keys and values that the model keeps of it. Where it
-    keeps none whose rows can be repeated (linear attention, modules that take no cache), each is read with its prompt.
+    keeps something else (linear attention), shows none (PEFT's and compiled models) or does not come to the same bits,
+    which is tried first, each is read with its prompt.
     A prompt and a continuation together fit the context. A pass has at most `batch_tokens`, of continuations with what
     is kept of their prompts; keys and values of about twice as many are held at once.
+
+    Raises DataError for prompts without continuations, for continuations without tokens and for those that do not fit
+    the context with their prompt, and what `text_bits` raises.
     """
+    _require_context(context)
+    if faults := _faults(prompts, continuations, context):
+        raise DataError(faults)
+    settings: dict[str, Any] = {"start_id": start_id, "context": context, "batch_tokens": batch_tokens}
     with _evaluating(model), torch.inference_mode():
-        if not _keeps_rows(model, start_id):
-            rows = [[*p, *c] for p, of_one in zip(prompts, continuations, strict=True) for c in of_one]
-            given = [len(p) for p, of_one in zip(prompts, continuations, strict=True) for _ in of_one]
-            settings: dict[str, Any] = {"start_id": start_id, "context": context, "batch_tokens": batch_tokens}
-            ends = np.cumsum([len(of_one) for of_one in continuations])[:-1]
-            return np.split(text_bits(model, rows, given=given, **settings), ends)
+        if not _reads_on(model, prompts, continuations, **settings):
+            return _each_with_its_prompt(model, prompts, continuations, **settings)
         found: list[np.ndarray] = [np.empty(0)] * len(prompts)
         batches = _batches([_Window(n, 0, len(p) + 1, 0) for n, p in enumerate(prompts)], batch_tokens)
         for number, batch in enumerate([[window.segment for window in windows] for windows in batches], start=1):
@@ -124,13 +129,58 @@ def continuation_bits(
     return found
 
 
-def _keeps_rows(model: Any, start_id: int) -> bool:
-    """Whether a model takes and gives a cache whose rows can be repeated."""
-    if not {"past_key_values", "use_cache"} <= set(inspect.signature(model.forward).parameters):
+def _require_context(context: int) -> None:
+    if context < 2:
+        raise ConfigError(f"a context of {context} tokens leaves nothing to predict from; give 2 or more")
+
+
+def _faults(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], context: int
+) -> str:
+    empty = [n for n, of_one in enumerate(continuations) if not len(of_one) or not all(len(c) for c in of_one)]
+    both = zip(prompts, continuations, strict=True)
+    long = [n for n, (p, of_one) in enumerate(both) if len(p) + max(map(len, of_one), default=0) > context]
+    found = [f"prompts {some(empty)} have no continuation, or one without tokens"] if empty else []
+    found += [f"prompts {some(long)} do not fit the context of {context} tokens with what follows"] if long else []
+    return "; ".join(found) + ("; leave them out" if found else "")
+
+
+def _each_with_its_prompt(
+    model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], **settings: Any
+) -> list[np.ndarray]:
+    """The same bits, where every continuation is read with its prompt before it."""
+    owner_R = [n for n, of_one in enumerate(continuations) for _ in of_one]
+    rows = [[*p, *c] for p, of_one in zip(prompts, continuations, strict=True) for c in of_one]
+    given = [len(prompts[n]) for n in owner_R]
+    bits_R = text_bits(model, rows, given=given, named=owner_R, **settings)
+    return np.split(bits_R, np.cumsum([len(of_one) for of_one in continuations])[:-1])
+
+
+def _reads_on(
+    model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], **settings: Any
+) -> bool:
+    """Whether a model keeps rows that can be repeated, and goes on from them to the bits that it gives otherwise.
+
+    That is tried on the two shortest prompts, of unlike length where there are such: some models count positions from
+    filler, or keep more than their cache shows. Half precision may differ by 3 %, which faults of that kind exceed.
+    """
+    if not {"past_key_values", "use_cache"} <= set(inspect.signature(model.forward).parameters) or not prompts:
         return False
-    one_BS = torch.tensor([[start_id]], device=model.device)
-    out = model(input_ids=one_BS, attention_mask=torch.ones_like(one_BS), use_cache=True)
-    return rows_can_be_chosen(getattr(out, "past_key_values", None))
+    by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    other = next((n for n in by_length if len(prompts[n]) > len(prompts[by_length[0]])), by_length[-1])
+    tried, after = zip(*[(prompts[n], continuations[n]) for n in (by_length[0], other)], strict=True)
+    weights = next(model.parameters()).dtype
+    far = 1e-3 if weights in (torch.float32, torch.float64) else 0.03
+    try:
+        start_BS = torch.full((1, 1), settings["start_id"], device=model.device)
+        read = model(input_ids=start_BS, attention_mask=torch.ones_like(start_BS), use_cache=True)
+        if not rows_can_be_chosen(getattr(read, "past_key_values", None)):
+            return False
+        bits_R = _branched_bits(model, tried, after, settings["start_id"], settings["batch_tokens"])
+    except Exception:  # whatever keeps it from reading on: reading all of it does without, or says what is wrong
+        return False
+    expected_R = np.concatenate(_each_with_its_prompt(model, tried, after, **settings))
+    return np.allclose(bits_R, expected_R, rtol=far, atol=far)
 
 
 def _branched_bits(
@@ -152,7 +202,7 @@ def _branched_bits(
     for which in _of_like_length(rows, lambda size: batch_tokens // (mask_BS.shape[1] + size)):
         cache, prompt_C = copy.copy(read.past_key_values), prompt_R[which]
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # choosing rows makes new tensors, not new layers
-        cache.batch_select_indices(prompt_C)
+        cache.batch_select_indices(prompt_C.cpu())  # layers may be on several devices, and take these everywhere
         np.add.at(bits_R, *_later_bits(model, cache, mask_BS[prompt_C], rows, which))
     return bits_R
 

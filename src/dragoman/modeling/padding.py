@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"}
+"""Layers of transformers' caches that choosing rows makes new tensors of; by name, as not all versions have all."""
+
 
 def left_padded(
     prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
@@ -30,5 +33,9 @@ def positions(mask_BS: torch.Tensor) -> torch.Tensor:
 
 
 def rows_can_be_chosen(cache: Any) -> bool:
-    """Whether every layer of a cache can drop or repeat rows; states of linear attention cannot."""
-    return all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
+    """Whether rows of a cache can be dropped or repeated: it holds keys and values alone.
+
+    Caches with states of linear attention or of convolutions have the method too, and leave those states as they are.
+    """
+    layers = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+    return type(cache).__name__ == "DynamicCache" and layers <= PLAIN_LAYERS
