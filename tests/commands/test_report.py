@@ -199,6 +199,36 @@ def test_what_cannot_be_compared(folder):
         claim(folder, {"measure": "target_bits"})
 
 
+def keep_documents(folder, arm, target, kept):
+    """Cut the records of an arm on a target to some documents."""
+    for path in (folder / "q" / "results").glob(f"first--{arm}--{target}--*.json"):
+        found = json.loads(path.read_text())
+        where = [DOCUMENTS.index(name) for name in kept]
+        found["documents"] = kept
+        by = found["sums"]["bits_per_byte"]
+        found["sums"]["bits_per_byte"] = {label: [rows[i] for i in where] for label, rows in by.items()}
+        path.write_text(json.dumps(found))
+
+
+def test_targets_may_have_documents_of_their_own(folder):
+    """As items of a task have. Of each target its own count, and of both arms the same ones."""
+    kept = DOCUMENTS[1::3]
+    for arm in BITS:
+        keep_documents(folder, arm, TARGETS[1], kept)
+    question = Question(folder / "q")
+    ours = claims.panel(question, "first/good", "target_bits")
+    assert ours.documents == sorted(DOCUMENTS) and ours.of_targets[1] == tuple(kept)
+    for sums_US, seed in zip(ours.sums_KUS, (1, 2, 3), strict=True):
+        by = [question.records[f"first--good--{g}--seed-{seed}"]["sums"]["bits_per_byte"][g] for g in TARGETS]
+        naive = np.mean([np.sum(rows, axis=0)[0] / np.sum(rows, axis=0)[1] for rows in by])
+        assert ours(sums_US.sum(axis=0)) == pytest.approx(naive)
+    (found,) = claim(folder, {"measure": "target_bits"})
+    assert np.isfinite([found["difference"], found["low"], found["high"]]).all()
+    keep_documents(folder, "good", TARGETS[0], DOCUMENTS[::2])
+    with pytest.raises(DataError, match="on other documents are not compared"):
+        claim(folder, {"measure": "target_bits"})
+
+
 def faults(folder, text):
     path = folder / "q" / "claims.yaml"
     path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))

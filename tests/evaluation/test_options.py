@@ -87,36 +87,39 @@ def test_a_prompt_is_read_once_where_that_gives_the_same_bits(kind, attention, i
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(KINDS[kind], attn_implementation=attention).train()
     settings = {"start_id": START, "context": CONTEXT, "batch_tokens": 30}
-    found = option_bits(model, items, **settings)
+    wide = [Options(item.prompt, [*item.options, [9, 6], [9], [8], [7]]) for item in items[::2]]
+    wide += items[1:2]
+    found = option_bits(model, wide, **settings)
     assert model.training, "left in the mode it came in"
     model.eval()
-    expected = [[naive(model, item.prompt, option) for option in item.options] for item in items]
+    expected = [[naive(model, item.prompt, option) for option in item.options] for item in wide]
     assert [bits.tolist() for bits in found] == [pytest.approx(e, rel=1e-4) for e in expected]
-    assert abs(found[2][0] / 7 - math.log2(V)) > 0.05, "a model without opinions would hide faults"
+    assert abs(found[1][0] / 7 - math.log2(V)) > 0.05, "a model without opinions would hide faults"
     with torch.inference_mode():
-        reads_on = likelihood._reads_on(model, *zip(*items, strict=True), **settings)
+        reads_on = likelihood._reads_on(model, *zip(*wide, strict=True), **settings)
+    assert likelihood._spares_half(*zip(*wide, strict=True)) and not likelihood._spares_half(*zip(*items, strict=True))
     assert reads_on == (kind not in EACH_ALONE)
 
 
 def test_it_saves_the_prompts(model):
-    many, read = [Options([5, 6, 7, 8, n + 3], [[3, 4], [9], [4, 3, 9]]) for n in range(20)], []
+    many, read = [Options([5, 6, 7, 8, n + 3], [[3, 4], [9], [4, 3, 9], [8]]) for n in range(20)], []
     hook = model.register_forward_pre_hook(
         lambda _, words, given: read.append(int(given["attention_mask"][:, -given["input_ids"].shape[1] :].sum())),
         with_kwargs=True,
     )
     option_bits(model, many, start_id=START, context=CONTEXT)
     hook.remove()
-    once, tried = 20 * (6 + 1 + 0 + 2), 1 + 2 * (6 + 1 + 0 + 2) + 2 * (7 + 6 + 8)
-    assert sum(read) == tried + once, "and each with its prompt 420"
+    once, tried = 20 * (6 + 1 + 0 + 2 + 0), 1 + 2 * (6 + 1 + 0 + 2 + 0) + 2 * (7 + 6 + 8 + 6)
+    assert sum(read) == tried + once, "and each with its prompt 540"
 
 
 def test_options_of_one_token_need_no_second_pass(model):
-    letters, read = [Options([5, 6, n], [[3], [4]]) for n in range(3, 40)], []
+    letters, read = [Options([5, 6, n], [[3], [4], [9]]) for n in range(3, 40)], []
     hook = model.register_forward_hook(lambda *_: read.append(1))
     found = option_bits(model, letters, start_id=START, context=CONTEXT)
     hook.remove()
     assert len(read) == 4, "three to try, one for all prompts"
-    assert found[5].tolist() == pytest.approx([naive(model, [5, 6, 8], [token]) for token in (3, 4)], rel=1e-4)
+    assert found[5].tolist() == pytest.approx([naive(model, [5, 6, 8], [token]) for token in (3, 4, 9)], rel=1e-4)
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -124,6 +127,7 @@ def test_items_without_finite_bits_are_named(once, items, monkeypatch):
     broken = tiny("llama")
     broken.get_input_embeddings().weight.data[V - 1] = math.nan
     monkeypatch.setattr(likelihood, "_reads_on", lambda *_, **__: once)
+    monkeypatch.setattr(likelihood, "_spares_half", lambda *_: True)
     asked = [*items, Options([V - 1, 4], [[3], [4, 5]])]
     with pytest.raises(ModelError, match="not finite for segments 3 "):
         option_bits(broken, asked, start_id=START, context=CONTEXT)

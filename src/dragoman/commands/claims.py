@@ -93,8 +93,11 @@ class Panel:
     """Sums of every run of an arm, in blocks that a measure joins, targets side by side."""
 
     sums_KUS: list[np.ndarray]
-    """[U, B * S] of each run."""
+    """[U, B * S] of each run; zeros where a target has nothing of a document."""
     documents: list[str]
+    """U, of any target."""
+    of_targets: tuple[tuple[str, ...], ...]
+    """Those of each."""
     measure: Measure
     labels: tuple[int, ...]
     """How many labels each target has."""
@@ -135,10 +138,21 @@ def panel(
     by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept}
     labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
     sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
-    rows = [[_blocks(question, sides[r], measure, labels[r.target]) for r in by_seed[s]] for s in by_seed]
-    documents = _same_documents(question, [*runs, *bases.values()], measure)
-    sums_KUS = [np.concatenate(row, axis=1) for row in rows]
-    return Panel(sums_KUS, documents, measure, tuple(map(len, labels.values())), tuple(kept))
+    of_one = {g: [s for r in runs if r.target == g for s in sides[r]] for g in chosen}
+    of_target = {g: _same_documents(question, scored, measure) for g, scored in of_one.items()}
+    documents = sorted({name for names in of_target.values() for name in names})
+    place = {g: np.searchsorted(documents, names) for g, names in of_target.items()}
+
+    def placed(run: Run) -> np.ndarray:
+        sums_US = _blocks(question, sides[run], measure, labels[run.target])
+        whole_US = np.zeros((len(documents), sums_US.shape[1]))
+        whole_US[place[run.target]] = sums_US
+        return whole_US
+
+    sums_KUS = [np.concatenate([placed(r) for r in by_seed[s]], axis=1) for s in by_seed]
+    return Panel(
+        sums_KUS, documents, tuple(of_target.values()), measure, tuple(map(len, labels.values())), tuple(kept)
+    )
 
 
 def base_run(question: Question, listed: str, target: str) -> Run:
@@ -185,7 +199,8 @@ def _blocks(question: Question, runs: Sequence[Run], measure: Measure, labels: S
     return np.concatenate(sums, axis=1)
 
 
-def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -> list[str]:
+def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -> tuple[str, ...]:
+    """The documents of runs on one target; items of a task differ in theirs from target to target."""
     found: dict[tuple[str, ...], str] = {}
     for run in runs:
         record = question.ended(run)
@@ -195,7 +210,7 @@ def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -
         found |= {tuple(names): run.name for names in by}
     if len(found) > 1:
         raise DataError(f"{' and '.join(found.values())} of {question.name} were scored on other documents")
-    return list(next(iter(found)))
+    return next(iter(found))
 
 
 # Reading
@@ -293,7 +308,7 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
     Runs are drawn in pairs where both arms have the same seeds.
     """
     given: dict[str, Any] = {"documents": a.documents, "resamples": RESAMPLES}
-    if a.labels != b.labels or a.documents != b.documents:
+    if a.labels != b.labels or a.of_targets != b.of_targets:
         raise DataError("arms that were scored in other languages or on other documents are not compared")
     runs = len(a.sums_KUS), len(b.sums_KUS)
     found: significance.Comparison

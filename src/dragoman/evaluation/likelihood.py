@@ -103,7 +103,8 @@ def continuation_bits(
 
     A prompt is read once, and all its continuations go on from the keys and values that the model keeps of it. Where it
     keeps something else (linear attention), shows none (PEFT's and compiled models) or does not come to the same bits,
-    which is tried first, each is read with its prompt.
+    which is tried first, each is read with its prompt; also where that is less than twice as many tokens, since passes
+    over a few tokens are slow.
     A prompt and a continuation together fit the context. A pass has at most `batch_tokens`, of continuations with what
     is kept of their prompts; keys and values of about twice as many are held at once.
 
@@ -115,7 +116,7 @@ def continuation_bits(
         raise DataError(faults)
     settings: dict[str, Any] = {"start_id": start_id, "context": context, "batch_tokens": batch_tokens}
     with _evaluating(model), torch.inference_mode():
-        if not _reads_on(model, prompts, continuations, **settings):
+        if not _spares_half(prompts, continuations) or not _reads_on(model, prompts, continuations, **settings):
             return _each_with_its_prompt(model, prompts, continuations, **settings)
         found: list[np.ndarray] = [np.empty(0)] * len(prompts)
         batches = _batches([_Window(n, 0, len(p) + 1, 0) for n, p in enumerate(prompts)], batch_tokens)
@@ -143,6 +144,13 @@ def _faults(
     found = [f"prompts {some(empty)} have no continuation, or one without tokens"] if empty else []
     found += [f"prompts {some(long)} do not fit the context of {context} tokens with what follows"] if long else []
     return "; ".join(found) + ("; leave them out" if found else "")
+
+
+def _spares_half(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]) -> bool:
+    """Whether prompts that are read once leave half of the tokens at most."""
+    both = list(zip(prompts, continuations, strict=True))
+    once = sum(len(p) + sum(map(len, of_one)) for p, of_one in both)
+    return 2 * once <= sum(len(p) + len(c) for p, of_one in both for c in of_one)
 
 
 def _each_with_its_prompt(
