@@ -122,13 +122,15 @@ def test_options_of_one_token_need_no_second_pass(model):
     assert found[5].tolist() == pytest.approx([naive(model, [5, 6, 8], [token]) for token in (3, 4, 9)], rel=1e-4)
 
 
-@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("once", [True, False, None])
 def test_items_without_finite_bits_are_named(once, items, monkeypatch):
+    """However options are read, and where the item is one that it is tried on, too."""
     broken = tiny("llama")
     broken.get_input_embeddings().weight.data[V - 1] = math.nan
-    monkeypatch.setattr(likelihood, "_reads_on", lambda *_, **__: once)
+    if once is not None:
+        monkeypatch.setattr(likelihood, "_reads_on", lambda *_, **__: once)
     monkeypatch.setattr(likelihood, "_spares_half", lambda *_: True)
-    asked = [*items, Options([V - 1, 4], [[3], [4, 5]])]
+    asked = [*items, Options([V - 1], [[3], [4, 5]])]
     with pytest.raises(ModelError, match="not finite for segments 3 "):
         option_bits(broken, asked, start_id=START, context=CONTEXT)
 
