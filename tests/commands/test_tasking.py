@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dragoman
-from dragoman.commands import tasking
+from dragoman.commands import evaluate, tasking
+from dragoman.corpora.pack import load_pack
 from dragoman.corpora.quizzes import next_sentence
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.modeling import TextCodec, moe_layers, save_model, tap_routers
@@ -41,6 +43,23 @@ def test_options_by_pmi_against_the_last_token_of_the_prompt(place):
             expected = text_bits(model, rows, start_id=codec.start_id, context=64, given=given)
             assert (bits, against) == pytest.approx(tuple(expected), rel=1e-4)
     assert "normalised:pmi" in task.signature() and "normalised:bytes" in tasking.task_of(items, "bytes").signature()
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "devtest"])
+def test_headings_of_the_built_in_corpus_are_of_one_page(split, monkeypatch, tmp_path):
+    """Also where `evaluate` has opened the corpus already, and with examples; not of a file that is named as it is."""
+    settings = {"corpus": "help", "split": split, "shots": 1}
+    made = tasking.open_task("heading", ["ca"], **settings)
+    assert made.about["groups"] == made.about["groups_of_one_page"] >= 16 and made.about["corpus"] == "help-pages"
+    assert all(len({item.document for item in made.items["ca"][i : i + 4]}) == 1 for i in range(0, len(made), 4))
+    config = evaluate.Config(model="m", out="o", task="heading", languages=("ca",), split=split, segments=8, shots=1)
+    opened = tasking.open_items(config, load_pack())
+    assert opened is not None and opened.items == made.part(slice(8)).items
+    monkeypatch.chdir(tmp_path)
+    two_sentences().save("help.tsv")
+    Path("help.tsv").rename("help")
+    with pytest.raises(DataError, match="help"):
+        tasking.open_task("heading", ["ca"], **settings)
 
 
 def test_examples_come_from_other_items(place, tmp_path):

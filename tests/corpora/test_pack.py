@@ -5,7 +5,17 @@ import pytest
 from dragoman.corpora.clean import near_duplicates
 from dragoman.corpora.languages import script_share
 from dragoman.corpora.ntext import NText
-from dragoman.corpora.pack import KNOWN, MAX_CHARACTERS, MIN_WORDS, UNSEEN, build_pack, load_pack
+from dragoman.corpora.pack import (
+    KNOWN,
+    MAX_CHARACTERS,
+    MIN_WORDS,
+    UNSEEN,
+    build_pack,
+    build_pages,
+    load_pack,
+    load_pages,
+)
+from dragoman.corpora.quizzes import under_headings
 from dragoman.errors import DataError
 
 
@@ -53,6 +63,73 @@ def test_no_document_and_no_sentence_of_the_shipped_pack_is_on_both_sides(pack):
     assert near_duplicates(pack.texts("en"), pack.splits) == set()
     held = {d for d, split in zip(pack.documents, pack.splits, strict=True) if split == "devtest"}
     assert len(held) >= 50, "spread over documents"
+
+
+def test_the_shipped_pages_are_of_the_same_splits_and_languages(pack):
+    pages = load_pages()
+    assert pages.languages == pack.languages and pages.about["checksum"] == pages.checksum()
+    assert set(pages.splits) == {"train", "dev", "devtest"}, "no sealed rows"
+    split_of = dict(zip(pack.documents, pack.splits, strict=True))
+    assert all(split_of.get(d, s) == s for d, s in zip(pages.documents, pages.splits, strict=True))
+    used = pages.take(sorted({i for pair in under_headings(pages, pages.headless) for i in pair}))
+    assert len(used) > 2000
+    english = [text or "" for text in used.columns["en"] + pack.columns["en"]]
+    assert near_duplicates(english, used.splits + pack.splits) == set()
+
+
+def page(name, blocks, split, french=True):
+    """Rows in this order: h a heading, p a paragraph, l one that is too long in German."""
+    rows = []
+    for i, kind in enumerate(blocks):
+        words = "lang " * 90 if kind == "l" else f"Satz {i}"
+        key = f"{name}#{'hd' if kind == 'h' else 'par'}_{i}"
+        rows.append((key, name, split, f"{kind} {name} {i}", words, f"mot {i}" if french else None))
+    return rows
+
+
+def table_of(*pages, headless=()):
+    keys, documents, splits, *cells = zip(*(row for rows in pages for row in rows), strict=True)
+    columns = {g: list(column) for g, column in zip(("en", "de", "fr"), cells, strict=True)}
+    about = {"licence": "CC0-1.0", "checksum": "abc"}
+    return NText(("en", "de", "fr"), keys, documents, splits, columns, about, headless=frozenset(headless))
+
+
+def test_pages_by_hand():
+    """Of a page its first row, and headings with up to two paragraphs; the page's own heading is none of them."""
+    held = [page("a/dev", "hhphphphp", "dev"), page("a/held", "phphphphp", "devtest")]
+    short = page("a/three", "hhphphp", "train")
+    most = page("a/long", "hhppphlphphphh", "train")  # the third paragraph of a heading; a last one without any
+    lost = page("a/lost", "hhphphphp", "train")
+    table = table_of(*held, short, most, lost, page("a/seal", "hhphphphp", "test"), headless=["a/lost#par_4"])
+    made = build_pages(table, ("en", "de"), ("fr",))
+    kept = {d: "".join(key[0] for key, at in zip(made.columns["en"], made.documents, strict=True) if at == d)
+            for d in dict.fromkeys(made.documents)}  # fmt: skip
+    assert kept == {"a/dev": "hhphphphp", "a/held": "phphphphp", "a/long": "hhpphlphphp"}
+    assert "a/lost#par_4" not in made.keys and made.headless == frozenset()
+    assert made.about["from_table"] == "abc" and made.about["rows_by_split"] == {"dev": 9, "devtest": 9, "train": 11}
+    assert set(made.keys) - set(build_pages(table, ("en", "de"), ()).keys) == {"a/long#par_6"}, "too long"
+
+
+def test_pages_take_what_more_than_half_of_the_languages_have():
+    held = [page("a/dev", "hhphphphp", "dev"), page("a/held", "hhphphphp", "devtest")]
+    without = page("a/some", "hhphphphp", "train", french=False)
+    table = table_of(*held, without, page("a/all", "hhphphphp", "train"))
+    assert "a/some" in build_pages(table, ("en", "de"), ("fr",)).documents, "two of three"
+    assert "a/some" not in build_pages(table, ("en",), ("fr",)).documents, "one of two"
+
+
+def test_pages_keep_within_their_bytes_and_say_what_is_missing():
+    pages = [page(f"a/{i}", "hhphphphp", "train") for i in range(40)]
+    held = [page("a/dev", "hhphphphp", "dev"), page("a/held", "hhphphphp", "devtest")]
+    table = table_of(*held, *pages)
+    size = len(build_pages(table, ("en", "de"), ("fr",)).packed())
+    less = build_pages(table, ("en", "de"), ("fr",), max_bytes=size - 200)
+    assert len(less.packed()) <= size - 200 and {"dev", "devtest"} <= set(less.splits)
+    assert 0.7 < len(less) / len(table) < 1
+    with pytest.raises(DataError, match="no page of dev, devtest has 4 headings with a paragraph each"):
+        build_pages(table_of(*pages), ("en", "de"), ("fr",))
+    with pytest.raises(DataError, match="does not say what stands under what"):
+        build_pages(made({"train": 50}), ("en", "de"), ("ca",))
 
 
 def made(rows_by_split, missing=()):

@@ -16,7 +16,7 @@ from dragoman.corpora.itemfiles import read_items
 from dragoman.corpora.items import REFERENCE, Item, TaskItems, task_items
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
-from dragoman.corpora.pack import open_corpus
+from dragoman.corpora.pack import is_built_in, load_pages, open_corpus
 from dragoman.corpora.quizzes import GROUP, QUIZZES
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.base import Metric
@@ -61,7 +61,7 @@ def open_task(
     if into and name != "translation":
         raise ConfigError(f"into has no effect on the task {name}, only on translation; leave it out")
     if name in OF_CORPUS:
-        made = _of_corpus(name, _text_of(corpus), spoken, split or "train", into)
+        made = _of_corpus(name, _text_of(name, corpus), spoken, split or "train", into)
     elif Path(name).exists():
         made = read_items(Path(name))
         idle = {"corpus": corpus if corpus != "help" else None, "split": split}
@@ -84,8 +84,11 @@ def open_task(
     return chosen.in_chat() if chat else chosen
 
 
-def _text_of(corpus: str | NText) -> NText:
-    return corpus if isinstance(corpus, NText) else open_corpus(corpus)
+def _text_of(task: str, corpus: str | NText) -> NText:
+    """`heading` of the built-in corpus is made of its pages, which know what stands under what."""
+    if isinstance(corpus, NText):
+        return corpus
+    return load_pages() if task == "heading" and is_built_in(corpus) else open_corpus(corpus)
 
 
 def _with_examples(made: TaskItems, name: str, corpus: str | NText, shots: int) -> TaskItems:
@@ -95,7 +98,7 @@ def _with_examples(made: TaskItems, name: str, corpus: str | NText, shots: int) 
     """
     languages, step = tuple(made.items), 1
     if name in QUIZZES:
-        step, source = GROUP, QUIZZES[name](_text_of(corpus), languages, "train")
+        step, source = GROUP, QUIZZES[name](_text_of(name, corpus), languages, "train")
         own = made.about["split"] == "train"
     else:
         beside = Path(name) / "examples"
@@ -274,7 +277,7 @@ def open_items(config: Any, corpus: NText) -> TaskItems | None:
         chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else corpus.languages
     split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
     form: dict[str, Any] = {"shots": config.shots, "chat": config.chat}
-    text = corpus if config.task in OF_CORPUS else config.corpus
+    text = corpus if config.task in OF_CORPUS and config.task != "heading" else config.corpus
     return open_task(config.task, chosen, corpus=text, split=split, number=config.segments, **form)
 
 

@@ -7,10 +7,10 @@ looks at the options alone is right for one item in four, whatever the rule, and
     heading    a paragraph, and four headings within its page, one of which it stands under
 
 The other three paragraphs of `next` are of the same page where it has four, else of the same section (the folder of
-the page), else of any. `heading` needs to know what stands under what, as a table of `dragoman data fetch help` does
-(`NText.headless`); the heading that opens a page is no option, as all of the page stands under it. The built-in corpus
-does not know: there the right heading is any of the paragraph's page, and the other three are of other pages, of the
-same section where it has four.
+the page), else of any. `heading` needs to know what stands under what (`NText.headless`), as a table of `dragoman data
+fetch help` and the pages of the built-in corpus do (`pack.load_pages`); the heading that opens a page is no option, as
+all of the page stands under it. Of another table the right heading is any of the paragraph's page, and the other three
+are of other pages, of the same section where it has four.
 
 As the four prompts of a group share their options, an option that is likely anyway wins all four, and is right once: so
 options are compared by what the prompt adds (`pmi`).
@@ -68,7 +68,7 @@ def heading(corpus: NText, languages: Sequence[str], split: str) -> TaskItems:
     """
     known = corpus.headless is not None
     table = corpus.select(languages, split, complete=not known)
-    found = _under(table, corpus.headless) if corpus.headless is not None else _beside(table)
+    found = under_headings(table, corpus.headless) if corpus.headless is not None else _beside(table)
     pairs = []
     for row, head in found:
         paragraph, title = ({g: table.columns[g][i] or "" for g in languages} for i in (row, head))
@@ -78,7 +78,7 @@ def heading(corpus: NText, languages: Sequence[str], split: str) -> TaskItems:
     return _made("heading", corpus, split, languages, _groups(pairs, own_page=known, alone=known))
 
 
-def _under(table: NText, headless: Container[str]) -> Iterable[tuple[int, int]]:
+def under_headings(table: NText, headless: Container[str]) -> Iterable[tuple[int, int]]:
     """(paragraph, heading that it stands under), the first ones of each heading but that of the page."""
     heading, number, page = None, 0, ""
     for i, key in enumerate(table.keys):
