@@ -320,6 +320,27 @@ def test_the_report_is_the_same_again_and_a_stale_one_is_seen(folder):
     assert page.read_bytes() == before[0], "a check writes nothing"
 
 
+def test_a_list_without_targets_is_shown_language_by_language(folder):
+    """Mean and deviation over seeds by naive loops; nothing of a measure that is relative, or has one language."""
+    given = {k: v for k, v in LIST.items() if k != "targets"}
+    (folder / "q" / "whole.yaml").write_text(yaml.safe_dump(given))
+    runs = {(a, s): record(a, "ca", s) for a in given["arms"] for s in ((0,) if a == "base" else (1, 2, 3))}
+    for (arm, seed), made in runs.items():
+        (folder / "q" / "results" / f"whole--{arm}--all--seed-{seed}.json").write_text(json.dumps(made))
+    claim(folder, {"measure": "target_bits"}, columns=["known_bits", "mean_loss", "english_bits"])
+    report.run(report.Config(folder))
+    text = (folder / "report.md").read_text()
+    by_language = text[text.index("| whole: known, bits per byte | en | es |") :].split("\n\n")[0].splitlines()
+    for row, arm in zip(by_language[2:], sorted(given["arms"]), strict=True):
+        cells = []
+        for g in ("en", "es"):
+            sums = [np.array(m["sums"]["bits_per_byte"][g]).sum(axis=0) for (a, _), m in runs.items() if a == arm]
+            values = [bits / size for bits, size in sums]
+            cells.append(f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if arm != "base" else ""))
+        assert row == f"| {arm} | {' | '.join(cells)} |"
+    assert "whole: mean" not in text and "whole: English" not in text and "first: known" not in text
+
+
 def test_the_committed_report_is_what_the_records_give():
     folder = ROOT / "benchmarks" / "experiments"
     found = report.run(report.Config(folder, check=True))

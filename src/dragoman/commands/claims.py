@@ -136,7 +136,7 @@ def panel(
     if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if not question.ended(r)]:
         return missing
     by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept}
-    labels = {g: _labels(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
+    labels = {g: labels_of(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
     sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
     of_one = {g: [s for r in runs if r.target == g for s in sides[r]] for g in chosen}
     of_target = {g: _same_documents(question, scored, measure) for g, scored in of_one.items()}
@@ -150,9 +150,7 @@ def panel(
         return whole_US
 
     sums_KUS = [np.concatenate([placed(r) for r in by_seed[s]], axis=1) for s in by_seed]
-    return Panel(
-        sums_KUS, documents, tuple(of_target.values()), measure, tuple(map(len, labels.values())), tuple(kept)
-    )
+    return Panel(sums_KUS, documents, tuple(of_target.values()), measure, tuple(map(len, labels.values())), tuple(kept))
 
 
 def base_run(question: Question, listed: str, target: str) -> Run:
@@ -178,7 +176,8 @@ def _seeds(listed: str, study: Study, arm: str, asked: Sequence[int]) -> list[in
     return its if not asked or its == [0] else [s for s in its if s in asked]
 
 
-def _labels(question: Question, study: Study, measure: Measure, run: Run) -> list[str]:
+def labels_of(question: Question, study: Study, measure: Measure, run: Run) -> list[str]:
+    """The languages or directions of an ended run that a measure joins."""
     record = question.ended(run)
     assert record
     of_run = {"target": [run.target], "into": [f"{study.known[0]}-{run.target}"], "english": [study.known[0]]}

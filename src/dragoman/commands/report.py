@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from dragoman.commands import Switch
-from dragoman.commands.claims import MEASURES, Panel, compared, judged, panel, read_claims
+from dragoman.commands.claims import MEASURES, Measure, Panel, compared, judged, labels_of, panel, read_claims
 from dragoman.commands.experiments import ALL, RUNS, Question, final_runs, questions
+from dragoman.commands.measures import formula
 from dragoman.errors import DataError
 from dragoman.record import atomic_write
 from dragoman.reporting.frontier import Point, frontier
@@ -83,7 +84,7 @@ def page(
     rows = [_claim_row(q, c) for q in found for c in claims[q.name]]
     parts = [HEAD, "## Claims\n", _table(head, rows)]
     for q in found:
-        parts += [f"## {q.name}\n", _state(q), *_values(q), *_rates(q)]
+        parts += [f"## {q.name}\n", _state(q), *_values(q), *_parts(q), *_rates(q)]
         if f"{q.name}/{FIGURE}" in figures:
             parts.append(f"![What arms gain and lose]({q.name}/{FIGURE})\n")
     return "\n".join(parts)
@@ -143,9 +144,37 @@ def _values(question: Question) -> list[str]:
 
 
 def _cell(panel: Panel) -> str:
-    values = [float(panel(sums_US.sum(axis=0))) for sums_US in panel.sums_KUS]
-    spread = f" ± {np.std(values, ddof=1):.{panel.measure.digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{panel.measure.digits}f}{spread}"
+    return _spreads([panel(sums_US.sum(axis=0)) for sums_US in panel.sums_KUS], panel.measure)[0]
+
+
+def _spreads(values_KG: Sequence[Any], measure: Measure) -> list[str]:
+    """Mean and standard deviation over K runs, of each of the G columns."""
+    table_KG = np.array(values_KG, dtype=np.float64).reshape(len(values_KG), -1)
+    digits = measure.digits
+    if len(table_KG) == 1:
+        return [f"{v:.{digits}f}" for v in table_KG[0]]
+    spreads_G = table_KG.std(axis=0, ddof=1)
+    return [f"{v:.{digits}f} ± {s:.{digits}f}" for v, s in zip(table_KG.mean(axis=0), spreads_G, strict=True)]
+
+
+def _parts(question: Question) -> list[str]:
+    """What the means over languages or directions are of, arm by arm, in lists without targets."""
+    tables = []
+    for name, study in question.studies.items():
+        if tuple(study.targets) != (ALL,):
+            continue
+        for m in read_claims(question)["columns"]:
+            measure, rows, head = MEASURES[m], [], [f"{name}: {MEASURES[m].title}"]
+            for arm in study.arms:
+                found = panel(question, f"{name}/{arm}", m)
+                if isinstance(found, list) or found.labels == (1,) or measure.over_base:
+                    continue
+                run = next(r for r in final_runs(name, study) if r.arm == arm)
+                head[1:] = labels_of(question, study, measure, run)
+                sums_KGS = np.array([sums_US.sum(axis=0).reshape(found.labels[0], -1) for sums_US in found.sums_KUS])
+                rows.append([arm, *_spreads([formula(measure.metric)(sums_GS) for sums_GS in sums_KGS], measure)])
+            tables += [_table(head, rows)] if rows else []
+    return tables
 
 
 def _share(question: Question, name: str, arm: str, target: str) -> str:
