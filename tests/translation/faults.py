@@ -62,6 +62,7 @@ BAD_FILES = (
     BadFile("another encoding than UTF-8", "a.md", "é".encode("latin-1"), "not in the encoding utf-8 at byte 0"),
     BadFile("an encoding that nobody knows", "a.html", b'<meta charset="nowhere">', "not in the encoding nowhere"),
     BadFile("no text at all", "a.txt", b"a\0b", "has NUL characters"),
+    BadFile("half a character", "a.json", b'{"a": "Open \\ud83d"}', "(a lone \\ud800 to \\udfff) at lines 1"),
     BadFile("a format that is not known", "a.doc", b"", "in none of the formats"),
 )
 

@@ -264,6 +264,105 @@ def test_letters_that_an_encoding_lacks(tmp_path):
         document.filled(document.places[0].write([Part("ш")], False))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A picture: <img alt="' + "word " * 40 + '" src="https://example.org/a.png"> here.',
+        "See [the note](http://example.org/page and " + '"word" and ' * 40 + "so on.",
+        "[a](" * 200 + '"' * 200,
+        r"\(" * 2000 + "x",
+        "$$\n" + "a\n" * 5000,
+    ],
+    ids=["attributes", "an open link", "many links", "many formulas", "open maths"],
+)
+@pytest.mark.timeout(60)
+def test_no_text_hangs_the_reader(text):
+    """Expressions that try every way to read it would take years."""
+    assert translated(text, ".md", str) == text
+
+
+def test_tags_with_addresses_are_pairs():
+    text = 'See <a href="https://example.org/x">it</a>, <https://x.org/a> or <a@b.org>.'
+    (place,) = FORMATS[".md"].places(text, OPTIONS)
+    assert [part.kind for part in place.parts if part.kind != "text"] == ["open", "close", "alone", "alone"]
+    assert unmask(mask(place.parts), "{2}it{1} {3} {4}")[1], "nested as before"
+
+
+@pytest.mark.parametrize("front", ["---\ntitle: a\n---\n", "---\n---\n", "+++\ntitle = 'a'\n+++\n", "---\na: b\n...\n"])
+def test_front_matter_ends_where_it_ends(front):
+    assert translated(f"{front}\n# Title\n\n---\n\nMore\n", ".md", bracket) == f"{front}\n# «Title»\n\n---\n\n«More»\n"
+
+
+@pytest.mark.parametrize("shown", ['`<meta charset="iso-8859-1">`', "`<?xml encoding='nowhere'?>`"])
+@pytest.mark.parametrize("name", ["a.md", "a.txt", "a.yaml"])
+def test_an_encoding_that_is_only_shown_is_not_the_files(shown, name, tmp_path):
+    (tmp_path / name).write_text(f"a: Größe {shown}\n", encoding="utf-8")
+    document = read_document(tmp_path / name, OPTIONS)
+    assert document.encoding == "utf-8" and "Größe" in "".join(p.text for p in document.places[0].parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a: >-\n  one\n  two\n\n\n  three\n',
+        "a: >\n  para two\n\n    indented code\n    more code\n\n  end\n",
+        "a: >+\n\n  one\n\n  two\n\n",
+        "a: |\n  one\n\n\n  two\n",
+    ],
+)  # fmt: skip
+def test_line_ends_of_folded_values_stay(text):
+    new = translated(text, ".yaml", lambda t: t.upper().replace("{N}", "{n}"))
+    assert yaml.safe_load(new)["a"] == yaml.safe_load(text)["a"].upper()
+
+
+def test_halves_of_a_character_are_joined():
+    new = translated('a: "Sail \\ud83d\\ude00"\n', ".yaml", bracket)
+    assert yaml.safe_load(new) == {"a": "«Sail \U0001f600»"}
+
+
+def test_flags_and_escapes_of_po(tmp_path):
+    """Keywords may stand apart from their strings, flags on several lines; a character is written back as it was."""
+    text = (
+        '#, c-format\n#, fuzzy\nmsgid  "Open %d"\nmsgstr "x"\n\n#, fuzzy\n#, c-format\nmsgid\t"one file"\n'
+        'msgid_plural "%d files"\nmsgstr[0] ""\n\n  msgid   "one boat"\n  msgid_plural "%d boats"\n  msgstr[0] ""\n\n'
+        'msgid "Go \\033[1m\\x41"\nmsgstr ""\n'
+    )
+    new = translated(text, ".po", bracket)
+    assert new.startswith('#, c-format\n#\nmsgid  "Open %d"\nmsgstr "«Open %d»"\n')
+    assert '#, fuzzy\n#, c-format\nmsgid\t"one file"' in new and '\n  #, fuzzy\nmsgid   "one boat"' in new
+    assert r'msgstr "«Go \033[1mA»"' in new
+    (tmp_path / "a.po").write_text(new)
+    assert [entry.msgid for entry in polib.pofile(str(tmp_path / "a.po"))][:3] == ["Open %d", "one file", "one boat"]
+
+
+def test_variants_of_a_language_are_not_each_other_in_xliff():
+    head = '<xliff version="1.2"><file source-language="en-US" target-language="{}"><body>'
+    unit = '<trans-unit id="1"><source>Hi</source></trans-unit></body></file></xliff>'
+    for there, asked in (("zh-Hans", "zh-Hant"), ("pt-BR", "pt-PT")):
+        with pytest.raises(DataError, match=f"target language is {there}, not {asked}"):
+            translated(head.format(there) + unit, ".xlf", bracket, Options("en", asked))
+    assert "«Hi»" in translated(head.format("pt-BR") + unit, ".xlf", bracket, Options("en", "pt"))
+
+
+def test_alternatives_of_xliff_are_not_the_units_own():
+    inner = "<alt-trans><source>Hello</source><target/></alt-trans></trans-unit></body></file></xliff>"
+    head = '<xliff version="1.2"><file source-language="en" target-language="ca"><body><trans-unit id="1">'
+    done = f"{head}<source>Hello there</source><target>Hola</target>{inner}"
+    assert translated(done, ".xlf", bracket) == done
+    new = translated(f"{head}<source>Hello there</source>{inner}", ".xlf", bracket)
+    assert '<source>Hello there</source><target state="translated">«Hello there»</target><alt-trans>' in new
+
+
+@pytest.mark.parametrize(("text", "new"), [
+    ("text\nOne, two\nThree\n", "text\n«One, two»\n«Three»\n"),
+    ('text\n"One, two"\nThree\n', 'text\n"«One, two»"\n«Three»\n'),
+])  # fmt: skip
+def test_tables_of_one_column(text, new):
+    assert translated(text, ".tsv", bracket, Options("en", "ca", keys=("text",))) == new
+    with_comma = translated('text\nOne\n"a, b"\n', ".csv", lambda t: f"{t}, {t}", Options("en", "ca", keys=("text",)))
+    assert list(csv.reader(io.StringIO(with_comma))) == [["text"], ["One, One"], ["a, b, a, b"]]
+
+
 def test_chosen_keys_and_wrapped_lines():
     text = '{"a": {"title": "One", "id": "x"}, "b": [{"title": "Two"}]}'
     new = translated(text, ".json", bracket, Options("en", "ca", keys=("*.title",)))

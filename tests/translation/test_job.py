@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.translation import job
 from dragoman.translation.documents import read_document
 from dragoman.translation.formats import Options, apply
@@ -154,7 +154,9 @@ def test_markup_that_only_its_surroundings_make_is_a_failure(tmp_path):
 
 
 def test_a_journal_of_another_job_is_refused(tmp_path):
-    Journal(tmp_path / "j", {"model": "a", "to": "ca"}).close()
+    journal = Journal(tmp_path / "j", {"model": "a", "to": "ca"})
+    journal.add("u", "zero_shot", Attempt("x", ()))
+    journal.close()
     with pytest.raises(ConfigError, match="another job: model differ"):
         Journal(tmp_path / "j", {"model": "b", "to": "ca"})
     (tmp_path / "k").write_bytes(b"no database, but long enough to be looked at " * 40)
@@ -164,6 +166,50 @@ def test_a_journal_of_another_job_is_refused(tmp_path):
     for path in (tmp_path / "folder", tmp_path / "nowhere/j"):
         with pytest.raises(ConfigError, match=f"{path} cannot be used as a journal: unable to open"):
             Journal(path, {})
+
+
+def test_a_journal_without_answers_gives_way(tmp_path):
+    """A command with a mistake in it leaves no folder that nobody can use; one that runs keeps its own."""
+    first = Journal(tmp_path / "j", {"model": "mini-mo"})
+    first.claim(["u"], "zero_shot", 1)
+    with pytest.raises(ConfigError, match="another job: model differ"):
+        Journal(tmp_path / "j", {"model": "mini-moe"})
+    first.close()
+    second = Journal(tmp_path / "j", {"model": "mini-moe"})
+    assert second.claim(["u"], "zero_shot", 1) == {"u"}
+    with pytest.raises(ConfigError, match="another job: model differ"):
+        Journal(tmp_path / "j", {"model": "mini-mo"})
+    second.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["j"], "no locks stay behind"
+
+
+def damaged(path):
+    """Every page behind the first is noise."""
+    data = path.read_bytes()
+    assert len(data) > 8192
+    path.write_bytes(data[:4096] + random.Random(0).randbytes(len(data) - 4096))
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    journal = Journal(tmp_path / "j", {"a": 1})
+    for n in range(200):
+        journal.add(str(n), "zero_shot", Attempt("x" * 99, ()))
+    journal.close()
+    damaged(tmp_path / "j")
+    with pytest.raises(UserError, match=r"j cannot be (used|read).*(malformed|damaged).*remove it"):
+        journal = Journal(tmp_path / "j", {"a": 1})
+        journal.attempts()
+
+
+def test_a_full_disk_is_told(tmp_path):
+    journal = Journal(tmp_path / "j", {"a": 1})
+    (pages,) = journal._base.execute("pragma page_count").fetchone()
+    journal._base.execute(f"pragma max_page_count = {pages + 2}")
+    with pytest.raises(DataError, match="j cannot be read or written: database or disk is full; free space, or"):
+        for n in range(200):
+            journal.add(str(n), "zero_shot", Attempt("x" * 99, ()))
+    assert 0 < len(journal.attempts()) < 200, "what was written stays"
+    journal.close()
 
 
 def test_what_one_process_claims_the_other_leaves(tmp_path):
@@ -322,6 +368,26 @@ def test_settings_without_sense_are_refused(settings, message):
 
     with pytest.raises(ConfigError, match=message):
         translate.Config(("a.md",), **settings)
+
+
+def test_keys_that_fit_no_text_are_told(tmp_path):
+    from dragoman.commands import translate
+
+    (tmp_path / "a.json").write_text('{"title": "One", "menu": {"open": "Two", "id": "3"}}')
+    (tmp_path / "b.yaml").write_text("label: Three\n")
+    some = {"to": "de", "estimate": True, "server": "http://x"}
+    config = translate.Config((str(tmp_path),), keys=("tilte", "menu.*"), **some)
+    with pytest.raises(ConfigError, match=r"no text has a key that fits tilte; .* are: title, menu\.open, label"):
+        translate.run(config)
+    assert translate.run(replace(config, keys=("title", "label")))["estimate"]["segments"] == 2
+
+
+def test_a_sentence_in_place_of_a_file_is_told(tmp_path, monkeypatch):
+    from dragoman.commands import translate
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is in none of the formats"):
+        translate.run(translate.Config(("Translate this. " * 40,), to="de", estimate=True, server="http://x"))
 
 
 def test_settings_of_formats_that_a_folder_lacks_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Translation memory: what is found, what is kept out, what a correction changes."""
 
+import gzip
 import random
 import sqlite3
 
@@ -10,6 +11,7 @@ from dragoman.errors import ConfigError, DataError
 from dragoman.translation import memory as module
 from dragoman.translation.memory import Match, Memory
 from dragoman.translation.memory_files import HeldOut, read_pairs
+from tests.translation.test_job import damaged
 
 chance = random.Random(0)
 WORDS = ["".join(chance.choices("abcdefghijklmnoprstuvz", k=chance.randint(2, 9))) for _ in range(400)]
@@ -115,6 +117,16 @@ def test_files_that_are_no_memory(tmp_path):
             Memory.open(tmp_path / name)
 
 
+def test_a_damaged_memory_is_told(tmp_path):
+    store = Memory.open(tmp_path / "m")
+    store.add(((f"{w} {v}", w) for w in WORDS[:40] for v in WORDS[:40]), "en", "ca")
+    store.close()
+    damaged(tmp_path / "m")
+    with pytest.raises(DataError, match=r"m cannot be (used|read).*malformed"):
+        store = Memory.open(tmp_path / "m")
+        store.search(f"{WORDS[0]} {WORDS[1]}", "en", "ca")
+
+
 TMX = """<?xml version="1.0" encoding="UTF-8"?>{doctype}
 <tmx version="1.4"><header/><body>
 <tu><tuv xml:lang="en-US"><seg>Open <bpt i="1">&lt;b></bpt>it<ept i="1">&lt;/b></ept></seg></tuv>
@@ -133,6 +145,12 @@ def test_tmx(tmp_path):
         path.write_text(TMX.format(doctype=doctype, entity=entity))
         with pytest.raises(DataError, match=r"a\.tmx has a DTD"):
             list(read_pairs(path, "en", "ca"))
+    path.write_text(TMX.format(doctype="", entity=""))
+    with pytest.raises(DataError, match=r"no unit of .*a\.tmx is in both en and fr; its variants are in ca .*en"):
+        list(read_pairs(path, "en", "fr"))
+    (tmp_path / "b.tmx.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
+    with pytest.raises(DataError, match=r"b\.tmx\.gz is damaged or was cut"):
+        list(read_pairs(tmp_path / "b.tmx.gz", "en", "ca"))
     path.write_text(TMX.format(doctype="", entity="<b>"))
     with pytest.raises(DataError, match="not well-formed XML at line 6"):
         list(read_pairs(path, "en", "ca"))

@@ -261,6 +261,15 @@ def test_what_waits_is_not_sent_behind_a_fatal_answer(server):
     assert len(server.seen) <= 6, "nor when nobody wants the answers any more"
 
 
-def test_an_address_is_needed():
-    with pytest.raises(ConfigError, match="no address of a server"):
-        RemoteEngine("localhost", "m")
+@pytest.mark.parametrize("url", ["localhost", "http://127.0.0.1:876S/v1", "http://[::1/v1"])
+def test_an_address_is_needed(url):
+    with pytest.raises(ConfigError, match=r"no address of a server.*give one such as http://localhost:8000/v1"):
+        RemoteEngine(url, "m")
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "secret\r", " secret"])
+def test_a_key_that_no_header_can_carry_is_told_without_telling_it(key, monkeypatch):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ConfigError, match=f"{KEY} has spaces or line ends") as e:
+        RemoteEngine("http://localhost:1/v1", "m")
+    assert key.strip() not in str(e.value)

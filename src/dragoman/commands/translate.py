@@ -6,9 +6,10 @@ The record holds `counts` (segments by state, and their total), `files` (name, f
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from dragoman.record import atomic_write, claim_folder, environment, write_json
 from dragoman.translation import job
 from dragoman.translation.documents import Document, read_document
 from dragoman.translation.formats import Options
+from dragoman.translation.formats.json_values import chosen
 from dragoman.translation.inputs import RESERVED, inputs
 from dragoman.translation.journal import Journal
 
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = RESERVED[0]
-KEYED, PLAIN = (".json", ".yaml", ".yml", ".csv", ".tsv"), (".txt",)
+NESTED, TABLES, PLAIN = (".json", ".yaml", ".yml"), (".csv", ".tsv"), (".txt",)
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
 
@@ -98,7 +100,7 @@ class Config:
         idle = remote if not self.server else [] if self.draft_model else ["batch"]
         if given := [f"--{n.replace('_', '-')}" for n in idle if getattr(self, n) != getattr(Config, n)]:
             raise ConfigError(f"{', '.join(given)} would have no effect on this engine; leave it out")
-        if not any(Path(file).is_dir() for file in self.files):
+        if not any(map(os.path.isdir, self.files)):
             _require_formats(self, map(Path, self.files))
         if normalise_tag(self.source) == normalise_tag(self.to):
             raise ConfigError(f"source and target are both {self.to}; give two languages")
@@ -111,6 +113,7 @@ def run(config: Config) -> dict[str, Any]:
     files = inputs(config.files, config.out)
     _require_formats(config, [file.path for file in files])
     documents = [read_document(file.path, options) for file in files]
+    _require_keys(documents, options)
     names = [file.name for file in files]
     units = job.units_of(documents)
     about = {"command": "translate", "config": asdict(config), "units": len(units)}
@@ -140,9 +143,24 @@ def run(config: Config) -> dict[str, Any]:
 def _require_formats(config: Config, paths: Iterable[Path]) -> None:
     """ConfigError for settings of formats of which there is no file."""
     kinds = {path.suffix.lower() for path in paths}
-    unused = {"keys": bool(config.keys) and not kinds & {*KEYED}, "wrapped": config.wrapped and not kinds & {*PLAIN}}
+    keyed = bool(kinds & {*NESTED, *TABLES})
+    unused = {"keys": config.keys and not keyed, "wrapped": config.wrapped and not kinds & {*PLAIN}}
     if given := [f"--{name}" for name, is_unused in unused.items() if is_unused]:
         raise ConfigError(f"{', '.join(given)} would have no effect on these files; leave it out")
+
+
+def _require_keys(documents: Sequence[Document], options: Options) -> None:
+    """ConfigError for patterns of keys that fit no text of the JSON and YAML files; of tables, reading them tells."""
+    kinds = {document.path.suffix.lower() for document in documents}
+    if not options.keys or not kinds & {*NESTED} or kinds & {*TABLES}:
+        return
+    nested = [document for document in documents if document.path.suffix.lower() in NESTED]
+    found = {place.context for document in nested for place in document.places}
+    if unused := [key for key in options.keys if not any(chosen(name, (key,)) for name in found)]:
+        every = [read_document(document.path, replace(options, keys=())) for document in nested]
+        there = list(dict.fromkeys(place.context for document in every for place in document.places))
+        told = ", ".join(there[:8]) + (" ..." if len(there) > 8 else "") or "none"
+        raise ConfigError(f"no text has a key that fits {', '.join(unused)}; keys of texts are: {told}")
 
 
 def checks(target: str) -> dict[str, Callable[[str, str], bool]]:

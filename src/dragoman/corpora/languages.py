@@ -203,6 +203,11 @@ def normalise_tag(tag: str) -> str:
     return "-".join(subtags)
 
 
+def is_near(a: str, b: str) -> bool:
+    """Whether one of two tags says more or less of the same: ca and ca-ES do, pt-PT and pt-BR do not."""
+    return f"{a}-".startswith(f"{b}-") or f"{b}-".startswith(f"{a}-")
+
+
 def normalise_tags(tags: Iterable[str]) -> list[str]:
     """The tags in their usual casing; one DataError for all that are malformed."""
     found, faults = [], []

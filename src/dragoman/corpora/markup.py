@@ -13,6 +13,8 @@ Nothing is fetched and no entity is resolved while reading.
 from __future__ import annotations
 
 import gzip
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,15 +70,23 @@ def read_tmx(path: Path) -> Read:
 def tmx_pairs(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
     """(source, target) of each unit that has both, one unit in memory at a time.
 
-    `en` is met by `en` or, where that is missing, by a regional form such as `en-US`. Raises DataError for a DTD.
+    `en` is met by `en` or, where that is missing, by a regional form such as `en-US`. Raises DataError for a DTD, and
+    in the end where units are there and none has both languages.
     """
+    there: Counter[str] = Counter()
+    paired = False
     for unit in _elements(path, "tu", root="tmx"):
         if unit.getroottree().docinfo.doctype:
             raise DataError(f"{path} has a DTD, which can hold entity bombs and fetch files; remove the <!DOCTYPE>")
         texts = {(v.get(_LANG) or v.get("lang") or "").lower(): v.find("seg") for v in unit.iterfind("tuv")}
         found = [_in_language(texts, tag.lower()) for tag in (source, target)]
+        there.update(list(texts))
         if all(segment is not None for segment in found):
+            paired = True
             yield _text(found[0]), _text(found[1])
+    if there and not paired:
+        held = ", ".join(f"{code or 'no language'} ({n:,})" for code, n in there.most_common(8))
+        raise DataError(f"no unit of {path} is in both {source} and {target}; its variants are in {held}")
 
 
 def _in_language(texts: dict[str, Any], tag: str) -> Any:
@@ -153,5 +163,7 @@ def _elements(path: Path, tag: str, root: str | None) -> Iterator[Any]:
                         del element.getparent()[0]
     except etree.XMLSyntaxError as e:
         raise DataError(f"{path}: not well-formed XML at line {e.lineno}: {e.msg}; mend that line") from None
+    except (EOFError, zlib.error) as e:
+        raise DataError(f"{path} is damaged or was cut ({e}); fetch it again") from None
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror or e}") from None

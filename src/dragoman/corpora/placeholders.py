@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 
+PRINTF = (
+    r"%(?:\d+\$)?[-+#0]*(?:\d+|\*(?:\d+\$)?)?(?:\.(?:\d+|\*(?:\d+\$)?)?)?"
+    r"(?:hh|h|ll|l|L|z|j|t|q)?[diouxXeEfFgGcsSpn@]"
+)
+"""Letters may follow, as in `%ds`, but for per cent of a number: `100%discount`, `100 %ige`."""
 PLACEHOLDER = re.compile(
     r"%%"
-    r"|%(?:\d+\$)?[-+#0]*(?:\d+)?(?:\.\d+)?(?:hh|h|ll|l|L|z|j|t|q)?[diouxXeEfFgGcsSpn@](?![A-Za-z])"  # printf
+    rf"|(?<!\d)(?<!\d\s){PRINTF}|{PRINTF}(?![A-Za-z])"
     r"|%\(\w+\)[#0+ -]*\d*(?:\.\d+)?[a-zA-Z]"  # Python
     r"|%[A-Z][A-Z_]+%?"  # %PRODUCTNAME
     r"|\$\{[^{}\s]+\}|\{\{[^{}]+\}\}|\{[\w.:!,-]*\}"  # ${name}, {{name}}, {0}, {}

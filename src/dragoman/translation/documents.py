@@ -10,14 +10,20 @@ from pathlib import Path
 
 from dragoman.errors import DataError
 from dragoman.record import sha256
-from dragoman.translation.formats import FORMATS, SKELETONS, Edit, Options, Place, apply
+from dragoman.translation.formats import FORMATS, SKELETONS, Edit, Options, Place, apply, line_of
 from dragoman.translation.protection import bare, mask
 
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-DECLARED = re.compile(
-    rb"<\?xml[^>]*encoding=[\"']([\w.-]+)|<meta[^>]*charset=[\"']?([\w.-]+)|\"Content-Type:[^\"]*charset=([\w.-]+)",
-    re.IGNORECASE,
-)
+XML = rb"<\?xml[^>]*encoding=[\"']([\w.-]+)"
+HTML = XML + rb"|<meta[^>]*charset=[\"']?([\w.-]+)"
+PO = rb"\"Content-Type:[^\"]*charset=([\w.-]+)"
+DECLARED = {
+    **dict.fromkeys((".xlf", ".xliff", ".tmx"), XML),
+    **dict.fromkeys((".html", ".htm"), HTML),
+    **dict.fromkeys((".po", ".pot"), PO),
+}
+"""How a file says its encoding, in formats that can."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 64 * 2**20
 ENTITIES = (".html", ".htm", ".xlf", ".xliff", ".tmx")
 """Formats that can say a character that their encoding lacks."""
@@ -79,13 +85,17 @@ def read_document(path: Path, options: Options) -> Document:
         places = FORMATS[path.suffix.lower()].places(text, options)
     except DataError as e:
         raise DataError(f"{path}: {e}") from None
+    if broken := [line_of(text, p.at) for p in places if any(SURROGATE.search(part.text) for part in p.parts)]:
+        lines = ", ".join(map(str, broken[:8]))
+        raise DataError(f"{path} has half a character (a lone \\ud800 to \\udfff) at lines {lines}; mend it")
     spoken = tuple(place for place in places if any(map(str.isalpha, bare(mask(place.parts).text))))
     return Document(path, text, mark, encoding, spoken, sha256(data))
 
 
 def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:
     mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", ""))
-    declared = DECLARED.search(data[:4096])
+    says = DECLARED.get(path.suffix.lower())
+    declared = re.search(says, data[:4096], re.IGNORECASE) if says else None
     if not encoding and declared:
         encoding = next(group for group in declared.groups() if group).decode()
     encoding = "utf-8" if encoding in ("", "CHARSET") else encoding

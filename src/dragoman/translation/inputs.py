@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 
 from dragoman.errors import ConfigError
@@ -29,14 +30,14 @@ def inputs(given: Sequence[str], out: Path) -> list[Input]:
     would be the source or the record: all in one message.
     """
     found = [file for name in given for file in _files(Path(name), out)]
-    if empty := [name for name in given if Path(name).is_dir() and not _files(Path(name), out)]:
+    if empty := [name for name in given if isdir(name) and not _files(Path(name), out)]:
         raise ConfigError(f"no file in {', '.join(empty)} is of a format that is known: {', '.join(FORMATS)}")
     _require_outputs(found, out)
     return found
 
 
 def _files(given: Path, out: Path) -> list[Input]:
-    if not given.is_dir():
+    if not isdir(given):
         return [Input(given, Path(given.name))]
     every = [p for p in sorted(given.rglob("*")) if p.is_file() and p.suffix.lower() in FORMATS]
     own = out.resolve() if given.resolve() in out.resolve().parents else None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.errors import ConfigError
+from dragoman.translation.database import told
 
 SCHEMA = """
 create table if not exists job (name text primary key, value text not null);
@@ -58,18 +59,21 @@ class Journal:
     that names what differs.
     """
 
+    way_out = "remove it: what it holds is asked again"
+
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
-        self._path, self._owner, self._read = path, uuid.uuid4().hex, 0
+        self.path, self._owner, self._read = path, uuid.uuid4().hex, 0
         try:
             with ExitStack() as opened:
                 base = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
                 self._base = opened.enter_context(closing(base))
+                self._lock = os.open(self._lock_of(self._owner), os.O_CREAT | os.O_RDWR)
+                opened.callback(self._unlock)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
                 with self._writing():
                     for statement in SCHEMA.split(";\n"):
                         self._base.execute(statement)
                     self._begin({name: json.dumps(value, default=str) for name, value in job.items()})
-                self._lock = os.open(self._lock_of(self._owner), os.O_CREAT | os.O_RDWR)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
                 opened.pop_all()
         except (sqlite3.Error, OSError) as e:
             raise ConfigError(
@@ -84,19 +88,25 @@ class Journal:
             yield
 
     def _begin(self, job: Mapping[str, str]) -> None:
+        """A job that has no answer and that no other process works on gives way: it was a mistake, or is no loss."""
         before = dict(self._base.execute("select name, value from job"))
         if before and before != job:
-            names = sorted(n for n in {*before, *job} if before.get(n) != job.get(n))
-            raise ConfigError(
-                f"{self._path.parent} holds another job: {', '.join(names)} differ; choose another folder with --out"
-            )
+            (answered,) = self._base.execute("select exists (select 1 from attempts)").fetchone()
+            if answered or any(self._lives(owner) for owner in self._others()):
+                names = sorted(n for n in {*before, *job} if before.get(n) != job.get(n))
+                raise ConfigError(
+                    f"{self.path.parent} holds another job: {', '.join(names)} differ; choose another folder with --out"
+                )
+            self._base.execute("delete from job")
         self._base.executemany("insert or ignore into job values (?, ?)", job.items())
 
+    @told
     def attempts(self) -> dict[tuple[str, str], Attempt]:
         """Everything that was answered, by unit and step."""
         self._read = 0
         return self.news()
 
+    @told
     def news(self) -> dict[tuple[str, str], Attempt]:
         """What was answered since the last call."""
         query = "select rowid, unit, step, answer, faults from attempts where rowid > ? order by rowid"
@@ -104,6 +114,7 @@ class Journal:
         self._read = rows[-1][0] if rows else self._read
         return {(unit, step): Attempt(answer, tuple(json.loads(faults))) for _, unit, step, answer, faults in rows}
 
+    @told
     def claim(self, units: Sequence[str], step: str, most: int) -> set[str]:
         """At most so many of the units that have no answer and no other living process asks for: now this one does."""
         mine: set[str] = set()
@@ -118,23 +129,33 @@ class Journal:
                     mine.add(unit)
         return mine
 
+    @told
     def add(self, unit: str, step: str, attempt: Attempt) -> None:
         """Write one row, on the disk when this returns."""
         row = (unit, step, attempt.answer, json.dumps(attempt.faults, ensure_ascii=False))
         self._base.execute("insert into attempts values (?, ?, ?, ?)", row)
 
+    @told
     def release(self) -> None:
         """Give up this process's claims."""
         self._base.execute("delete from claims where owner = ?", (self._owner,))
 
     def close(self) -> None:
         """Others may take what is not answered."""
-        self._lock_of(self._owner).unlink(missing_ok=True)
-        os.close(self._lock)
+        self._unlock()
         self._base.close()
 
+    def _unlock(self) -> None:
+        self._lock_of(self._owner).unlink(missing_ok=True)
+        os.close(self._lock)
+
     def _lock_of(self, owner: str) -> Path:
-        return self._path.with_name(f".{self._path.name}.{owner}")
+        return self.path.with_name(f".{self.path.name}.{owner}")
+
+    def _others(self) -> list[str]:
+        """Owners with a lock file, alive or not."""
+        names = [path.name.rpartition(".")[2] for path in self.path.parent.glob(f".{self.path.name}.*")]
+        return [owner for owner in names if owner != self._owner]
 
     def _lives(self, owner: str) -> bool:
         """Whether the process that goes by this name runs; the file of one that does not is removed."""

@@ -37,6 +37,7 @@ from rapidfuzz.process import extract
 from dragoman.corpora.matching import is_unspaced
 from dragoman.corpora.ntext import normalise
 from dragoman.errors import ConfigError, DataError
+from dragoman.translation.database import told
 
 FORMAT = "dragoman-memory/1"
 SCHEMA = """
@@ -75,8 +76,10 @@ class Memory:
     with single spaces. Raises DataError for a file that is no memory.
     """
 
-    def __init__(self, base: sqlite3.Connection) -> None:
-        self._base = base
+    way_out = "restore a copy of the memory, or import its files into a new one"
+
+    def __init__(self, base: sqlite3.Connection, path: Path | str) -> None:
+        self._base, self.path = base, path
 
     @classmethod
     def open(cls, path: Path | str) -> Memory:
@@ -87,19 +90,22 @@ class Memory:
                 opened.pop_all()
         except sqlite3.Error as e:
             raise DataError(f"{path} cannot be used as a translation memory: {e}; name another file") from None
-        return cls(base)
+        return cls(base, path)
 
     def close(self) -> None:
         self._base.close()
 
+    @told
     def __len__(self) -> int:
         return self._base.execute("select count(*) from entries").fetchone()[0]
 
+    @told
     def counts(self) -> dict[tuple[str, str], int]:
         """Pairs by (source language, target language)."""
         rows = self._base.execute("select languages, count(*) from entries group by languages order by languages")
         return {(pair.split(">")[0], pair.split(">")[1]): n for pair, n in rows}
 
+    @told
     def add(
         self,
         pairs: Iterable[tuple[str, str]],
@@ -150,11 +156,13 @@ class Memory:
         query = "select id, target from entries where checksum = ? and languages = ? and source = ? order by id desc"
         return self._base.execute(query, (_checksum(source), languages, source)).fetchall()
 
+    @told
     def exact(self, text: str, source_lang: str, target_lang: str) -> str | None:
         """The newest translation of exactly this text."""
         found = self._same(f"{source_lang}>{target_lang}", normalise(text))
         return found[0][1] if found else None
 
+    @told
     def search(
         self, text: str, source_lang: str, target_lang: str, limit: int = 5, threshold: float = 0.5
     ) -> list[Match]:
@@ -181,6 +189,7 @@ class Memory:
         best = sorted(scored, key=lambda found: (-found[1], sources[found[2]] != text, found[2]))[:limit]
         return [Match(sources[i], newest[sources[i]], float(score)) for _, score, i in best]
 
+    @told
     def drawn(self, source_lang: str, target_lang: str, limit: int, seed: int = 0) -> list[Match]:
         """Pairs by lot, the same for the same seed and memory."""
         languages = f"{source_lang}>{target_lang}"

@@ -24,6 +24,7 @@ from dragoman.errors import ConfigError, ModelError
 from dragoman.translation.request import Answer, Request, render
 
 KEY = "DRAGOMAN_API_KEY"
+EXAMPLE = "http://localhost:8000/v1"
 LONGEST_WAIT = 60.0
 
 
@@ -66,7 +67,16 @@ class RemoteEngine:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"{self.url!r} is no address of a server; give one such as http://localhost:8000/v1")
+            raise ConfigError(f"{self.url!r} is no address of a server; give one such as {EXAMPLE}")
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as e:
+            raise ConfigError(f"{self.url!r} is no address of a server: {e}; give one such as {EXAMPLE}") from None
+        key = os.environ.get(KEY, "")
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            raise ConfigError(
+                f"{KEY} has spaces or line ends around it, or characters that no header can carry; set it again"
+            )
 
     @property
     def batch(self) -> int:

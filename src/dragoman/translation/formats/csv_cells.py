@@ -29,7 +29,10 @@ class _Cell:
 
 
 def places(text: str, options: Options) -> list[Place]:
-    delimiter = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text, maxsplit=1)[0]).count)
+    first = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text, maxsplit=1)[0])
+    delimiter = max(DELIMITERS, key=first.count)
+    if delimiter not in first:  # one column, and perhaps signs in its cells that separate nothing
+        delimiter = next((d for d in DELIMITERS if all(len(row) == 1 for row in _rows(text, d))), delimiter)
     rows = [row for row in _rows(text, delimiter) if len(row) > 1 or row[0].end > row[0].start]
     header = [cell.value for cell in rows[0]] if rows else []
     _require(text, header, rows, options.keys)

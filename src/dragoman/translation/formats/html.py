@@ -33,6 +33,19 @@ VOID = frozenset(
         "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr",
     }
 )  # fmt: skip
+CELLS = {"td", "th", "tr", "tbody", "tfoot"}
+ENDED_BY: dict[str, set[str]] = {
+    "li": {"li"}, "dt": {"dt", "dd"}, "dd": {"dt", "dd"}, "td": CELLS, "th": CELLS, "tr": CELLS - {"td", "th"},
+    "option": {"option", "optgroup"}, "optgroup": {"optgroup"}, "rt": {"rt", "rp"}, "rp": {"rt", "rp"},
+    "p": {
+        "address", "article", "aside", "blockquote", "details", "div", "dl", "fieldset", "figcaption", "figure",
+        "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hgroup", "hr", "main", "menu", "nav", "ol",
+        "p", "pre", "search", "section", "table", "ul",
+    },
+}  # fmt: skip
+"""Elements that may lack their end tag, and whose start ends them. Source: HTML standard, "Optional tags"."""
+SCOPES = {"ul", "ol", "dl", "table", "select", "ruby", "button", "object"}
+"""What is open within these does not end what is around them."""
 SHOWN = ("alt", "title", "placeholder", "aria-label", "label", "summary")
 META = {
     *("description", "keywords", "og:title", "og:description", "og:image:alt"),
@@ -61,29 +74,50 @@ def found_in(text: str, start: int, end: int) -> Iterator[Place]:
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int, Tag | None, str]]:
     """Stretches of text, inline pieces and blocks, in order; an opaque element is one piece."""
     at = start
-    held: list[Tag] = []
-    for tag in _known(text, start, end):
-        name = tag.name.lower()
-        if held:
-            if name == held[-1].name.lower() and tag.closes:
-                opened = held.pop()
-                if not held:
-                    yield at, tag.end, opened, "inline" if name in INLINE else "block"
-                    at = tag.end
-            elif name == held[-1].name.lower() and not tag.empty:
-                held.append(tag)
+    while at < end:
+        held: list[Tag] = []  # an opaque element, and what is open in it
+        for tag in _known(text, at, end):
+            name, opens = tag.name.lower(), bool(tag.name) and not (tag.closes or tag.empty)
+            if held and not _ends(held, tag):
+                held += [tag] if opens and name not in VOID else []
+                continue
+            if held:
+                stop = tag.end if tag.closes and name == held[0].name.lower() else tag.start
+                yield at, stop, held[0], _kind(held[0])
+                at, held = stop, []
+                if stop == tag.end:
+                    continue
+            if tag.start > at:
+                yield at, tag.start, None, "text"
+            at = tag.start
+            if opens and name not in VOID and (name in OPAQUE or stays(tag)):
+                held = [tag]
+                continue
+            yield at, tag.end, tag, _kind(tag)
+            at = tag.end
+        if held and held[0].name.lower() not in ENDED_BY:  # never closed: what is behind it is text as any other
+            yield at, held[0].end, held[0], _kind(held[0])
+            at = held[0].end
             continue
-        if tag.start > at:
-            yield at, tag.start, None, "text"
-        at = tag.start
-        closed_off = name in OPAQUE or _stays(tag)
-        if closed_off and not tag.closes and not tag.empty and name not in VOID:
-            held.append(tag)
-            continue
-        yield at, tag.end, tag, "inline" if name in INLINE or tag.raw.startswith("<!--") else "block"
-        at = tag.end
-    if at < end:
-        yield at, end, None, "block" if held else "text"
+        if at < end:
+            yield at, end, held[0] if held else None, "block" if held else "text"
+        return
+
+
+def _kind(tag: Tag) -> str:
+    return "inline" if tag.name.lower() in INLINE or tag.raw.startswith("<!--") else "block"
+
+
+def _ends(held: list[Tag], tag: Tag) -> bool:
+    """Whether a tag ends an element, by its own end tag or, as HTML allows, without; closes what is open in it."""
+    first, name = held[0].name.lower(), tag.name.lower()
+    inner = [other.name.lower() for other in held[1:]]
+    if not tag.closes:
+        return name in ENDED_BY.get(first, ()) and not SCOPES & {*inner}
+    if name in inner:
+        del held[len(inner) - inner[::-1].index(name) :]
+        return False
+    return name == first or first in ENDED_BY
 
 
 def _known(text: str, start: int, end: int) -> Iterator[Tag]:
@@ -133,7 +167,7 @@ def _attributes(tag: Tag) -> Iterator[Place]:
 
 def _shown(tag: Tag) -> list[tuple[str, int, int]]:
     """Values in quotation marks with letters, and where they stand."""
-    if _stays(tag):
+    if stays(tag):
         return []
     said = {name.lower(): value for name, value in tag.attributes.items()}
     names = {*SHOWN}
@@ -145,7 +179,7 @@ def _shown(tag: Tag) -> list[tuple[str, int, int]]:
     return [s for s in spans if has_letters([Part(unescape(s[0]))]) and tag.raw[s[2] - tag.start] in "\"'"]
 
 
-def _stays(tag: Tag) -> bool:
+def stays(tag: Tag) -> bool:
     """Whether an element says that it is not to be translated."""
     classes = tag.attributes.get("class", "").split()
     return tag.attributes.get("translate", "").lower() == "no" or "notranslate" in classes

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -33,14 +33,24 @@ from dragoman.translation.formats.base import (
     merged,
     replacement,
 )
-from dragoman.translation.formats.html import found_in
+from dragoman.translation.formats.html import OPAQUE, found_in, stays
+from dragoman.translation.formats.tags import next_tag
 
-FRONT = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-DESTINATION = r"\((?:[^()\\\n]|\\.|\((?:[^()\\]|\\.)*\)|\"[^\"]*\")*\)"
+FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+WITHIN = r"(?:(?!\\[()\[\]]).)"
+FORMULA = rf"(?:[A-Za-z]|(?={WITHIN}*?(?:[\^_=+{{]|\\[A-Za-z])){WITHIN}+)"
+"""What stands between backslash and bracket where these enclose maths: in other texts they are escapes."""
+DISPLAYED = r"(?:(?![ \t>]*(?:```|~~~|$))[^\n]*\n)*?[^\n]*"
+DISPLAY = re.compile(
+    rf"^[ \t>]*(?:\$\$(?![^\n]*\$\$)[^\n]*\n{DISPLAYED}\$\$|\\\[[ \t]*\n{DISPLAYED}\\\])[ \t]*$", re.MULTILINE
+)
+"""Maths in lines of its own; CommonMark would read lists and headings in it."""
+DESTINATION = r"\((?:[^()\\\n\"]|\\.|\((?:[^()\\]|\\.)*\)|\"[^\"]*\"|\")*+\)"
 INLINE = re.compile(
-    r"\\[!-/:-@\[-`{-~]"  # escapes
+    rf"\\\({FORMULA}\\\)|\\\[{FORMULA}\\\]|\\\\\(.+?\\\\\)|\\\\\[.+?\\\\\]"  # maths
+    r"|\\[!-/:-@\[-`{-~]"  # escapes
     r"|(?P<tick>`+)(?!`).*?(?<!`)(?P=tick)(?!`)"  # code
-    r"|\$\$.+?\$\$|\$(?=[^\s$\d])[^$]*?(?<=[^\s$])\$(?!\d)|\\\(.+?\\\)"  # maths
+    r"|\$\$.+?\$\$|\$(?=[^\s$\d])[^$]*?(?<=[^\s$])\$(?!\d)"  # maths
     r"|<(?:[A-Za-z][A-Za-z0-9+.-]*:[^\s<>]*|[\w.+-]+@[\w.-]+)>"  # addresses
     r"|<!--.*?-->|</?[A-Za-z][^<>]*>"  # HTML
     r"|\{[:#.][^{}\n]*\}|\{%.*?%\}"  # attributes, templates
@@ -89,6 +99,7 @@ def places(text: str, options: Options) -> list[Place]:
     bare = text.replace("\r\n", "\n").replace("\r", "\n")
     if front := FRONT.match(bare):
         bare = "\n" * bare.count("\n", 0, front.end()) + bare[front.end() :]
+    bare = DISPLAY.sub(lambda found: "\n" * found[0].count("\n"), bare)
     starts = [0, *(m.end() for m in re.finditer(r"\r\n|\r|\n", text)), len(text)]
     environment: dict = {}
     found: list[Place] = []
@@ -207,7 +218,23 @@ def _inline(pieces: Sequence[Part], references: set[str]) -> tuple[Part, ...]:
         found.append(Part(match[0], "alone", stands[match.start()] if shown else None))
         at = match.end()
     paired = _paired([*found, Part(joined[at:])], references)
-    return merged(_filled(paired, iter(holes)))
+    return merged(_filled(_closed_off(paired), iter(holes)))
+
+
+def _closed_off(parts: Sequence[Part]) -> Iterator[Part]:
+    """Elements that are copied whole, as `<code>`, are one piece each."""
+    at = 0
+    while at < len(parts):
+        end = at + 1
+        tag = next_tag(parts[at].text, 0, len(parts[at].text)) if parts[at].kind == "open" else None
+        if tag and (tag.name.lower() in OPAQUE or stays(tag)):
+            depth = 1
+            while depth:
+                depth += {"open": 1, "close": -1}.get(parts[end].kind, 0)
+                end += 1
+        whole = "".join(part.text for part in parts[at:end])
+        yield parts[at] if end == at + 1 else Part(whole, "alone", parts[at].at)
+        at = end
 
 
 def _origin(piece: Part) -> tuple[int | None, int]:
@@ -215,7 +242,7 @@ def _origin(piece: Part) -> tuple[int | None, int]:
     return piece.at, len(piece.text) if piece.kind == "text" else 1
 
 
-def _filled(parts: Sequence[Part], holes: Iterator[Part]) -> Iterator[Part]:
+def _filled(parts: Iterable[Part], holes: Iterator[Part]) -> Iterator[Part]:
     for part in parts:
         first, *rest = part.text.split("\0")
         if part.kind != "text":
@@ -266,7 +293,7 @@ def _sign(text: str) -> tuple[str, str]:
         return "[", "close"
     if text[0] in "*_~":
         return text, "both"
-    tag = re.fullmatch(r"<(/?)([A-Za-z][\w-]*)(?:[^:@>]|(?<=\s)[^>])*?(/?)>", text)
+    tag = re.fullmatch(r"<(/?)([A-Za-z][\w-]*)(?=[\s/>])[^>]*?(/?)>", text)
     if tag and not tag[3]:
         return f"<{tag[2]}", "close" if tag[1] else "open"
     return "", ""

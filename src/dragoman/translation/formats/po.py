@@ -28,18 +28,19 @@ UNESCAPES = {value: f"\\{sign}" for sign, value in ESCAPES.items()}
 
 @dataclass
 class _Entry:
-    start: int
+    keyword_at: int | None = None
+    """Where its first keyword stands."""
     comments: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     """By keyword, `msgstr` and `msgstr[1]` included."""
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     """From the first quotation mark to the last."""
-    flags: tuple[int, int, str] | None = None
-    """Place and words of the line `#, ...`."""
+    flags: list[tuple[int, int, str]] = field(default_factory=list)
+    """Place and words of the lines `#, ...`."""
 
     @property
     def fuzzy(self) -> bool:
-        return self.flags is not None and "fuzzy" in _words(self.flags[2])
+        return any("fuzzy" in _words(line) for _, _, line in self.flags)
 
 
 def places(text: str, options: Options) -> list[Place]:
@@ -62,7 +63,7 @@ def places(text: str, options: Options) -> list[Place]:
 
 def _entries(text: str) -> list[_Entry]:
     """Raises DataError that names all lines that are not of a PO file."""
-    entries, wrong = [_Entry(0)], []
+    entries, wrong = [_Entry()], []
     last, at = "", 0
     for raw in re.split(r"(?<=\n)|(?<=\r)(?!\n)", text):
         line = raw.rstrip("\r\n")
@@ -70,7 +71,7 @@ def _entries(text: str) -> list[_Entry]:
         keyword = KEYWORD.match(body)
         starts = body.startswith("#") or (keyword is not None and keyword[1] in ("msgctxt", "msgid"))
         if starts and any(name.startswith("msgstr") for name in entries[-1].texts):
-            entries.append(_Entry(at))
+            entries.append(_Entry())
             last = ""
         if body.startswith("#"):
             _comment(entries[-1], body, at + line.index("#"))
@@ -81,6 +82,8 @@ def _entries(text: str) -> list[_Entry]:
                 wrong.append(line_of(text, at))
             else:
                 offset = at + line.index(body)
+                if entries[-1].keyword_at is None:
+                    entries[-1].keyword_at = offset
                 _add(entries[-1], last, quoted, offset)
         elif body:
             wrong.append(line_of(text, at))
@@ -96,7 +99,7 @@ def _name(keyword: re.Match[str]) -> str:
 
 def _comment(entry: _Entry, body: str, at: int) -> None:
     if body.startswith("#,"):
-        entry.flags = (at, at + len(body), body)
+        entry.flags.append((at, at + len(body), body))
     elif body.startswith(("#.", "# ")):
         entry.comments.append(body[2:].strip())
 
@@ -109,13 +112,24 @@ def _add(entry: _Entry, name: str, quoted: re.Match[str], offset: int) -> None:
 
 def unescaped(text: str) -> str:
     """What a string of a PO file stands for; an unknown escape is itself."""
-    return re.sub(r"\\(.)", lambda m: ESCAPES.get(m[1], m[0]), text)
+
+    def one(match: re.Match[str]) -> str:
+        octal, hexadecimal, sign = match.groups()
+        if sign:
+            return ESCAPES.get(sign, match[0])
+        return chr(int(octal, 8) if octal else int(hexadecimal, 16))
+
+    return re.sub(r"\\(?:([0-7]{1,3})|x([0-9A-Fa-f]{2})|(.))", one, text)
 
 
 def quoted(text: str, line_end: str) -> str:
     """A string of a PO file; with line ends inside, one string a line below an empty one, as gettext writes it."""
-    lines = [re.sub(r'[\\"\n\t\r\a\b\f\v]', lambda m: UNESCAPES[m[0]], s) for s in re.split(r"(?<=\n)(?=.)", text)]
+    lines = [re.sub(r'[\\"\x00-\x1f\x7f]', _escape, line) for line in re.split(r"(?<=\n)(?=.)", text)]
     return f'"{lines[0]}"' if len(lines) == 1 else line_end.join(f'"{line}"' for line in ["", *lines])
+
+
+def _escape(match: re.Match[str]) -> str:
+    return UNESCAPES.get(match[0]) or f"\\{ord(match[0]):03o}"
 
 
 def _write(text: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Part], doubtful: bool) -> list[Edit]:
@@ -127,19 +141,15 @@ def _write(text: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Pa
 def _flags(entry: _Entry, fuzzy: bool, line_end: str) -> list[Edit]:
     if fuzzy == entry.fuzzy:
         return []
-    if entry.flags is None:
-        at = min(start for start, _ in entry.spans.values())
-        return [Edit(entry_line(entry, at), entry_line(entry, at), f"#, fuzzy{line_end}")]
-    start, end, line = entry.flags
-    words = [w for w in _words(line) if w != "fuzzy"]
-    words = ["fuzzy", *words] if fuzzy else words
-    return [Edit(start, end, "#, " + ", ".join(words) if words else "#")]
-
-
-def entry_line(entry: _Entry, at: int) -> int:
-    """Start of the entry's first line with a keyword."""
-    first = min(entry.spans, key=lambda name: entry.spans[name][0])
-    return at - len(first) - 1
+    if fuzzy and not entry.flags:
+        assert entry.keyword_at is not None
+        return [Edit(entry.keyword_at, entry.keyword_at, f"#, fuzzy{line_end}")]
+    if fuzzy:
+        start, end, line = entry.flags[0]
+        return [Edit(start, end, "#, " + ", ".join(["fuzzy", *_words(line)]))]
+    marked = [(start, end, _words(line)) for start, end, line in entry.flags if "fuzzy" in _words(line)]
+    kept = [(start, end, ", ".join(word for word in words if word != "fuzzy")) for start, end, words in marked]
+    return [Edit(start, end, f"#, {words}" if words else "#") for start, end, words in kept]
 
 
 def _words(line: str) -> list[str]:

@@ -15,7 +15,7 @@ from functools import partial
 from html import unescape
 from xml.sax.saxutils import escape
 
-from dragoman.corpora.languages import normalise_tag
+from dragoman.corpora.languages import is_near, normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
@@ -46,7 +46,7 @@ class _Unit:
 
 def _nearest(language: str, variants: Sequence[_Variant]) -> _Variant | None:
     """The one in a language, else one whose tag says more or less of the same: ca and ca-ES, not pt-PT and pt-BR."""
-    near = [v for v in variants if f"{v.language}-".startswith(f"{language}-") or language.startswith(f"{v.language}-")]
+    near = [v for v in variants if is_near(v.language, language)]
     return next((v for v in near if v.language == language), near[0] if near else None)
 
 

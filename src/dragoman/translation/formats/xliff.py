@@ -18,7 +18,7 @@ from functools import partial
 from html import unescape
 from xml.sax.saxutils import escape
 
-from dragoman.corpora.languages import normalise_tag
+from dragoman.corpora.languages import is_near, normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
@@ -98,7 +98,7 @@ def _languages(every: list[Tag], options: Options) -> list[Edit]:
         named = {LANGUAGES[k]: v for k, v in tag.attributes.items() if k in LANGUAGES}
         for side, given in named.items():
             wanted = getattr(options, side)
-            if normalise_tag(given).split("-")[0] != wanted.split("-")[0]:
+            if not is_near(normalise_tag(given), wanted):
                 raise DataError(f"its {side} language is {given}, not {wanted}; give the languages of the file")
         if "source" in named and "target" not in named:
             name = "trgLang" if local_name(tag) == "xliff" else "target-language"
@@ -118,7 +118,7 @@ def _units(text: str, every: list[Tag]) -> Iterator[_Unit]:
                 parts, notes = {}, notes if local_name(tag) == "segment" else []
             if local_name(tag) == "unit":
                 notes = []
-            if tag.empty and local_name(tag) == "target":
+            if tag.empty and local_name(tag) == "target" and stack and local_name(stack[-1]) in UNITS:
                 parts["target"] = (tag, tag)
             elif not tag.empty:
                 stack.append(tag)

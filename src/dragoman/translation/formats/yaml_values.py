@@ -43,12 +43,15 @@ def _walk(text: str, node: yaml.Node | None, path: str, options: Options, found:
         for n, value in enumerate(node.value):
             _walk(text, value, _under(path, str(n)), options, found, seen)
     elif isinstance(node, yaml.ScalarNode) and node.tag == STRING and chosen(path, options.keys):
-        if not has_letters([Part(node.value)]):
+        value = node.value.encode("utf-16-le", "surrogatepass").decode(
+            "utf-16-le", "surrogatepass"
+        )  # two halves of one
+        if not has_letters([Part(value)]):
             return
         start, end = node.start_mark.index, node.end_mark.index
         anchor = ANCHOR.match(text, start, end)
         start = anchor.end() if anchor else start
-        source = (Part(node.value.rstrip("\n") if node.style in ("|", ">") else node.value),)
+        source = (Part(value.rstrip("\n") if node.style in ("|", ">") else value),)
         write = partial(_write, text, start, end, node.style, source)
         found.append(Place(start, source, write, path))
 
@@ -78,7 +81,11 @@ def _stays_plain(text: str, start: int, end: int, new: str) -> bool:
 
 
 def _block(raw: str, old: str, new: str, style: str) -> str:
-    """A block scalar with its header, indent and last line ends; in a folded one a line end is an empty line more."""
+    """A block scalar with its header, indent and last line ends.
+
+    In a folded one, line ends of the text are one more in the file; a text with lines that begin with a space, or with
+    an empty one first, is written as a literal one.
+    """
     header, body = re.match(r"([^\r\n]*(?:\r\n|\r|\n))(.*)", raw, re.DOTALL).groups()  # type: ignore[union-attr]
     indent = re.search(r"^[ \t]*(?=[^\s])", body, re.MULTILINE)
     own = re.search(r"^ *(?=[^\s])", old, re.MULTILINE)  # with a number in the header, spaces may be the text's
@@ -86,5 +93,9 @@ def _block(raw: str, old: str, new: str, style: str) -> str:
     tail = re.search(r"\s*\Z", body)
     assert indent and own and tail
     left = indent[0][: len(indent[0]) - len(own[0])]
-    lines = new.split("\n") if style == "|" else re.sub(r"\n", "\n\n", new).split("\n")
+    if style == ">" and not re.search(r"\A\n|^[ \t]", new, re.MULTILINE):
+        new = re.sub(r"\n+", lambda ends: ends[0] + "\n", new)
+    elif style == ">":
+        header = "|" + header[1:]
+    lines = new.split("\n")
     return header + mark.join(left + line if line else "" for line in lines) + tail[0]
