@@ -70,7 +70,9 @@ def _verb(name: str) -> Any:
     module = importlib.import_module(f"dragoman.commands.{name}")
 
     def verb(*args: Any, **settings: Any) -> Any:
-        return module.run(module.Config(*args, **settings))
+        from dragoman.commands.calling import made
+
+        return module.run(made(module.Config, name, args, settings))
 
     verb.__name__, verb.__doc__ = name, f"{module.run.__doc__}\n\nArguments: those of `{module.__name__}.Config`."
     return verb

@@ -221,7 +221,7 @@ def test_divergence_says_at_which_step_and_leaves_the_last_good_state(toy, tmp_p
         ({"guard_action": "rollback"}, "guard_action has no effect without --guard"),
         ({"guard": "1%", "evaluation": Evaluation(segments=0)}, "--guard has no effect without evaluation.segments"),
         ({"guard": "little"}, "--guard is a share such as 1% or 0.01, not 'little'"),
-        ({"guard": "-1%"}, "the limit is a share from 0 on"),
+        ({"guard": "-1%"}, "is a share such as 1% or 0.01, from 0 on, not '-1%'"),
         ({"resume": True, "dry_run": True}, "--resume has no effect on a dry run"),
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"method": "mix_moe"}, "mix_moe trains in stages, on text of its own; use `dragoman mix train`"),
@@ -256,3 +256,23 @@ def test_evaluation_that_cannot_be_is_refused_where_it_was_asked_for(toy, tmp_pa
 
 def test_shares_by_hand():
     assert share_of("1%") == share_of("0.01") == share_of(" 1 %") == 0.01
+    assert share_of("150%") == 1.5
+    assert share_of("0") == share_of("0%") == 0
+    for odd in ("-1%", "nan", "inf", "-inf%"):
+        with pytest.raises(ConfigError, match=f"--guard is a share such as 1% or 0.01, from 0 on, not '{odd}'"):
+            share_of(odd)
+    with pytest.raises(ConfigError, match=r"--guard 5 would be 500 %; 5% is 0\.05"):
+        share_of("5")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guard": "5"}, "--guard 5 would be 500 %"),
+        ({"vocabulary": -5}, "vocabulary is 0 or more new pieces, not -5"),
+        ({}, "the method expert_tuning trains what a plan names"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_opened(given, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        dragoman.adapt("no/such-model", target="ca", out=tmp_path / "out", **given)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dragoman import cli
-from dragoman.commands import translate
-from dragoman.errors import ConfigError
+from dragoman.commands import memory, translate
+from dragoman.errors import ConfigError, DataError
 from dragoman.translation.memory import Memory
 from dragoman.translation.request import Answer
 
@@ -34,6 +34,15 @@ def engine(tmp_path, monkeypatch):
     monkeypatch.setattr(translate, "_engine", lambda config: copier)
     monkeypatch.setattr(translate, "_identity", lambda model: f"{model} by content")
     return copier
+
+
+def test_a_file_that_cannot_be_read_leaves_no_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tsv").write_text("en\tde\nSave\tSpeichern\n")
+    (tmp_path / "b.tsv").write_text("en\tfr\nSave\tSauver\n")
+    with pytest.raises(DataError, match=r"b\.tsv has no column de; it has en, fr"):
+        memory.import_files(Path("m.sqlite"), Path("a.tsv"), Path("b.tsv"), to="de", quiet=True)
+    assert not (tmp_path / "m.sqlite").exists()
 
 
 def test_import_add_search(tmp_path, monkeypatch, capsys):

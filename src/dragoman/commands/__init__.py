@@ -29,16 +29,23 @@ def require_sample(segments: int, seed: int) -> None:
         raise ConfigError(f"segments is at least 2 and seed at least 0, not {segments} and {seed}")
 
 
-def another_split(corpus: NText, languages: Sequence[str], split: str, complete: bool = False) -> str:
+def another_split(
+    corpus: NText, languages: Sequence[str], split: str, complete: bool = False, among: Sequence[str] = SPLITS[:3]
+) -> str:
     """The way out where a split has too little text: the one with most rows in the languages, or what a file needs.
 
-    complete: rows need text in all of the languages, not in any of them.
+    complete: rows need text in all of the languages, not in any of them; among: the splits that may be named.
     """
-    there = {s: corpus.select(languages, s, complete=complete) for s in SPLITS if s not in (split, "test")}
+    there = {s: corpus.select(languages, s, complete=complete) for s in among if s != split}
     rows = {s: sum(any(cells) for cells in zip(*text.columns.values(), strict=True)) for s, text in there.items()}
     fullest = max(rows, key=lambda s: rows[s])
     if rows[fullest] < 2:
-        return "give more rows"
+        if "train" in among:
+            return "give more rows"
+        return (
+            "no row of the file is held out for measuring; give more rows, add a column `split` with dev or devtest, "
+            "or take a file that nothing was trained on as --test-set"
+        )
     return (
         f"take --split {fullest}, which has {rows[fullest]} rows of them, or give more rows; a file without a column "
         "`split` has its rows shared out by document"

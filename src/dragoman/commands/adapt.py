@@ -136,6 +136,10 @@ class Config:
             faults.append("a delta fits its base alone, so it cannot hold --vocabulary (--save model can)")
         if self.guard_action != "stop" and not self.guard:
             faults.append("guard_action has no effect without --guard; give both or none")
+        if self.guard:
+            forgetting.share_of(self.guard)
+        if self.vocabulary < 0:
+            faults.append(f"vocabulary is 0 or more new pieces, not {self.vocabulary}")
         if self.guard and not self.evaluation.segments:
             faults.append("--guard has no effect without evaluation.segments; give both or none")
         if self.resume and self.dry_run:
@@ -235,6 +239,8 @@ def _chosen(config: Config) -> Any:
         raise ConfigError(f"there is no method {config.method!r}; methods are {', '.join((*METHODS, *STAGED))}")
     if isinstance(METHODS[config.method], LossMethod):
         raise ConfigError(f"the method {config.method} trains on parallel items of a task; use `dragoman align`")
+    if METHODS[config.method].NEEDS_PLAN and config.plan is None:
+        raise ConfigError(f"the method {config.method} trains what a plan names; make one with `dragoman plan`")
     return settings(config.method, METHODS[config.method], {n: getattr(config, n) for n in OF_METHOD})
 
 
@@ -254,6 +260,8 @@ def show(record: dict[str, Any]) -> None:
     if stopped := log.get("stopped"):
         weights = f"; the weights are those of step {stopped['weights_of']}" if "weights_of" in stopped else ""
         print(f"stopped at step {stopped['step']}: {stopped['why']}{weights}")
+        if stopped.get("weights_of") == 0:
+            print("nothing was learnt: these are the weights of the base; lower --learning-rate or raise --guard")
     if record.get("outcome"):
         print(forgetting.line(record["outcome"]))
 

@@ -46,12 +46,17 @@ class Evaluation:
 
 
 def share_of(limit: str) -> float:
-    """`1%` or `0.01` -> 0.01."""
-    number = limit.strip().removesuffix("%")
+    """`1%` or `0.01` -> 0.01; from 1 on only with the sign, as 5 is hardly meant as 500 %."""
+    number, percent = limit.strip().removesuffix("%"), limit.strip().endswith("%")
     try:
-        return float(number) / (100 if limit.strip().endswith("%") else 1)
+        share = float(number) / (100 if percent else 1)
     except ValueError:
         raise ConfigError(f"--guard is a share such as 1% or 0.01, not {limit!r}") from None
+    if not 0 <= share < float("inf"):
+        raise ConfigError(f"--guard is a share such as 1% or 0.01, from 0 on, not {limit!r}")
+    if share >= 1 and not percent:
+        raise ConfigError(f"--guard {limit} would be {100 * share:g} %; {number.strip()}% is {share / 100:g}")
+    return share
 
 
 def dev_texts(

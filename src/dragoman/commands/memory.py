@@ -52,6 +52,8 @@ def import_files(
     if not files:
         raise ConfigError("no files to import were given; name TMX files or tables behind the memory")
     guard = HeldOut.read(held_out) if held_out else None
+    for path in files:
+        next(iter(read_pairs(path, *languages, splits)), None)  # what cannot be read is told before there is a memory
     store, left_out = Memory.open(memory), 0
 
     def kept(path: Path) -> Iterator[tuple[str, str]]:

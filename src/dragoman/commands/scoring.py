@@ -49,6 +49,10 @@ BATCH_TOKENS = 4096
 # Held-out rows
 
 
+MEASURED = ("dev", "devtest")
+"""Splits that are there to be measured on; what is in train a model may know by heart."""
+
+
 def first_rows(corpus: NText, language: str, split: str, segments: int) -> NText:
     """The first rows of a split that have text in a language, at most so many."""
     table = corpus.select([language], split, complete=True)
@@ -59,7 +63,7 @@ def held_out(corpus: NText, languages: Sequence[str], split: str, segments: int)
     """The rows that each language is scored on. DataError where they are of no use."""
     tables = {g: first_rows(corpus, g, split, segments) for g in languages}
     if empty := [g for g, t in tables.items() if len(t) < 2]:
-        way_out = another_split(corpus, empty, split)
+        way_out = another_split(corpus, empty, split, among=MEASURED)
         raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; {way_out}")
     return tables
 
@@ -74,7 +78,7 @@ def parallel(corpus: NText, source: str, target: str, split: str, segments: int)
     table = corpus.select([source, target], split, complete=True)
     table = table.take(range(min(segments, len(table))))
     if len(table) < 2:
-        way_out = another_split(corpus, [source, target], split, complete=True)
+        way_out = another_split(corpus, [source, target], split, complete=True, among=MEASURED)
         raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; {way_out}")
     name = corpus.about.get("name", "the corpus")
     refuse_untranslated(cells(table, source), cells(table, target), f"{source} -> {target} in {name}")

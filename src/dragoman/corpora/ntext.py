@@ -109,7 +109,11 @@ class NText:
     def require(self, languages: Iterable[str]) -> None:
         """DataError that names all the languages that are not columns, the nearest of each, and what there is."""
         if absent := [tag for tag in dict.fromkeys(languages) if tag not in self.columns]:
-            hints = "; ".join(f"{tag}: {nearest(tag, self.languages)}" for tag in absent)
+            apart = "write several with spaces between: {}"
+            hints = "; ".join(
+                apart.format(tag.replace(",", " ")) if "," in tag else f"{tag}: {nearest(tag, self.languages)}"
+                for tag in absent
+            )
             raise DataError(
                 f"no column {', '.join(absent)} in corpus {self.about.get('name', '(unnamed)')} ({hints}); "
                 f"it has {', '.join(self.languages)}"
