@@ -1,5 +1,6 @@
 """What can go wrong with servers and with files: tests run every row, and docs/translating-faults.md shows them."""
 
+import random
 from dataclasses import dataclass
 
 
@@ -77,3 +78,10 @@ def file_table():
     """The table of bad files in Markdown."""
     rows = [f"| {f.what} | `{f.name[1:]}` | … {f.message} … |" for f in BAD_FILES]
     return "\n".join(["| the file holds | ending | what is told |", "|:------|:-----|:-----|", *rows])
+
+
+def damaged(path):
+    """Every page behind the first is noise."""
+    data = path.read_bytes()
+    assert len(data) > 8192
+    path.write_bytes(data[:4096] + random.Random(0).randbytes(len(data) - 4096))

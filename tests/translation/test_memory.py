@@ -11,7 +11,7 @@ from dragoman.errors import ConfigError, DataError
 from dragoman.translation import memory as module
 from dragoman.translation.memory import Match, Memory
 from dragoman.translation.memory_files import HeldOut, read_pairs
-from tests.translation.test_job import damaged
+from tests.translation.faults import damaged
 
 chance = random.Random(0)
 WORDS = ["".join(chance.choices("abcdefghijklmnoprstuvz", k=chance.randint(2, 9))) for _ in range(400)]
