@@ -22,6 +22,7 @@ def test_words_for_paths_and_for_lists_of_one():
     assert made(evaluate.Config, "evaluate", ("m",), {"against": ["a", "b"]}).against == ("a", "b")
     config = made(plan.Config, "plan", (Path("t.npz"),), {"target": "ca", "out": "p.json"})
     assert config.trace == Path("t.npz") and config.out == Path("p.json")
+    assert made(plan.Config, "plan", ("./model",), {"out": "p.json"}).trace == "./model", "a path or a model"
     nested = made(adapt.Config, "adapt", ("m",), {"target": "ca", "evaluation": {"known": "fr", "segments": 4}})
     assert nested.evaluation.known == ("fr",) and nested.evaluation.segments == 4
 

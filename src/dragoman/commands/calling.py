@@ -34,7 +34,7 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
         inner = get_args(kind)
-        if kind is Path and isinstance(value, str):
+        if kind is Path and isinstance(value, str) and str not in kinds:  # ./model is not the Hub's model
             return Path(value)
         if get_origin(kind) is tuple and inner[1:] == (...,):
             several = (value,) if isinstance(value, (str, Path, int, float)) else value
