@@ -265,6 +265,17 @@ def test_shares_by_hand():
         share_of("5")
 
 
+@pytest.mark.parametrize("kept", [0, 6])
+def test_weights_of_the_base_are_not_told_as_a_success(kept, capsys):
+    stopped = {"step": 12, "why": "en lost", "weights_of": kept}
+    log = {"steps": 12, "seconds": 1.0, "losses": [2.0, 1.0], "stopped": stopped}
+    told = {"log": log, "parameters": 5, "trained_share": 0.1, "config": {"out": "o", "save": "model"}}
+    adapt.show(told)
+    out = capsys.readouterr().out
+    assert f"the weights are those of step {kept}" in out
+    assert ("nothing was learnt: these are the weights of the base" in out) == (kept == 0)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

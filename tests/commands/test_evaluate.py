@@ -284,6 +284,10 @@ def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_pat
     (tmp_path / "own.tsv").write_text("en\tca\n" + "".join(f"a house {i}\tuna casa {i}\n" for i in range(8)))
     with pytest.raises(DataError, match="segments of en, ca in split devtest; no row of the file is held out for"):
         dragoman.evaluate(str(place / "m0"), **settings | {"corpus": str(tmp_path / "own.tsv")})
+    rows = [f"{s}\t{s}{i}\ta house {i}\tuna casa {i}\n" for s, n in (("train", 9), ("dev", 3)) for i in range(n)]
+    (tmp_path / "own.tsv").write_text("split\tdocument\ten\tca\n" + "".join(rows))
+    with pytest.raises(DataError, match="segments of en, ca in split devtest; take --split dev, which has 3 rows"):
+        dragoman.evaluate(str(place / "m0"), **settings | {"corpus": str(tmp_path / "own.tsv")})
     assert not (tmp_path / "x").exists()
 
 

@@ -18,6 +18,7 @@ from dragoman.evaluation.kept import Kept, numbers, placeholders
         ('<b>Save</b> <a href="x y">it</a><br/>', ["<b>", "</b>", '<a href="x y">', "</a>", "<br/>"]),
         ("A &amp; B &#160; C\\n", ["&amp;", "&#160;", "\\n"]),
         ("50% of all, a < b > c, 100 %, {not a name}", []),
+        ("%sabc and 5%discount", ["%s"]),
         ("5%discount, eine 100 %ige Sache, 50 %de", []),
         ("after %ds, %dx%d, %luMB, %*d, %.*f", ["%d", "%d", "%d", "%lu", "%*d", "%.*f"]),
     ],

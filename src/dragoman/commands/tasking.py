@@ -85,10 +85,14 @@ def open_task(
 
 
 def _text_of(task: str, corpus: str | NText) -> NText:
-    """`heading` of the built-in corpus is made of its pages, which know what stands under what."""
     if isinstance(corpus, NText):
         return corpus
-    return load_pages() if task == "heading" and is_built_in(corpus) else open_corpus(corpus)
+    return load_pages() if _of_pages(task, corpus) else open_corpus(corpus)
+
+
+def _of_pages(task: str, corpus: str) -> bool:
+    """`heading` of the built-in corpus is made of its pages, which know what stands under what."""
+    return task == "heading" and is_built_in(corpus)
 
 
 def _with_examples(made: TaskItems, name: str, corpus: str | NText, shots: int) -> TaskItems:
@@ -277,7 +281,7 @@ def open_items(config: Any, corpus: NText) -> TaskItems | None:
         chosen = tuple(read_items(Path(config.task)).items) if Path(config.task).exists() else corpus.languages
     split = config.split if config.task in OF_CORPUS or config.split != "devtest" else None
     form: dict[str, Any] = {"shots": config.shots, "chat": config.chat}
-    text = corpus if config.task in OF_CORPUS and config.task != "heading" else config.corpus
+    text = corpus if config.task in OF_CORPUS and not _of_pages(config.task, config.corpus) else config.corpus
     return open_task(config.task, chosen, corpus=text, split=split, number=config.segments, **form)
 
 
