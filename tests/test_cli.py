@@ -46,6 +46,21 @@ def test_flags_win_over_the_config_file_in_any_order(seen, tmp_path):
     assert [c.layers for c in seen] == [(1, 2), (1, 2), (7,)]
 
 
+def test_norwegian_in_the_config_file_is_no_boolean(seen, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text("target: no\nknown: [en, no]\ntrace: t.npz\n")
+    run("plan", "--config", file)
+    assert (seen[0].target, seen[0].known) == ("no", ("en", "no"))
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("yes", True), ("False", False), ("no", False)])
+def test_booleans_of_the_config_file(seen, tmp_path, word, value):
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"trace: t.npz\ntrain_routers: {word}\n")
+    run("plan", "--config", file)
+    assert seen[0].train_routers is value
+
+
 def test_the_main_argument_can_stand_in_the_config_file(seen, tmp_path):
     file = tmp_path / "plan.yaml"
     file.write_text("trace: t.npz\nknown: [en, de]\n")

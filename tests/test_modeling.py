@@ -27,6 +27,7 @@ from dragoman.modeling import (
     tap_routers,
     why_not_tunable,
 )
+from dragoman.modeling.codec import widened
 from dragoman.routing.capture import capture
 from tests.architectures import build
 from tests.models import FAMILIES, dense, tiny, unrecorded
@@ -297,6 +298,16 @@ def test_broken_weights_are_one_sentence(tmp_path):
         open_model(str(tmp_path / "m"))
 
 
+def test_a_tag_widens_within_its_script():
+    assert widened("ca-ES-valencia") == ["ca-ES-valencia", "ca-ES", "ca"]
+    assert widened("de-DE-u-co-phonebk") == ["de-DE-u-co-phonebk", "de-DE-u-co", "de-DE", "de"]
+    assert widened("zh-CN") == ["zh-CN", "zh"]
+    assert widened("zh-Hans-SG") == ["zh-Hans-SG", "zh-Hans", "zh"]
+    for alone in ("zh-TW", "zh-Hant", "sr-Latn", "en"):
+        assert widened(alone) == [alone]
+    assert widened("sr-Latn-RS") == ["sr-Latn-RS", "sr-Latn"]
+
+
 class TestTextCodec:
     codec = TextCodec(tokenizer())
 
@@ -317,6 +328,12 @@ class TestTextCodec:
         ((ids, prompt),) = self.codec.pairs(["one"], ["jedna"], "en", "xx", {"en": "English", "xx": "Exxish"})
         assert self.codec.decode(ids) == "English: one\nExxish: jedna"
         assert self.codec.decode(ids[:prompt]) == "English: one\nExxish:"
+
+    def test_a_regional_tag_stands_behind_the_tag_of_its_language(self):
+        for tag in ("de-AT", "de-CH-1996", "de-DE-u-co-phonebk"):
+            assert self.codec.tag_id(tag) == self.codec.tag_id("de"), tag
+        assert self.codec.tag_id("de-Cyrl") is None
+        assert self.codec.tag_id("xx-DE") is None
 
     def test_unicode_survives(self):
         text = "Ελληνικά 日本語 ñ 👍"

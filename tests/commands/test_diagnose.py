@@ -139,6 +139,7 @@ def text_of_parts():
             "is one document, so documents cannot be resampled",
         ),
         ({"corpus": "parts.tsv.gz", "parallel": True}, DataError, "not parallel: 0 rows .* 20 are needed"),
+        ({"corpus": "own.tsv", "reference": "fr"}, ConfigError, "no text in fr, .* another with --reference: en, de"),
         ({"corpus": "own.tsv", "split": "dev"}, DataError, "en, de in split dev; take --split train, which has 8 rows"),
     ],
 )

@@ -11,7 +11,7 @@ import sacrebleu
 import dragoman
 from dragoman import cli
 from dragoman.commands import evaluate, scoring
-from dragoman.commands.directions import parse_directions
+from dragoman.commands.directions import only_direction, parse_directions
 from dragoman.commands.evaluate import verdict
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.evaluation.coverage import WordAligner
@@ -181,6 +181,15 @@ def test_directions_by_hand():
     assert len(parse_directions(["all-all"], columns, columns)) == 20
     with pytest.raises(ConfigError, match="no directions are en-en, xx-de, de; give source and target"):
         parse_directions(["en-en", "en-de", "xx-de", "de"], columns, columns)
+
+
+def test_the_one_direction_of_two_plain_files():
+    assert only_direction(["EN-de"]) == ["en", "de"]
+    assert only_direction(["en-pt-BR"]) == ["en", "pt-BR"]
+    assert only_direction(["zh-TW-sr-Latn"]) == ["zh-TW", "sr-Latn"]
+    for words, told in (([], "given were none"), (["en-de", "de-en"], "given was en-de, de-en"), (["en"], "was en")):
+        with pytest.raises(ConfigError, match=f"two plain files need one direction.*{told}"):
+            only_direction(words)
 
 
 # Models

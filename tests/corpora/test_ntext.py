@@ -166,6 +166,19 @@ def test_a_column_in_another_script_is_named(tmp_path, suffix):
     assert "sr-Latn" in str(error.value)
 
 
+def test_columns_of_names_are_no_languages(tmp_path):
+    path = tmp_path / "x.tsv"
+    rows = "".join(f"seg-{i}\tnews/{i // 4}\t{i}\ta house\tein Haus\n" for i in range(12))
+    path.write_text(f"id\tdoc\tsq\ten\tde\n{rows}")
+    with pytest.raises(DataError, match="column id holds names such as 'seg-0' and no text in Indonesian") as error:
+        load(path)
+    assert "column doc holds names such as 'news/0' and no text in doc" in str(error.value)
+    assert "column sq holds names such as '0'" in str(error.value)
+    assert "column en" not in str(error.value)
+    path.write_text("id\tja\n" + "rumah\t家\nRp100\t2番\n")
+    assert load(path, open_test=True).languages == ("id", "ja")
+
+
 def test_unknown_splits_and_repeated_keys_are_named(tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("split\ten\nvalid\ta\n")

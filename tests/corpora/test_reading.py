@@ -64,6 +64,7 @@ FAULTS = {
     "same column otherwise written": ("x.tsv", b"en\tpt-BR\tpt_br\na\tb\tc\n", "column pt-BR appears more than once"),
     "no languages": ("x.tsv", b"key\tsplit\na\ttrain\n", "has no language columns"),
     "no tag": ("x.tsv", b"en\tgerman\na\tb\n", "'german' is not a BCP-47 language tag .* did you mean de"),
+    "column in capitals": ("x.tsv", b"Document\ten\na\tb\n", "'Document' is not .*: write Document as document"),
     "bad JSON": ("x.jsonl", b'{"en": "a"}\n{"en": \n["en"]\n{"en": 3}\n', "lines 2, 3, 4 hold no JSON object of texts"),
     "document on some": ("x.jsonl", b'{"en": "a", "document": "d"}\n{"en": "b"}\n',
                          "document is given on some rows but not on line 2"),

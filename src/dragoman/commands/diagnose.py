@@ -98,8 +98,7 @@ def run(config: Config) -> dict[str, Any]:
     from dragoman.reporting import write_diagnosis
 
     corpus = open_corpus(config.corpus)
-    languages = tuple(dict.fromkeys([config.reference, *(config.languages or corpus.languages)]))
-    corpus.require(languages)
+    languages = _languages(config, corpus)
     tasks = {name: read_task(name, path) for name, path in config.task.items()}
     model, codec = open_both(config.model)
     layers = moe_layers(model)  # a dense model is refused before anything is written
@@ -131,6 +130,17 @@ def run(config: Config) -> dict[str, Any]:
     write_diagnosis(record, trace, out)
     write_json(out / "record.json", record)
     return record
+
+
+def _languages(config: Config, corpus: NText) -> tuple[str, ...]:
+    if config.reference not in corpus.languages:
+        raise ConfigError(
+            f"there is no text in {config.reference}, which divergence is measured from; name another with "
+            f"--reference: {', '.join(corpus.languages)}"
+        )
+    languages = tuple(dict.fromkeys([config.reference, *(config.languages or corpus.languages)]))
+    corpus.require(languages)
+    return languages
 
 
 def show(record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dragoman.corpora.languages import is_tag, normalise_tag
 from dragoman.errors import ConfigError
 
 
@@ -26,6 +27,20 @@ def parse_directions(words: list[str], every: tuple[str, ...], columns: tuple[st
             f"languages of the text: {', '.join(columns)}"
         )
     return found
+
+
+def only_direction(words: list[str]) -> list[str]:
+    """[source, target] of the one direction that two plain files need: `en-pt-BR` is en and pt-BR, as regions are
+    written in capitals. Raises ConfigError for anything else."""
+    parts = words[0].split("-") if len(words) == 1 else []
+    cuts = [["-".join(parts[:i]), "-".join(parts[i:])] for i in range(1, len(parts))]
+    cuts = [cut for cut in cuts if len(cuts) == 1 or all(map(is_tag, cut))]
+    if len(cuts) != 1:
+        raise ConfigError(
+            f"two plain files need one direction, which names their languages, such as en-de or en-pt-BR; "
+            f"given {'was ' + ', '.join(words) if words else 'were none'}"
+        )
+    return [normalise_tag(tag) for tag in cuts[0]]
 
 
 def _side(tag: str, every: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:

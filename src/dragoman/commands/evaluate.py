@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dragoman.commands import Switch, Tags, measures, require_sample, scoring
-from dragoman.commands.directions import parse_directions
+from dragoman.commands.directions import only_direction, parse_directions
 from dragoman.commands.tasking import Installed, add_task, open_items, require_room, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
@@ -137,6 +137,8 @@ def _require_one_kind(config: Config) -> None:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
     elif (config.metrics or config.weights or config.aligner_text) and not config.directions:
         raise ConfigError("--metrics, --weights and --aligner-text are of translations; give --directions too")
+    elif config.shots < 0:
+        raise ConfigError(f"shots is {config.shots}; at least 0")
     elif (config.normalise or config.shots or config.chat) and not config.task:
         raise ConfigError("--normalise, --shots and --chat are of a task; give --task too")
     elif config.test_set and config.corpus != "help":
@@ -291,8 +293,7 @@ def _systems(config: Config) -> dict[str, Any]:
 def _text(config: Config) -> tuple[NText, dict[str, tuple[str, str]]]:
     words = [word for given in config.directions for word in given.split(",") if word]
     if len(config.test_set) == 2:
-        pair = words[0].split("-") if len(words) == 1 else []
-        corpus = open_test_set(*config.test_set, languages=[normalise_tag(g) for g in pair])
+        corpus = open_test_set(*config.test_set, languages=only_direction(words))
     else:
         corpus = open_test_set(*config.test_set) if config.test_set else open_corpus(config.corpus)
     return corpus, parse_directions(words, config.languages or corpus.languages, corpus.languages)

@@ -39,6 +39,9 @@ _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 USER_SHARES = {"train": 0.80, "dev": 0.06, "devtest": 0.07, "test": 0.07}
 ROWS_PER_DOCUMENT = 20
 MIN_SCRIPT_SHARE = 0.5
+MAX_NAME_SHARE = 0.9
+_NAME = re.compile(r"(?=.*[\d/_])[\w./:#?&=%~+@-]+", re.ASCII)
+"""What numbers rows or names files and pages: one word with a figure, a slash or an underscore."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     path = Path(path)
     languages, meta, columns = read_columns(path)
     text = from_columns(languages, columns, meta, where=str(path))
-    _check_scripts(text, path)
+    _check_columns(text, path)
     about, checksum = read_json(about_path(path)) if about_path(path).is_file() else {}, text.checksum()
     headless = about.pop("headless", None)  # long, and nothing that records of other commands should carry
     if headless is not None and about.get("checksum") == checksum:  # else the table has been changed since
@@ -241,11 +244,19 @@ def _require_whole_documents(documents: Sequence[str], splits: Sequence[str], wh
         )
 
 
-def _check_scripts(text: NText, path: Path) -> None:
+def _check_columns(text: NText, path: Path) -> None:
+    """DataError where a column is not in its language's script, or holds names of rows (`id`, `doc`, `url`)."""
     wrong = []
     for tag in text.languages:
+        cells = text.texts(tag)
+        if cells and sum(bool(_NAME.fullmatch(cell)) for cell in cells) > MAX_NAME_SHARE * len(cells):
+            wrong.append(
+                f"column {tag} holds names such as {cells[0]!r} and no text in {language(tag).name or tag}: call it "
+                "key where it names rows or document where it names documents, or leave it out"
+            )
+            continue
         expected = language(tag).scripts
-        shares = script_shares(text.texts(tag)) if expected else {}
+        shares = script_shares(cells) if expected else {}
         share = sum(shares.get(script, 0.0) for script in expected)
         if shares and share < MIN_SCRIPT_SHARE:
             most = next(iter(shares))

@@ -70,7 +70,9 @@ def _tags(names: Sequence[str], path: Path) -> list[str]:
     try:
         tags = normalise_tags(names)
     except DataError as e:
-        raise DataError(f"{path}: {e}; columns other than {', '.join(META)} are languages") from None
+        small = [f"{name} as {name.lower()}" for name in names if name.lower() in META]
+        hint = f": write {', '.join(small)}" if small else ""
+        raise DataError(f"{path}: {e}; columns other than {', '.join(META)} are languages{hint}") from None
     repeated = sorted({tag for tag in tags if tags.count(tag) > 1})
     if repeated:
         raise DataError(f"{path}: column {', '.join(repeated)} appears more than once; keep one of them")

@@ -126,9 +126,9 @@ class TextCodec:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def tag_id(self, language: str) -> int | None:
-        """Id of the language's tag, None where the vocabulary has none."""
-        found = self.tokenizer.convert_tokens_to_ids(f"<{language}>")
-        return None if found is None or found == self.tokenizer.unk_token_id else found
+        """Id of the language's tag, or of the nearest wider one (de for de-AT); None where the vocabulary has none."""
+        found = self.tokenizer.convert_tokens_to_ids([f"<{tag}>" for tag in widened(language)])
+        return next((i for i in found if i not in (None, self.tokenizer.unk_token_id)), None)
 
     def prompts(self, sources: Sequence[str], source: str, target: str, names: dict[str, str]) -> list[list[int]]:
         """What stands before each translation. `names` gives the languages' names for models without tags."""
@@ -146,6 +146,22 @@ class TextCodec:
         spaced = targets if self.tag_id(target) is not None else [f" {text}" for text in targets]
         answers, end = self.encode(spaced), self.end_id
         return [([*p, *a, end], len(p)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def widened(tag: str) -> list[str]:
+    """The tag and the wider ones that may stand for it, nearest first (RFC 4647, lookup): ca-ES-valencia, ca-ES, ca.
+
+    No script is cut away, and of Chinese only what says that it is the simplified one.
+    """
+    found, (language, *rest) = [tag], tag.split("-")
+    while rest:
+        last = rest.pop()
+        kept = last not in ("CN", "SG", "Hans") if language == "zh" else len(last) == 4 and last.isalpha()
+        if kept:
+            break
+        if not rest or len(rest[-1]) > 1:  # a singleton only announces what was cut
+            found.append("-".join([language, *rest]))
+    return found
 
 
 PLAIN_PROMPT = "{}: {}\n{}:"
