@@ -12,7 +12,7 @@ import dragoman
 from dragoman import cli
 from dragoman.commands import evaluate, scoring
 from dragoman.commands.directions import only_direction, parse_directions
-from dragoman.commands.evaluate import verdict
+from dragoman.commands.judging import verdict
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.evaluation.coverage import WordAligner
 from dragoman.evaluation.metrics import METRICS
@@ -90,6 +90,15 @@ def test_documents_are_resampled_where_they_are_known(files):
     record = score(documents="docs", metrics=("chrf",))
     assert [(c["unit"], c["units"]) for c in record["comparisons"]] == [("document", 10)]
     assert any("fewer than 30 documents" in w and "de (10)" in w for w in record["warnings"])
+    assert not any("cannot be judged" in w for w in record["warnings"])
+
+
+def test_too_few_documents_are_not_told_as_noise(files):
+    (files / "docs").write_text("\n".join(f"d{i // 8}" for i in range(40)) + "\n")
+    record = score(documents="docs", metrics=("chrf",))
+    assert [(c["units"], c["verdict"]) for c in record["comparisons"]] == [(5, "cannot tell")]
+    assert any("1 of 1 differences cannot be judged, however large" in w for w in record["warnings"])
+    assert not any("within noise" in w for w in record["warnings"])
 
 
 def test_verdict_by_hand():

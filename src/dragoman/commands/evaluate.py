@@ -20,6 +20,7 @@ import numpy as np
 
 from dragoman.commands import Switch, Tags, measures, require_sample, scoring
 from dragoman.commands.directions import only_direction, parse_directions
+from dragoman.commands.judging import verdict, warnings_of
 from dragoman.commands.tasking import Installed, add_task, open_items, require_room, systems_of
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
 
     from dragoman.corpora.items import TaskItems
     from dragoman.modeling import TextCodec
-
-FEW_UNITS = 30
-"""Documents (or segments) under which intervals and p-values promise too much."""
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -368,33 +365,3 @@ def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]
     found = scoring.comparisons(scored, name, pairs, seed)
     shown = [{"detectable": scoring.detectable(scored, a, b, name, g, seed)} for a, b, g in pairs]
     return [c | verdict(c, measures.better(name)) | d for c, d in zip(found, shown, strict=True)]
-
-
-def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
-    """Is the difference beyond noise after Holm, and in which direction?
-
-    Never with so few units (under six) that even an exact test, which swaps the systems in every way, could not say so:
-    its smallest p is 2 / 2^units, where the bootstrap promises much less.
-    """
-    enough = 2.0 ** (1 - comparison["units"]) < LEVEL
-    beyond, up = bool(comparison["p_holm"] < LEVEL and enough), comparison["difference"] > 0
-    said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
-    return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
-
-
-def warnings_of(scored: scoring.Scored, comparisons: list[dict[str, Any]]) -> list[str]:
-    """What to mind: few units to resample, differences within noise."""
-    documents = [labels for by in scored.values() for labels in by["documents"].values()]
-    units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
-    told = []
-    if few := [f"{g} ({n})" for g, n in units.items() if n < FEW_UNITS]:
-        told.append(
-            f"fewer than {FEW_UNITS} documents or segments to resample in {', '.join(few)}: the intervals there are "
-            "too narrow; take more text"
-        )
-    if unclear := [c for c in comparisons if not c["beyond_noise"]]:
-        told.append(
-            f"{len(unclear)} of {len(comparisons)} differences are within noise. That is not equality: the text is too "
-            "small to show differences under those in the column `would show`"
-        )
-    return told

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.commands import scoring
-from dragoman.commands.evaluate import verdict, warnings_of
+from dragoman.commands.judging import verdict, warnings_of
 from dragoman.errors import DataError, UserError
 from dragoman.evaluation.significance import holm
 from dragoman.record import atomic_write, read_json, sha256

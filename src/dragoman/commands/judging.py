@@ -1,0 +1,53 @@
+"""What is said of the differences between systems: a verdict each, and what to mind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dragoman.commands.scoring import Scored
+
+FEW_UNITS = 30
+"""Documents (or segments) under which intervals and p-values promise too much."""
+LEVEL = 0.05
+
+
+def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
+    """Is the difference beyond noise after Holm, and in which direction? Never with units that `too_few_to_judge`."""
+    beyond = bool(comparison["p_holm"] < LEVEL and not too_few_to_judge(comparison["units"]))
+    up = comparison["difference"] > 0
+    said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
+    return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
+
+
+def too_few_to_judge(units: int) -> bool:
+    """Whether (under six) even an exact test, which swaps the systems in every way, could not say that they differ.
+
+    Its smallest p is 2 / 2^units, where the bootstrap promises much less.
+    """
+    return 2.0 ** (1 - units) >= LEVEL
+
+
+def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:
+    """What to mind: few units to resample, differences within noise."""
+    documents = [labels for by in scored.values() for labels in by["documents"].values()]
+    units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
+    told = []
+    if few := [f"{g} ({n})" for g, n in units.items() if n < FEW_UNITS]:
+        told.append(
+            f"fewer than {FEW_UNITS} documents or segments to resample in {', '.join(few)}: the intervals there are "
+            "too narrow; take more text"
+        )
+    unjudged = [c for c in comparisons if too_few_to_judge(c["units"])]
+    if unjudged:
+        told.append(
+            f"{len(unjudged)} of {len(comparisons)} differences cannot be judged, however large they are: under six "
+            "documents or segments no test could show one. Take more text; a column document names its documents, "
+            "else 20 rows count as one"
+        )
+    if unclear := [c for c in comparisons if not c["beyond_noise"] and c not in unjudged]:
+        told.append(
+            f"{len(unclear)} of {len(comparisons)} differences are within noise. That is not equality: the text is too "
+            "small to show differences under those in the column `would show`"
+        )
+    return told
