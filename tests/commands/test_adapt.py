@@ -265,6 +265,20 @@ def test_shares_by_hand():
         share_of("5")
 
 
+@pytest.mark.parametrize(("repeated", "told"), [(0, False), (1, False), (3, True)])
+def test_dev_texts_that_are_trained_on_are_told(toy, tmp_path, capsys, repeated, told):
+    """From one in twenty on."""
+    table = corpus()
+    train, dev = ([i for i, s in enumerate(table.splits) if s == split] for split in ("train", "dev"))
+    for i, j in zip(dev[:repeated], train, strict=False):
+        table.columns["ca"][i] = table.columns["ca"][j]
+    table.save(tmp_path / "text.tsv")
+    given = {"corpus": str(tmp_path / "text.tsv"), "evaluation": Evaluation(segments=30)}
+    dragoman.adapt(**settings(toy, tmp_path / "out", dry_run=True, **given))
+    said = f"{repeated} of 30 dev texts in ca are train texts too, word for word"
+    assert (said in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize("kept", [0, 6])
 def test_weights_of_the_base_are_not_told_as_a_success(kept, capsys):
     stopped = {"step": 12, "why": "en lost", "weights_of": kept}

@@ -45,6 +45,8 @@ CHANGEABLE = (
     "expert_parallel",
 )
 """What may change when a run goes on: no loss depends on it."""
+MAX_REPEATED = 0.05
+"""Share of dev texts that may be train texts too before it is told."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
     texts = forgetting.dev_texts(corpus, config.target, config.evaluation, plan, asked)
+    sharding.on_first(lambda: _say_what_repeats(corpus, config.target, texts))
     before = state_checksum(model) if "delta" in SAVE[config.save] and sharding.first() else ""
     chosen = _with_tag_row(chosen, codec, config.target)
     tag = _copied_tag(config, model, codec, plan)
@@ -305,6 +308,17 @@ def _say_where_from(plan: ExpertPlan | None, model_sha256: str | None) -> None:
     """On standard error, where the plan is of other weights."""
     for sentence in other_weights(plan.model_sha256, model_sha256, "plan") if plan else ():
         print(f"dragoman: {sentence}", file=sys.stderr)
+
+
+def _say_what_repeats(corpus: NText, target: str, texts: dict[str, list[str]]) -> None:
+    """On standard error, where many dev texts of the target are training texts too."""
+    trained, dev = set(corpus.texts(target, "train")), texts.get(target, [])
+    if (repeated := sum(text in trained for text in dev)) > MAX_REPEATED * len(dev):
+        print(
+            f"dragoman: {repeated} of {len(dev)} dev texts in {target} are train texts too, word for word, so that dev "
+            "measures memory; keep such rows once, or in one split",
+            file=sys.stderr,
+        )
 
 
 def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
