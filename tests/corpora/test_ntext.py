@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import re
 
@@ -6,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman.corpora.ntext import SPLITS, USER_SHARES, NText, about_path, from_columns, load, normalise, split_of
+from dragoman.corpora.ntext import (
+    SPLITS,
+    USER_SHARES,
+    NText,
+    about_path,
+    from_columns,
+    load,
+    normalise,
+    split_of,
+    split_of_block,
+)
 from dragoman.errors import ConfigError, DataError
 
 CELL = st.none() | st.text(st.characters(codec="utf-8"), max_size=12)
@@ -135,7 +146,19 @@ def test_user_rows_without_split_or_document_are_split_in_runs_of_twenty(tmp_pat
     text = load(path, open_test=True)
     assert text.documents[:21] == ("rows-000000",) * 20 + ("rows-000001",)
     assert len(set(zip(text.documents, text.splits, strict=True))) == 20, "a document lies in one split"
-    assert load(path, open_test=True).splits == text.splits
+    # 0.39 + n * 0.618 without its whole part: .390 .008 .626 .244 .862 .480 .098 .716 .334 .952 .570 .188 .806
+    by_hand = ["train"] * 4 + ["devtest"] + ["train"] * 4 + ["test", "train", "train", "dev"]
+    assert list(text.splits[:260:20]) == by_hand
+    path.write_text("en\tde\n" + "".join(f"word {i}\tWort {i}\n" for i in range(270)))
+    assert load(path, open_test=True).splits == text.splits[:270], "a row keeps its split when more follow"
+
+
+def test_blocks_of_rows_are_dealt_out_evenly():
+    dealt = [split_of_block(i) for i in range(1000)]
+    for split in SPLITS:
+        assert dealt.count(split) / 1000 == pytest.approx(USER_SHARES[split], abs=0.003)
+        places = [i for i, s in enumerate(dealt) if s == split]
+        assert max(b - a for a, b in itertools.pairwise(places)) <= 34, "a Fibonacci number, by the three gaps"
 
 
 def test_a_document_in_two_splits_is_refused(tmp_path):

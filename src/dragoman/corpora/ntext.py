@@ -9,8 +9,9 @@ corpus, cut to two languages:
 
 Users' files are read too: TSV and JSON lines (`{"en": "...", "de": "..."}`), each also gzipped, and Moses files
 `name.en`, `name.de` given as `name`. There `key`, `document` and `split` may be absent. Rows without a split get one
-from a hash of their document (80 % train, 6 % dev, 7 % devtest, 7 % test); where no document is known, each 20
-consecutive rows count as one. The same file thus always gets the same splits.
+from a hash of their document (80 % train, 6 % dev, 7 % devtest, 7 % test). Where no document is known, each 20
+consecutive rows count as one, and these are dealt out in turn, so that a table of 260 rows has all four splits. The
+same file thus always gets the same splits, and a row keeps its own when more are added at the end.
 
 The `test` split is sealed: `load` drops it unless `open_test=True`, and what was opened says so in
 `about["test_opened"]`.
@@ -39,7 +40,7 @@ _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 USER_SHARES = {"train": 0.80, "dev": 0.06, "devtest": 0.07, "test": 0.07}
 ROWS_PER_DOCUMENT = 20
 MIN_SCRIPT_SHARE = 0.5
-MAX_NAME_SHARE = 0.9
+FEWEST_NAMES, MAX_NAME_SHARE = 10, 0.9
 _NAME = re.compile(r"(?=.*[\d/_])[\w./:#?&=%~+@-]+", re.ASCII)
 """What numbers rows or names files and pages: one word with a figure, a slash or an underscore."""
 
@@ -175,7 +176,19 @@ def normalise(text: str) -> str:
 
 def split_of(document: str, shares: Mapping[str, float], salt: str = "") -> str:
     """The split that a hash of the document's name gives, with probability `shares[split]` (they sum to one)."""
-    point = int.from_bytes(hashlib.sha256(f"{salt}/{document}".encode()).digest()[:8], "big") / 2**64
+    return _split_at(int.from_bytes(hashlib.sha256(f"{salt}/{document}".encode()).digest()[:8], "big") / 2**64, shares)
+
+
+def split_of_block(i: int) -> str:
+    """The split of the i-th block of rows without a document, by multiples of the golden ratio.
+
+    They fill the unit interval evenly from the start, which a hash does not. The first one is such that devtest comes
+    fifth and train before it.
+    """
+    return _split_at((0.39 + i * (5**0.5 - 1) / 2) % 1, USER_SHARES)
+
+
+def _split_at(point: float, shares: Mapping[str, float]) -> str:
     for split, share in shares.items():
         if point < share:
             return split
@@ -219,8 +232,11 @@ def from_columns(
     """NText from columns in memory; absent documents, keys and splits are made as the module says."""
     meta = meta or {}
     rows_N = range(len(columns[languages[0]]))
-    documents = meta.get("document") or [f"rows-{i // ROWS_PER_DOCUMENT:06d}" for i in rows_N]
-    splits = meta.get("split") or [split_of(document, USER_SHARES) for document in documents]
+    documents, splits = meta.get("document"), meta.get("split")
+    if not splits and documents:
+        splits = [split_of(document, USER_SHARES) for document in documents]
+    documents = documents or [f"rows-{i // ROWS_PER_DOCUMENT:06d}" for i in rows_N]
+    splits = splits or [split_of_block(i // ROWS_PER_DOCUMENT) for i in rows_N]
     check_splits(splits, where)
     _require_whole_documents(documents, splits, where)
     keys = meta.get("key") or [f"{document}#{i}" for i, document in enumerate(documents)]
@@ -249,7 +265,8 @@ def _check_columns(text: NText, path: Path) -> None:
     wrong = []
     for tag in text.languages:
         cells = text.texts(tag)
-        if cells and sum(bool(_NAME.fullmatch(cell)) for cell in cells) > MAX_NAME_SHARE * len(cells):
+        named = sum(bool(_NAME.fullmatch(cell)) for cell in cells)
+        if named >= FEWEST_NAMES and named > MAX_NAME_SHARE * len(cells):
             wrong.append(
                 f"column {tag} holds names such as {cells[0]!r} and no text in {language(tag).name or tag}: call it "
                 "key where it names rows or document where it names documents, or leave it out"
