@@ -153,6 +153,25 @@ def test_runs_are_paired_by_seed_alone(folder):
     assert same["runs"] == [2, 2] and same["low"] == pytest.approx(same["high"])
 
 
+def test_the_difference_seed_by_seed(folder):
+    """By naive loops; a margin multiplies the second arm, a single run is beside each of the others."""
+    bits = {}
+    for arm, seeds in {"good": (1, 2, 3), "bad": (1, 2, 3), "base": (0,)}.items():
+        sums = {k: np.array(record(arm, "ca", k)["sums"]["bits_per_byte"]["ca"]).sum(axis=0) for k in seeds}
+        bits |= {(arm, k): bits / size for k, (bits, size) in sums.items()}
+    of_ca = {"measure": "target_bits", "targets": ["ca"]}
+    of_base = {"a": "first/base", "b": "first/base"}
+    pairs, margin, base, odd = claim(
+        folder, of_ca, of_ca | {"margin": 0.05}, of_ca | {"b": "first/base"}, of_ca | of_base
+    )
+    good, bad = ([bits[arm, k] for k in (1, 2, 3)] for arm in ("good", "bad"))
+    assert report.by_seed(pairs) == ", ".join(f"{a - b:+.3f}" for a, b in zip(good, bad, strict=True))
+    assert report.by_seed(margin) == ", ".join(f"{a - 1.05 * b:+.3f}" for a, b in zip(good, bad, strict=True))
+    assert report.by_seed(base) == ", ".join(f"{a - bits['base', 0]:+.3f}" for a in good)
+    assert report.by_seed(odd) == "–", "one run of each"
+    assert report.by_seed({"id": "untestable"}) == "–"
+
+
 def test_seed_0_is_that_of_an_arm_that_has_no_other(folder):
     arms = {"base": {"seeds": [0]}, "good": {"seeds": [0, 1, 2]}}
     (folder / "q" / "first.yaml").write_text(yaml.safe_dump(LIST | {"arms": arms}))

@@ -183,3 +183,24 @@ def test_bad_input_is_refused():
     broken[2, 0] = np.nan
     with pytest.raises(DataError, match="1 segments are not finite, first segment 2"):
         paired_bootstrap(sums_NS, broken, ratio)
+
+
+@pytest.mark.parametrize(
+    ("runs", "over_documents", "expected"), [(3, 0, 0.24), (5, 0, 0.12), (3, 1, 0.07), (5, 1, 0.06)]
+)
+def test_few_runs_give_small_p_values(runs, over_documents, expected):
+    """The rate of p < 0.05 between equal systems, as the docstring has it: means of runs, with documents or without.
+
+    over_documents: standard error over documents, in those over runs.
+    """
+    rng, documents, wrong, trials = np.random.default_rng(0), 25, 0, 600
+    for trial in range(trials):
+        runs_K = rng.normal(0, 1, runs)
+        text_N = rng.normal(0, over_documents * np.sqrt(documents / runs), documents)
+        a = [np.column_stack([x + text_N, np.ones(documents)]) for x in runs_K]
+        b = [np.column_stack([np.zeros(documents), np.ones(documents)])] * runs
+        found = significance.hierarchical_bootstrap(
+            a, b, lambda sums: sums[..., 0] / sums[..., 1], same_seeds=True, resamples=400, seed=trial
+        )
+        wrong += found.p_value < 0.05
+    assert wrong / trials == pytest.approx(expected, abs=0.04)

@@ -319,7 +319,8 @@ def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
         same = a.seeds == b.seeds
         found = significance.hierarchical_bootstrap(a.sums_KUS, b.sums_KUS, a, same_seeds=same, margin=margin, **given)
     values = [[float(p(sums_US.sum(axis=0))) for sums_US in p.sums_KUS] for p in (a, b)]
-    kept = {k: getattr(found, k) for k in ("difference", "low", "high", "p_value", "units")}
+    kept: dict[str, Any] = {k: getattr(found, k) for k in ("difference", "low", "high", "p_value", "units")}
+    kept |= {"values": values, "by_seed": a.seeds == b.seeds or min(runs) == 1}
     return kept | {"a": float(np.mean(values[0])), "b": float(np.mean(values[1])), "runs": list(runs)}
 
 

@@ -27,7 +27,9 @@ HEAD = """# Experiments: what the records say
 
 Made from the records by `dragoman report`; [how](../../docs/experiments.md). Every question has one base (n = 1): seeds
 vary the training, never the base. Intervals: 95 %, by bootstrap over seeds and documents; p: after Holm over the
-question's claims of a family. *open*: runs are missing.
+question's claims of a family. *By seed*: the same difference seed by seed, where both arms have the same seeds or one
+has a single run; p is too small where these few differ more than documents do
+([why](../../docs/experiments.md#the-report)). *open*: runs are missing.
 """
 
 
@@ -80,7 +82,7 @@ def page(
     found: Sequence[Question], claims: Mapping[str, Sequence[Mapping[str, Any]]], figures: Mapping[str, str]
 ) -> str:
     """The whole report; figures: file -> SVG, of the questions that have one."""
-    head = ["question", "the paper's claim", "ours, small", "effect", "p", "verdict", "records"]
+    head = ["question", "the paper's claim", "ours, small", "effect", "by seed", "p", "verdict", "records"]
     rows = [_claim_row(q, c) for q in found for c in claims[q.name]]
     parts = [HEAD, "## Claims\n", _table(head, rows)]
     for q in found:
@@ -98,7 +100,8 @@ def _claim_row(question: Question, claim: Mapping[str, Any]) -> list[str]:
     why = f": {claim['untestable']}" if "untestable" in claim else ""
     p = f"{claim['p_holm']:.4f}" if "p_holm" in claim else "–"
     verdict = f"**{claim['verdict']}**{missing}{why}"
-    return [question.name, f"{claim['paper']} ({claim['source']})", claim["ours"], effect(claim), p, verdict, where]
+    paper = f"{claim['paper']} ({claim['source']})"
+    return [question.name, paper, claim["ours"], effect(claim), by_seed(claim), p, verdict, where]
 
 
 def effect(claim: Mapping[str, Any]) -> str:
@@ -109,6 +112,15 @@ def effect(claim: Mapping[str, Any]) -> str:
     of = f"; {claim['a']:.3f} and {claim['b']:.3f}" if isinstance(claim["a"], float) else ""
     margin = f" (margin {100 * claim['margin']:+g} %)" if claim.get("margin") else ""
     return f"{claim['difference']:+.3f}{limits}{of}{margin}"
+
+
+def by_seed(claim: Mapping[str, Any]) -> str:
+    """The difference of each pair of runs, in the order of seeds; – where runs are not paired or there is one."""
+    values = claim.get("values", ((), ()))
+    if max(map(len, values)) < 2 or not claim["by_seed"]:
+        return "–"
+    a_K, b_K = map(np.array, values)
+    return ", ".join(f"{d:+.3f}" for d in a_K - (1 + claim.get("margin", 0.0)) * b_K)
 
 
 def _state(question: Question) -> str:

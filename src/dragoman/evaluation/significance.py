@@ -184,7 +184,9 @@ def hierarchical_bootstrap(
         s_r = mean_k s_rk + sqrt(K / (K - 1)) * (mean over runs drawn with replacement - mean_k s_rk)
 
     s_rk is the score of run k on resample r of the documents, which is the same for all runs; p as in
-    `paired_bootstrap`. Fewer than five runs of a system give too small p-values all the same.
+    `paired_bootstrap`. Few runs give too small p-values all the same where they vary more than documents: were there
+    no variation over documents, 24 % of equal systems would differ at the level of 5 % with three runs, 12 % with
+    five; with as much over documents as over runs, 7 and 6 %. So look at the differences run by run, too.
 
     sums_a_KNS, sums_b_KNS: sums of every run on the same segments. One of the two may be a single run (a base that
         nobody trains again): it then has no part in the variation over seeds.

@@ -45,8 +45,8 @@ class Rows(Dataset):
             real, place = (place >= 0).long(), place.clamp(min=0)
             return {"input_ids": ids, "labels": labels, "attention_mask": real, "position_ids": place, "row": row}
         # Filler stands at the end of a row, so a causal model's labels are out of its reach without a mask.
-        # It is what follows the last other token: the pad token may be the end token, which also stands inside.
-        other = torch.ones_like(ids) if self.pad_id is None else (ids != self.pad_id).long()
+        # It is what follows the last other token or label: the pad token may be the end token, which is learnt.
+        other = torch.ones_like(ids) if self.pad_id is None else ((ids != self.pad_id) | (labels != -100)).long()
         real = (other.flip(0).cumsum(0).flip(0) > 0).long()
         return {"input_ids": ids, "labels": labels, "attention_mask": real, "row": row}
 
