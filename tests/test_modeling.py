@@ -347,3 +347,7 @@ def test_a_new_tag_starts_as_its_parent():
     embedding = model.get_input_embeddings().weight
     assert torch.equal(embedding[codec.tag_id("ca")], embedding[codec.tag_id("es")])
     assert not copy_tag(model, codec, "es", "xx")
+    before = embedding.clone()
+    assert not copy_tag(model, codec, "ca", "es-MX"), "it would overwrite <es>"
+    assert torch.equal(embedding, before)
+    assert copy_tag(model, codec, "de-AT", "ca"), "a parent may be one that is stood in for"

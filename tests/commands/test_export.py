@@ -1,6 +1,7 @@
 """`dragoman export`: what is proven, and that every fault is found and leaves nothing behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,26 @@ def test_the_row_of_a_tag_trains_with_the_planned_experts(tmp_path, here):
     assert proof["changed"]["lm_head.weight"] == [CODEC.tag_id("pt")]
     with pytest.raises(ConfigError, match="no tag for tlh"):
         dragoman.commands.adapt._with_tag_row(Delta.load(tmp_path / "out" / "delta").settings, CODEC, "tlh")
+
+
+def test_a_model_is_held_against_what_adapt_recorded_beside_it(tmp_path, here):
+    """A parent that only the command named, tags and routers that train, bfloat16: as it was asked for."""
+    base = tiny("olmoe", vocab_size=len(CODEC.tokenizer), max_position_embeddings=128)
+    save_model(base, CODEC, tmp_path / "base")
+    plan = toy_plan(base)
+    replace(plan, train_routers=False).save(tmp_path / "plan.json")
+    dragoman.adapt(
+        str(tmp_path / "base"), target="pt", parent="es", plan=tmp_path / "plan.json", embeddings="tags", routers=True,
+        dtype="bfloat16", out=tmp_path / "out", text=Text(segments=8, block=96), quiet=True, learning_rate=0.01,
+    )  # fmt: skip
+    given = {"base": str(tmp_path / "base"), "plan": tmp_path / "plan.json"}
+    proof = dragoman.export(str(tmp_path / "out" / "model"), out=tmp_path / "exported", **given)["proof"]
+    assert proof["stored"]["dtype"] == "bfloat16"
+    assert proof["changed"]["lm_head.weight"] == [CODEC.tag_id("pt")]
+    assert any(n.endswith("gate.weight") for n in proof["changed"])
+    (tmp_path / "out" / "record.json").unlink()
+    with pytest.raises(ModelError, match=r"weights differ from the base that were not trained: .*embed_tokens"):
+        dragoman.export(str(tmp_path / "out" / "model"), out=tmp_path / "again", **given)
 
 
 def test_rows_that_were_trained_and_stayed_equal_are_counted_by_hand():

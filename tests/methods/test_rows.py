@@ -25,6 +25,16 @@ def test_by_hand():
     assert set(cut_to_need([Rows(TOKENS, None, PAD, 3)[0]])) == {"input_ids", "labels", "row"}, "every token counts"
 
 
+def test_the_end_token_is_learnt_where_it_is_the_pad_token():
+    """The longest row of a pass keeps its last label."""
+    tokens = np.array([[1, 5, 9, 7, 2, 2, 2], [1, 5, 2, 2, 2, 2, 2]], dtype=np.int32)
+    labels = np.array([[-100, -100, 9, 7, 2, -100, -100], [-100, 5, 2] + [-100] * 4])
+    rows = Rows(tokens, labels, 2, 2)
+    found = cut_to_need([rows[0], rows[1]])
+    assert found["labels"].tolist() == [[-100, -100, 9, 7, 2], [-100, 5, 2, -100, -100]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
 def test_documents_that_are_kept_apart_lose_their_filler_too():
     places = np.array([[0, 1, 0, 1, -1, -1, -1, -1]] * 3)
     found = cut_to_need([Rows(TOKENS, LABELS, PAD, 3, places)[n] for n in (0, 2)])

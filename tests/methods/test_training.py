@@ -136,9 +136,11 @@ def test_prompts_and_filler_carry_no_loss(tmp_path):
 
 
 def test_only_trailing_filler_is_masked():
-    """The pad token may be the end token, which also stands inside rows."""
-    rows = Rows(np.array([[5, 2, 6, 2, 2, 2]]), np.zeros((1, 6), dtype=np.int64), pad_id=2, needed=1)
-    assert rows[0]["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0]
+    """The pad token may be the end token, which also stands inside rows and, where it has a label, at their end."""
+    tokens = np.array([[5, 2, 6, 2, 2, 2]])
+    for labels, mask in (([-100, 2, 6], [1, 1, 1, 0, 0, 0]), ([-100, 2, 6, 2], [1, 1, 1, 1, 0, 0])):
+        labels_NS = np.array([labels + [-100] * (6 - len(labels))])
+        assert Rows(tokens, labels_NS, pad_id=2, needed=1)[0]["attention_mask"].tolist() == mask
 
 
 def test_balance_loss_evens_the_load(tmp_path):

@@ -33,6 +33,15 @@ def test_traces_of_parts_add_up_to_the_trace_of_all(make_trace):
     assert same(first.select(["es"]) + first.select(["en"]), first.select(["es", "en"]))
 
 
+def test_a_sum_is_not_parallel_because_its_first_part_is(make_trace):
+    first = make_trace({"en": EN, "es": ES})
+    told = {"parallel": True, "documents": {"en": ["a"], "es": ["a"]}, "overlap": {"en": {"es": 0.5}}}
+    first = dataclasses.replace(first, about=first.about | told)
+    both = first + make_trace({"de": ES})
+    assert both.about == {k: v for k, v in first.about.items() if k not in told}
+    assert first.select(["es"]).about["parallel"]
+
+
 def test_segments_are_joined_in_order_and_dropped_where_they_are_incomplete(make_trace):
     segments = np.array([EN, EN])
     kept = make_trace({"en": EN, "es": ES}, segments={"en": segments, "es": segments[:1]})
@@ -137,7 +146,7 @@ def test_selections_equal_a_naive_loop():
     assert np.isnan(trace.gate_mass_GLE).all() and np.isnan(trace.router_mass_GLE).all(), "weights are not known"
 
 
-def test_selections_of_captured_tokens_give_the_captured_trace():
+def test_selections_of_captured_tokens_give_the_captured_trace(tmp_path):
     torch = pytest.importorskip("torch")
     from dragoman.modeling import moe_layers, tap_routers
     from dragoman.routing.capture import capture
@@ -151,6 +160,10 @@ def test_selections_of_captured_tokens_give_the_captured_trace():
     with pytest.raises(DataError, match=r"in layers \[0\] .*\(en 4 times\).*layer_ids=\[1, 2\]"):
         RoutingTrace.from_selections({"en": [served]}, 8)
     trace = RoutingTrace.from_selections({"en": [served]}, 8, layer_ids=[1, 2])
+    with_numpy = RoutingTrace.from_selections({"en": [served]}, np.int64(8), layer_ids=np.array([1, 2]))
+    with_numpy.save(tmp_path / "n.npz")
+    again = RoutingTrace.load(tmp_path / "n.npz")
+    assert (again.layer_ids, again.num_experts) == (trace.layer_ids, trace.num_experts) == ((1, 2), (8, 8))
     captured = capture(model, {"en": [ids]}, start_id=1)
     np.testing.assert_array_equal(trace.chosen_GLE, captured.chosen_GLE)
     assert (trace.layer_ids, trace.num_experts) == (captured.layer_ids, captured.num_experts)

@@ -92,7 +92,8 @@ class Config:
     guard: str = ""
     """Largest loss of a known language, such as 1%: more bits per byte than that end the training."""
     guard_action: Literal["stop", "rollback"] = "stop"
-    """What the guard leaves: the weights as they are, or those of the last evaluation within the limit."""
+    """What the guard leaves: the weights as they are (with a patience, those of the best evaluation within the limit),
+    or those of the last evaluation within the limit."""
     device: str | None = None
     """cuda or cpu; default: cuda where there is one."""
     dtype: Dtype = "float32"
@@ -282,7 +283,7 @@ def _with_tag_row(chosen: Any, codec: TextCodec, target: str) -> Any:
     """The method's settings with the row of the target's tag, where tags are to train."""
     if getattr(chosen, "embeddings", "none") != "tags":
         return chosen
-    row = codec.tag_id(target)
+    row = codec.own_tag_id(target)
     if row is None:
         raise ConfigError(f"--embeddings tags would have no effect: the vocabulary has no tag for {target}")
     return replace(chosen, tag_rows=(row,))

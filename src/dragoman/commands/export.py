@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.record import atomic_write, claim_folder, environment, write_json
+from dragoman.record import atomic_write, claim_folder, environment, read_json, write_json
 from dragoman.routing.plan import ExpertPlan
 
 if TYPE_CHECKING:
@@ -177,26 +177,38 @@ def _tag_rows(model: PreTrainedModel, codec: TextCodec, tag: tuple[str | None, s
     """The row of the embeddings that a copied tag changes: (language it is copied from, and to)."""
     from dragoman.modeling import embedding_names
 
-    parent, target = [codec.tag_id(g) if g else None for g in tag or (None, None)]
-    return dict.fromkeys(embedding_names(model), (target,)) if parent is not None and target is not None else {}
+    parent, target = [g or "" for g in tag or ("", "")]
+    row = codec.own_tag_id(target)
+    return dict.fromkeys(embedding_names(model), (row,)) if row is not None and codec.tag_id(parent) is not None else {}
 
 
 def _adapted(config: Config) -> Exported:
     """A model that is merged already, and the base, which is not kept."""
     from dragoman.commands.reloading import fingerprints
-    from dragoman.methods import expert_tuning
     from dragoman.modeling import open_both, open_model
 
-    model, codec = open_both(config.model)
+    model, codec = open_both(config.model, dtype="auto")
     base = open_model(str(config.base))
     plan = ExpertPlan.load(config.plan) if config.plan else None
-    may_change = None
-    if plan:
-        tag = _tag_rows(base, codec, (plan.parent, plan.target))
-        may_change = tag | expert_tuning.changes(base, expert_tuning.Config(), plan)
+    may_change = _planned_rows(config, base, codec, plan) if plan else None
     state = base.state_dict()
     before = fingerprints(state, _stored_dtype(model, config.dtype), state)
     return Exported(model, codec, str(config.base), before, may_change, {"declared": "bits", "distance": 0.0})
+
+
+def _planned_rows(config: Config, base: PreTrainedModel, codec: TextCodec, plan: ExpertPlan) -> Rows:
+    """What training on the plan may change, with the settings that `dragoman adapt` recorded beside its model."""
+    from dragoman.methods import expert_tuning
+
+    path = Path(config.model).parent / "record.json"
+    record = read_json(path) if path.is_file() else {}
+    adapted = record["config"] if record.get("command") == "adapt" else {}
+    target, embeddings = adapted.get("target") or plan.target, adapted.get("embeddings") or "none"
+    row = codec.own_tag_id(target or "")
+    rows = (row,) if embeddings == "tags" and row is not None else ()
+    settings = expert_tuning.Config(routers=adapted.get("routers"), embeddings=embeddings, tag_rows=rows)
+    tag = _tag_rows(base, codec, (adapted.get("parent") or plan.parent, target))
+    return tag | expert_tuning.changes(base, settings, plan)
 
 
 def _stored_dtype(model: PreTrainedModel, dtype: str | None) -> torch.dtype:

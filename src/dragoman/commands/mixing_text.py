@@ -249,7 +249,7 @@ def _by_language(config: Train, codec: TextCodec, corpus: NText, needed: int) ->
 def _parallel(config: Train, codec: TextCodec, corpus: NText, directions: Directions, needed: int) -> StageRows:
     """Pairs of all directions in an order by lot, again from the start as often as needed, and replay between them."""
     pairs = Pairs(config, codec, _found(corpus, directions))
-    mono = _monolingual(config, codec, corpus, config.languages) if config.replay else None
+    mono = _pieces(_monolingual(config, codec, corpus, config.languages), config.block) if config.replay else None
     stream = _with_replay(config, iter(pairs), mono)
     taken: list[Sample] = []
     tokens = 0
@@ -264,11 +264,17 @@ def _with_replay(config: Train, pairs: Iterator[Sample], mono: Iterator[list[int
     given = [0, 0]
     for pair in pairs:
         while mono is not None and given[1] < config.replay * (given[0] + given[1]):
-            ids = next(mono)[: config.block]
+            ids = next(mono)
             given[1] += len(ids)
             yield ids, 0
         given[0] += len(pair[0])
         yield pair
+
+
+def _pieces(documents: Iterator[list[int]], block: int) -> Iterator[list[int]]:
+    """The documents whole, in pieces that fit into a row."""
+    for ids in documents:
+        yield from (ids[at : at + block] for at in range(0, len(ids), block))
 
 
 @dataclass

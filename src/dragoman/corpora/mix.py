@@ -163,7 +163,7 @@ def pack(samples: Iterator[Sample], num_blocks: int, block: int) -> np.ndarray:
 def pad(
     samples: Sequence[tuple[Sample, int | Sequence[bool]]], block: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples packed whole into rows, first fit in the given order: tokens int32 [N, S] and labels int64 [N, S].
+    """Samples packed whole into rows, in the given order: tokens int32 [N, S] and labels int64 [N, S].
 
     A sample comes with the number of its first tokens that are no label (a prompt), or with one flag a token: is it a
     label. Labels are -100 elsewhere and on filler. Samples longer than a row are cut.

@@ -58,7 +58,8 @@ class Guard:
     limit: float | None = None
     """Largest loss of a known language, relative in bits per byte (0.01: one percent more bits); None: no limit."""
     action: str = "stop"
-    """stop: with the weights as they are; rollback: with those of the last evaluation within the limit."""
+    """stop: with the weights as they are, or with a patience those of the best evaluation within the limit; rollback:
+    with those of the last one within it."""
     every: int = 0
     """Updates between evaluations; 0: only at the end."""
     patience: int = 0

@@ -27,6 +27,7 @@ from dragoman.methods.balance import Balance
 from dragoman.methods.checkpoints import LOG_FILE, Log, checkpoints, discard, last_good, seal, superfluous
 from dragoman.methods.guard import Guarding
 from dragoman.methods.losses import ExtraLoss, balance_loss, cross_entropy, z_loss
+from dragoman.methods.rows import without_needless_mask
 from dragoman.methods.settings import Config, WarmupStableDecay
 from dragoman.modeling import Routed
 from dragoman.record import write_json
@@ -203,9 +204,8 @@ class Loop(Trainer):
         labels, row_B = inputs.pop("labels"), torch.from_numpy(inputs.pop("row"))
         labelled = inputs.pop("labelled", None)
         real_BS = inputs.get("attention_mask", torch.ones_like(labels))
-        read = {k: v for k, v in inputs.items() if k != "attention_mask" or "position_ids" not in inputs}
         self.routed.clear()
-        loss, self.mean = self._loss(model, read, labels, None if self.shards else labelled)
+        loss, self.mean = self._loss(model, without_needless_mask(inputs), labels, None if self.shards else labelled)
         self._require_all_ran()
         real_T = real_BS.flatten().bool()
         self.balance.add(self.routed, real_T)

@@ -51,6 +51,11 @@ class Rows(Dataset):
         return {"input_ids": ids, "labels": labels, "attention_mask": real, "row": row}
 
 
+def without_needless_mask(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model is given of these: beside positions no mask, with which documents would not be kept apart."""
+    return {name: x for name, x in inputs.items() if name != "attention_mask" or "position_ids" not in inputs}
+
+
 def cut_to_need(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The rows of a pass, as long as the longest of them without the filler at its end, and `labelled`: where the next
     token has a label, as places in the flattened rows. Of the rest nothing comes: it need not be computed.

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.methods.rows import without_needless_mask
 from dragoman.modeling import decoder_layers, lowest_trained, state_checksum, trunk_output, why_no_trunk, without_trunk
 from dragoman.record import read_json, sha256, write_json
 
@@ -118,7 +119,8 @@ class _Trunk:
                 self.firsts.append(i)
 
     def _inputs(self, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
-        found = [self.rows[i] for i in chosen]
+        """As the training loop gives them to the model, or the rows would not be found again."""
+        found = [without_needless_mask(self.rows[i]) for i in chosen]
         return {n: torch.stack([row[n] for row in found]) for n in found[0] if n not in NO_INPUTS}
 
     def inputs(self, block: Sequence[int]) -> dict[str, torch.Tensor]:

@@ -127,8 +127,12 @@ class TextCodec:
 
     def tag_id(self, language: str) -> int | None:
         """Id of the language's tag, or of the nearest wider one (de for de-AT); None where the vocabulary has none."""
-        found = self.tokenizer.convert_tokens_to_ids([f"<{tag}>" for tag in widened(language)])
-        return next((i for i in found if i not in (None, self.tokenizer.unk_token_id)), None)
+        return next((i for tag in widened(language) if (i := self.own_tag_id(tag)) is not None), None)
+
+    def own_tag_id(self, language: str) -> int | None:
+        """Id of the language's very tag; None where the vocabulary has none."""
+        found = self.tokenizer.convert_tokens_to_ids(f"<{language}>")
+        return None if found is None or found == self.tokenizer.unk_token_id else found
 
     def prompts(self, sources: Sequence[str], source: str, target: str, names: dict[str, str]) -> list[list[int]]:
         """What stands before each translation. `names` gives the languages' names for models without tags."""

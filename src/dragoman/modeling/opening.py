@@ -272,8 +272,11 @@ def context_length(model: PreTrainedModel, default: int = 1024, largest: int = 4
 
 
 def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str) -> bool:
-    """Let the target's tag start as a copy of its parent's, in place; False where the vocabulary has no such tags."""
-    ids = codec.tag_id(parent), codec.tag_id(target)
+    """Let the target's tag start as a copy of its parent's, in place; False where the vocabulary has no such tags.
+
+    What stands in for a tag that is not there (`<es>` for es-MX) belongs to another language and stays.
+    """
+    ids = codec.tag_id(parent), codec.own_tag_id(target)
     if None in ids:
         return False
     with torch.no_grad():

@@ -42,10 +42,11 @@ def count_selections(
     """Check and count expert ids [T, L, K] by language and request; errors as `RoutingTrace.from_selections` says."""
     requests = _arrays(selections)
     num_rows, top_k = next(iter(requests.values()))[0].shape[1:]
-    layers = tuple(range(num_rows)) if layer_ids is None else tuple(layer_ids)
+    layers = tuple(range(num_rows)) if layer_ids is None else tuple(map(int, layer_ids))
     if outside := [x for x in layers if not 0 <= x < num_rows]:
         raise DataError(f"layer_ids {outside} are not among the {num_rows} layers of the arrays; count from 0")
-    experts = (num_experts,) * len(layers) if isinstance(num_experts, int) else tuple(num_experts)
+    given = num_experts if isinstance(num_experts, Sequence | np.ndarray) else [num_experts] * len(layers)
+    experts = tuple(map(int, given))
     if len(experts) != len(layers):
         raise DataError(f"num_experts has {len(experts)} numbers for {len(layers)} layers; give one for each, or one")
     requests = {g: [x_TLK[:, list(layers)] for x_TLK in arrays] for g, arrays in requests.items()}

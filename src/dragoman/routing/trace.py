@@ -25,6 +25,8 @@ from dragoman.routing.selections import count_selections
 FORMAT = "dragoman-trace/1"
 ARRAYS = ("chosen_GLE", "gate_mass_GLE", "router_mass_GLE", "tokens_G")
 """What every trace has; `pairs_GLEE` and counts per segment only where asked for."""
+OF_ONE_TEXT = ("parallel", "documents", "overlap")
+"""What is said of a text and holds for no sum of two."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class RoutingTrace:
     """int64: tokens that chose both experts; on the diagonal, tokens that chose the one. None where not asked for."""
 
     def __add__(self, other: RoutingTrace) -> RoutingTrace:
-        """The trace of both texts together; languages are joined, the model must be the same."""
+        """The trace of both texts together; languages are joined, the model must be the same.
+
+        Whether rows of the two are translations of each other, what documents they are in and how far vocabularies
+        overlap is not known of the sum.
+        """
         self.require_same_model(other)
         languages = tuple(dict.fromkeys(self.languages + other.languages))
         has_pairs = self.pairs_GLEE is not None and other.pairs_GLEE is not None
@@ -64,7 +70,8 @@ class RoutingTrace:
         sums: dict[str, Any] = {"pairs_GLEE": None}
         sums |= {name: _sum_by_language(name, languages, self, other) for name in names}
         texts = [t.about["text_sha256"] for t in (self, other) if "text_sha256" in t.about]
-        about = self.about | ({"text_sha256": "+".join(texts)} if texts else {})
+        about = {k: v for k, v in self.about.items() if k not in OF_ONE_TEXT}
+        about |= {"text_sha256": "+".join(texts)} if texts else {}
         return replace(self, languages=languages, segment_chosen_NLE=_joined_segments(self, other), about=about, **sums)
 
     def require_same_model(self, other: RoutingTrace) -> None:
