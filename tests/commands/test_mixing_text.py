@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from dragoman.commands.mixing_text import ENCODED, Pairs, Train, stage_rows
+from dragoman.commands.mixing_text import ENCODED, Pairs, StageRows, Train, stage_rows
 from dragoman.corpora.ntext import from_columns
 from dragoman.errors import DataError
 from dragoman.methods import training
@@ -66,6 +66,12 @@ def test_replay_reads_documents_to_their_end(codec):
     read = " ".join(codec.decode([i for i in row.tolist() if i != codec.pad_id]) for row in rows.tokens_NS)
     missing = [n for n in range(40) if not re.search(rf"fitxer {n}(?!\d)", read)]
     assert len(missing) <= 2, f"{missing}; a row may end within a number"
+
+
+def test_filler_is_counted_by_hand(codec):
+    rows = rows_of(codec, text(30), steps=2)
+    assert 0 < rows.filler_share == (rows.tokens_NS == codec.pad_id).mean()
+    assert StageRows(rows.tokens_NS, None, [], 0).filler_share == 0
 
 
 def test_what_does_not_fit_is_counted(codec):

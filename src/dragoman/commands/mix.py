@@ -212,7 +212,8 @@ def _stage(config: Train) -> dict[str, Any]:
     after = sharding.on_first(lambda: _measured(*of, figure=config.out / "shares.svg"))
     about: dict[str, Any] = {"command": "mix train", "config": asdict(config), "corpus": corpus.about, **checksums}
     about |= {"parameters": trained, "trained_share": trained / total, "method": asdict(extra)}
-    about |= {"read": list(directions), "samples_too_long": rows.too_long, "log": asdict(log)}
+    about |= {"read": list(directions), "samples_too_long": rows.too_long, "filler_share": rows.filler_share}
+    about |= {"log": asdict(log)}
     about |= {"training": asdict(config.training), "processes": sharding.started()}
     record = environment() | about | sharding.on_first(lambda: _results(config, before, after))
     if sharding.first():

@@ -214,6 +214,14 @@ class StageRows:
     too_long: int
     """Pairs left out because they do not fit into a row, among those looked at, each counted once."""
 
+    @property
+    def filler_share(self) -> float:
+        """Share of all tokens that only fill rows: what stands behind the last label of its row."""
+        if self.labels_NS is None:
+            return 0.0
+        labels_to_come_NS = (self.labels_NS != -100)[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return float((labels_to_come_NS == 0).mean())
+
 
 def stage_rows(config: Train, codec: TextCodec, corpus: NText, directions: Directions) -> StageRows:
     """Rows enough for all steps, a pure function of config and corpus; only the split train is read."""
