@@ -149,6 +149,15 @@ def test_another_source_is_another_text_and_none_is_no_matter(runs):
     assert numbers(dragoman.compare("c", "d", out="out2"))["chrf"]["reasons"] == ["other sources"]
 
 
+def test_other_terms_are_another_text(runs):
+    for name, term in (("x", "Hund"), ("y", "Katze")):
+        (runs / f"{name}.terms").write_text(f"{term}\n" * 40)
+        evaluate(name, "good.de", terms=f"{name}.terms", metrics=("term_recall", "chrf"))
+    found = numbers(dragoman.compare("x", "y", out="out"))
+    assert not found["term_recall"]["comparable"] and found["term_recall"]["reasons"] == ["other terms"]
+    assert found["chrf"]["comparable"]
+
+
 def test_a_record_without_checksums_of_its_text_is_not_believed(runs):
     change(runs / "a", lambda r: r.pop("texts"))
     record = dragoman.compare("a", "b", out="out")

@@ -22,3 +22,19 @@ def test_a_mean_of_labels_draws_a_document_in_all_its_languages():
     alone, _, of_one = scoring.mean_of_labels(BITS, "bits_per_byte", ["en"])
     whole = significance.interval(alone, of_one, seed=3)
     assert whole.value == pytest.approx(18 / 14) and whole.units == 2
+
+
+@pytest.mark.parametrize("number", [1, 150, 400])
+def test_a_plain_difference_stays_one_among_many_comparisons(number):
+    """Holm multiplies the smallest p by their number, and R resamples give none below 1 / (R + 1)."""
+    rng = np.random.default_rng(0)
+    sums = [[[50 + x, 1.0] for x in rng.normal(0, 1, 40)] for _ in range(number)]
+    labels = [f"g{i}" for i in range(number)]
+    documents = {"bits_per_byte": {g: [str(i) for i in range(40)] for g in labels}}
+    scored = {
+        name: {"bits_per_byte": {g: [[x + plus, n] for x, n in s] for g, s in zip(labels, sums, strict=True)},
+               "documents": documents}
+        for name, plus in (("a", 10.0), ("b", 0.0))
+    }  # fmt: skip
+    found = scoring.comparisons(scored, "bits_per_byte", [("a", "b", g) for g in labels], seed=0)
+    assert max(c["p_holm"] for c in found) < 0.05

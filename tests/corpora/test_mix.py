@@ -83,6 +83,15 @@ class TestLeaks:
     def test_a_clean_mix_passes(self):
         assert check_no_leak([corpus()], Mix(languages={"en": 1.0}), ["ca"], corpus()) is None
 
+    def test_a_table_without_english_is_compared_by_its_first_language(self):
+        table = corpus().select(["es", "ca"])
+        assert check_no_leak([table], Mix(languages={"es": 1.0}), [], table) is None
+        i, j = table.splits.index("devtest"), table.splits.index("train")
+        columns = {g: list(c) for g, c in table.columns.items()}
+        columns["es"][j] = columns["es"][i]
+        with pytest.raises(DataError, match="1 held-out segments in toy"):
+            check_no_leak([replace(table, columns=columns)], Mix(languages={"es": 1.0}), [], table)
+
     def test_a_planted_language_document_and_segment_are_named(self):
         table = corpus()
         i, j = table.splits.index("devtest"), table.splits.index("train")

@@ -14,6 +14,7 @@ from dragoman.errors import DataError
 
 EN = ["The cat sleeps.", "It rained on 3 May.", "Nobody came.", "We waited for 20 minutes."]
 CA = ["El gat dorm.", "Va ploure el 3 de maig.", "No va venir ningú.", "Vam esperar 20 minuts."]
+ZH = [f"第{n}句話。" for n in "一二三四"]
 
 
 def write(path, content):
@@ -275,11 +276,11 @@ def test_flores_200_by_hand(tmp_path):
 
 def test_flores_plus_by_hand(tmp_path):
     for split in ("dev", "devtest"):
-        for code, texts in (("eng_Latn", EN), ("zho_Hant", CA)):
+        for code, texts in (("eng_Latn", EN), ("zho_Hant", ZH)):
             lines = [json.dumps({"id": i, "text": t, "url": f"w/{i // 2}"}) for i, t in enumerate(texts)]
             write(tmp_path / split / f"{code}.jsonl", lines)
     text = open_test_set(tmp_path).select(["en", "zh-Hant"], "devtest")
-    assert rows(text)[2] == ("devtest/w/1", EN[2], CA[2])
+    assert rows(text)[2] == ("devtest/w/1", EN[2], ZH[2])
 
 
 def test_faults_of_flores(tmp_path):
@@ -305,7 +306,7 @@ def test_ntrex_by_hand(tmp_path):
     folder = tmp_path / "NTREX-128"
     write(folder / "newstest2019-src.eng.txt", EN)
     write(folder / "newstest2019-ref.cat.txt", CA)
-    write(folder / "newstest2019-ref.zho-TW.txt", CA)
+    write(folder / "newstest2019-ref.zho-TW.txt", ZH)
     write(folder / "newstest2019-ref-2.cat.txt", EN)
     write(tmp_path / "DOCUMENT_IDS.tsv", ["bbc.1", "bbc.1", "rt.2", "rt.2"])
     text = open_test_set(tmp_path)
@@ -378,3 +379,9 @@ def test_faults_of_multiple_choice(tmp_path, name, lines, message):
 def test_no_items_at_all(tmp_path):
     with pytest.raises(DataError, match="no multiple-choice items"):
         read_choices(tmp_path)
+
+
+def test_a_column_of_names_is_no_language_of_a_test_set(tmp_path):
+    (tmp_path / "x.tsv").write_text("id\ten\n" + "".join(f"seg-{i}\ta house\n" for i in range(12)))
+    with pytest.raises(DataError, match="column id holds names such as 'seg-0'"):
+        open_test_set(tmp_path / "x.tsv")

@@ -89,20 +89,20 @@ FOLLOWED = {
         {"letter": "e", "let_frequency": 2, "let_relation": "less than"}, "one", "eye"),
     "detectable_format:json_format": ({}, '```json\n{"a": 1}\n```', "a: 1"),
     "detectable_format:title": ({}, "<<A title>>\ntext", "<< >>"),
-    "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* a\n- b", "* a"),
+    "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* a\n-b", "* a\n** b"),
     "detectable_format:number_highlighted_sections": ({"num_highlights": 2}, "*a* **b**", "*a*"),
     "detectable_format:multiple_sections": (
         {"section_spliter": "Part", "num_sections": 2}, "Part 1\na\nPart 2\nb", "Part 1"),
     "detectable_format:constrained_response": ({}, "My answer is no.", "no"),
     "detectable_content:number_placeholders": ({"num_placeholders": 2}, "[a] [b]", "[a]"),
-    "detectable_content:postscript": ({"postscript_marker": "P.S."}, "x\np.s. y", "x P.S. y"),
+    "detectable_content:postscript": ({"postscript_marker": "P.S."}, "x **p. s.** y", "x PS y"),
     "startend:end_checker": ({"end_phrase": "The end."}, "Well. the end.", "The end. No."),
     "startend:quotation": ({}, '"a"', '"a'),
     "change_case:english_capital": ({}, "ALL 3", "All"),
     "change_case:english_lowercase": ({}, "all 3", "All"),
     "change_case:capital_word_frequency": (
         {"capital_frequency": 2, "capital_relation": "at least"}, "A BIG one", "A big one"),
-    "combination:two_responses": ({}, "a******b", "a******a"),
+    "combination:two_responses": ({}, "******a******b", "a************b"),
     "combination:repeat_prompt": ({"prompt_to_repeat": "Do it"}, "Do it\nok", "ok Do it"),
     "language:response_language": (
         {"language": "de"}, "Das ist ein kurzer Satz in deutscher Sprache.", "This is a short English sentence."),

@@ -42,7 +42,8 @@ def test_recall_over_segments():
     assert sums_NS.tolist() == [[1, 1], [0, 1], [0, 0]]
     ours = score(TermRecall(), sums_NS)
     assert ours.value == 50
-    assert ours.signature == "match:prefix|beginning:70%,3|ending:4|case:folded|unicode:NFC|twice:twice"
+    assert ours.signature == "match:prefix|beginning:70%,3|ending:4|capitals:exact|case:folded|unicode:NFC|twice:twice"
+    assert "|ending:0|capitals:exact|" in TermRecall(target="vi").signature()
     assert TermRecall("exact").signature() == "match:exact|case:kept|unicode:NFC|twice:twice"
 
 
@@ -53,3 +54,16 @@ def test_errors():
         TermRecall().segment_sums("text", ["..."])
     with pytest.raises(DataError, match="term recall needs terms"):
         sums_per_segment(TermRecall(), ["text"])
+
+
+def test_terms_are_matched_as_in_a_glossary():
+    """One in capitals in capitals only; endings by the language of the answer."""
+    for target, term, text, found in (
+        ("en", "IT", "put it here", 0),
+        ("en", "IT", "ask IT here", 1),
+        ("vi", "cha", "chai", 0),
+        ("en", "cha", "chai", 1),
+        ("fi", "taulukko", "taulukoissamme", 1),
+        ("en", "taulukko", "taulukoissamme", 0),
+    ):
+        assert TermRecall(target=target).segment_sums(text, [term])[0] == found, (target, term, text)

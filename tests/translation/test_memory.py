@@ -176,3 +176,12 @@ def test_held_out_sentences_and_those_near_them(tmp_path):
     assert guard.leaks("click the  button to insert a table.") and guard.leaks(near)
     assert guard.leaks("other", "Save")
     assert not guard.leaks("Click the button to delete a row.", "Saved again")
+
+
+def test_a_test_set_in_tmx_is_held_out_by_its_texts(tmp_path):
+    unit = '<tu><tuv xml:lang="{}"><seg>{}</seg></tuv><tuv xml:lang="{}"><seg>{}</seg></tuv></tu>'
+    body = unit.format("en", "Click the button to insert a table.", "de", "Fügen Sie eine Tabelle ein.")
+    (tmp_path / "test.tmx").write_text(f'<tmx version="1.4"><header/><body>{body}</body></tmx>')
+    guard = HeldOut.read([tmp_path / "test.tmx"])
+    assert guard.leaks("click the button to insert a table.") and guard.leaks("Fügen Sie eine Tabelle ein.")
+    assert not guard.leaks("Click the button to delete a row.")

@@ -11,6 +11,7 @@ many to read: `{"documents": {metric: {label: [N]}}, "sums": {system: {metric: {
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
@@ -200,8 +201,11 @@ def _score_files(config: Config) -> Result:
     left_out |= dict.fromkeys(measures.OF_LIKELIHOODS, "it needs a model")
     scored |= reference_rates({target: table}, {target: metrics})
     files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
-    about = {"segments_scored": {target: len(references)}, "files": {str(f): sha256(f) for f in files}}
-    return scored, left_out, about | {"texts": scoring.text_checksums({target: table}, {}, {})}
+    about: dict[str, Any] = {"segments_scored": {target: len(references)}, "files": {str(f): sha256(f) for f in files}}
+    about |= {"texts": scoring.text_checksums({target: table}, {}, {})}
+    if terms is not None:
+        about["texts"]["terms"] = {target: sha256(json.dumps(terms))}
+    return scored, left_out, about
 
 
 def _table_of(target: str, references: list[str], read: Mapping[str, list[str]]) -> NText:
@@ -322,7 +326,7 @@ def _from_files(config: Config) -> dict[str, Metric]:
     files |= {"--terms": ("term_recall",)} if config.terms else {}
     if config.metrics and (unused := [flag for flag, names in files.items() if not set(names) & set(config.metrics)]):
         raise ConfigError(f"{', '.join(unused)} would have no effect on {', '.join(config.metrics)}; name its metric")
-    return measures.from_files(config.weights, config.aligner_text, config.terms)
+    return measures.from_files(config.weights, config.aligner_text, config.terms, config.target)
 
 
 def _read_choices(config: Config) -> dict[str, Any]:

@@ -44,8 +44,10 @@ def _base(tag: str) -> str:
     return tag.split("-")[0]
 
 
-def from_files(weights: Mapping[str, Path], aligner_text: Sequence[str], terms: Path | None) -> dict[str, Metric]:
-    """The metrics that files make possible, by name.
+def from_files(
+    weights: Mapping[str, Path], aligner_text: Sequence[str], terms: Path | None, target: str
+) -> dict[str, Metric]:
+    """The metrics that files make possible, by name; terms are of answers in the target language.
 
     Raises ConfigError for names that take no weights and for one file without the other, ModelError for a folder
     without the weights, DataError for text that does not make an aligner.
@@ -64,7 +66,7 @@ def from_files(weights: Mapping[str, Path], aligner_text: Sequence[str], terms: 
         require_same_length(sources, targets, *aligner_text)
         aligner = WordAligner(sources, targets)
         made |= {name: METRICS[name](aligner) for name in OF_ALIGNERS}
-    return made | ({"term_recall": METRICS["term_recall"]()} if terms else {})
+    return made | ({"term_recall": METRICS["term_recall"](target=target)} if terms else {})
 
 
 def read_terms(file: Path) -> list[list[str]]:

@@ -25,9 +25,14 @@ Both = Mapping[str, Record]
 
 PARTS = ("config", "systems", "signatures", "metrics")
 SETTINGS = ("test_set", "choices", "split", "segments", "seed")
-TEXTS = {"bits_per_byte": ("likelihoods",), "option_accuracy": ("choices",), "task_accuracy": ("task",)}
-"""Metric -> the texts in a record that it was scored on."""
 OF_TRANSLATIONS = ("references", "sources")
+TEXTS = {
+    "bits_per_byte": ("likelihoods",),
+    "option_accuracy": ("choices",),
+    "task_accuracy": ("task",),
+    "term_recall": ("terms", *OF_TRANSLATIONS),
+}
+"""Metric -> the texts in a record that it was scored on; OF_TRANSLATIONS where it is not here."""
 
 
 def measure(before: Path, after: Path, seed: int) -> Record:
@@ -203,9 +208,10 @@ def _scored(
 def _tests(scored: Mapping[str, Record], metrics: Record, untested: list[str], seed: int) -> list[Record]:
     """After minus before in everything that may be compared, paired bootstrap by document, Holm over all of it."""
     found = []
-    for name, label in ((n, g) for n, by in scored["after"]["documents"].items() for g in by):
+    every = [(name, label) for name, by in scored["after"]["documents"].items() for label in by]
+    for name, label in every:
         try:
-            tested = scoring.compare(scored, "after", "before", name, label, seed)
+            tested = scoring.compare(scored, "after", "before", name, label, seed, among=len(every))
             shown = scoring.detectable(scored, "after", "before", name, label, seed)
         except UserError as e:  # a metric whose extra is not installed here, too few segments
             untested.append(f"{name} of {label}: {e}")

@@ -26,7 +26,7 @@ from dragoman.commands import another_split
 from dragoman.commands.measures import Formula, formula
 from dragoman.corpora.choices import Choice
 from dragoman.corpora.languages import language
-from dragoman.corpora.ntext import NText
+from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.parting import refuse_untranslated
 from dragoman.errors import DataError
 from dragoman.evaluation import significance
@@ -42,6 +42,9 @@ Scored = Mapping[str, Mapping[str, Any]]
 """System -> what it scored."""
 Directions = Mapping[str, tuple[str, str]]
 """Label -> source and target language."""
+RESAMPLES, PER_COMPARISON = 2000, 40
+"""Resamples of a comparison: at least so many, and so many for each one that Holm takes with it. The smallest p that R
+resamples can give is 1 / (R + 1)."""
 BATCH_TOKENS = 4096
 """Tokens of a batch when scoring likelihood; logits are the largest array there is."""
 
@@ -183,7 +186,7 @@ def translations(
             context=context_length(model),
             progress=bar.update,
         )
-    return [" ".join(codec.decode(ids).split("\n")[0].split()) for ids in new]
+    return [normalise(codec.decode(ids).split("\n")[0]) for ids in new]  # as references are
 
 
 def add_choices(
@@ -288,15 +291,20 @@ def values(scored: Scored, name: str, seed: int) -> dict[str, Any]:
 
 def comparisons(scored: Scored, name: str, pairs: Sequence[tuple[str, str, str]], seed: int) -> list[dict[str, Any]]:
     """Paired bootstrap of each (a, b, label), Holm over all of them."""
-    found = [{"metric": name, "language": label, **compare(scored, a, b, name, label, seed)} for a, b, label in pairs]
+    of = {"metric": name}
+    found = [of | {"language": g, **compare(scored, a, b, name, g, seed, among=len(pairs))} for a, b, g in pairs]
     adjusted = significance.holm([pair["p_value"] for pair in found])
     return [pair | {"p_holm": float(p)} for pair, p in zip(found, adjusted, strict=True)]
 
 
-def compare(scored: Scored, a: str, b: str, name: str, label: str, seed: int) -> dict[str, Any]:
-    """System a minus system b in one metric under one label, paired bootstrap by document."""
+def compare(scored: Scored, a: str, b: str, name: str, label: str, seed: int, among: int = 1) -> dict[str, Any]:
+    """System a minus system b in one metric under one label, paired bootstrap by document.
+
+    among: comparisons that Holm will adjust together; of many, p is found more finely, or none could be small.
+    """
     sums, units = _paired(scored, a, b, name, label)
-    return {"a": a, "b": b, **asdict(significance.paired_bootstrap(*sums, formula(name), documents=units, seed=seed))}
+    drawn: dict[str, Any] = {"documents": units, "seed": seed, "resamples": max(RESAMPLES, PER_COMPARISON * among)}
+    return {"a": a, "b": b, **asdict(significance.paired_bootstrap(*sums, formula(name), **drawn))}
 
 
 def detectable(scored: Scored, a: str, b: str, name: str, label: str, seed: int) -> float:

@@ -43,6 +43,11 @@ def ending_of(language: str) -> int:
     return ENDINGS.get(language.split("-")[0], ENDING)
 
 
+def match_of(term: str) -> str:
+    """How a term is matched where `prefix` is asked for: one in capitals, such as IT, exactly."""
+    return "exact" if term.isupper() and sum(map(str.isalpha, term)) > 1 else "prefix"
+
+
 def is_unspaced(text: str) -> bool:
     """Whether it has a letter of a script that writes no spaces between words."""
     return max(text, default="") >= FIRST_UNSPACED and any(c.isalpha() and script_of(c) in UNSPACED for c in text)

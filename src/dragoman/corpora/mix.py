@@ -46,7 +46,8 @@ class Mix:
 def check_no_leak(tables: Sequence[NText], mix: Mix, held_out_languages: Sequence[str], held_out: NText | None) -> None:
     """Refuse a mix with a held-out language, or train text of which a held-out split repeats a document or a segment.
 
-    `held_out` is any table whose dev, devtest and test rows must not be seen, by document name and by English text.
+    `held_out` is any table whose dev, devtest and test rows must not be seen, by document name and by English text (by
+    that of its first language where it has no English).
     Raises DataError that names languages, documents and counts.
     """
     leaks = []
@@ -55,19 +56,20 @@ def check_no_leak(tables: Sequence[NText], mix: Mix, held_out_languages: Sequenc
     if held_out is not None:
         rows = [i for i, split in enumerate(held_out.splits) if split != "train"]
         documents = {held_out.documents[i] for i in rows}
-        english = {t for i in rows if (t := held_out.columns["en"][i])}
+        tag = "en" if "en" in held_out.columns else held_out.languages[0]
+        texts = {t for i in rows if (t := held_out.columns[tag][i])}
         for table in tables:
-            leaks += _leaks_of(table, documents, english)
+            leaks += _leaks_of(table, documents, texts, tag)
     if leaks:
         raise DataError(f"the training text leaks: {'; '.join(leaks)}; remove them, or mend the tables' splits")
 
 
-def _leaks_of(table: NText, documents: set[str], english: set[str]) -> list[str]:
+def _leaks_of(table: NText, documents: set[str], texts: set[str], tag: str) -> list[str]:
     train = [i for i, split in enumerate(table.splits) if split == "train"]
     name = table.about.get("name", "a table")
     shared = sorted({table.documents[i] for i in train} & documents)
-    english_here = table.columns.get("en") or [None] * len(table)
-    repeated = sorted({t for i in train if (t := english_here[i])} & english)
+    here = table.columns.get(tag) or [None] * len(table)
+    repeated = sorted({t for i in train if (t := here[i])} & texts)
     leaks = [f"{len(shared)} held-out documents in {name}: {', '.join(shared[:3])}"] if shared else []
     return leaks + ([f"{len(repeated)} held-out segments in {name}: {repeated[0]!r} ..."] if repeated else [])
 

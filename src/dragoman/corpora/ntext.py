@@ -211,7 +211,7 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     path = Path(path)
     languages, meta, columns = read_columns(path)
     text = from_columns(languages, columns, meta, where=str(path))
-    _check_columns(text, path)
+    check_columns(text, path)
     about, checksum = read_json(about_path(path)) if about_path(path).is_file() else {}, text.checksum()
     headless = about.pop("headless", None)  # long, and nothing that records of other commands should carry
     if headless is not None and about.get("checksum") == checksum:  # else the table has been changed since
@@ -260,7 +260,7 @@ def _require_whole_documents(documents: Sequence[str], splits: Sequence[str], wh
         )
 
 
-def _check_columns(text: NText, path: Path) -> None:
+def check_columns(text: NText, path: Path) -> None:
     """DataError where a column is not in its language's script, or holds names of rows (`id`, `doc`, `url`)."""
     wrong = []
     for tag in text.languages:

@@ -22,7 +22,7 @@ from typing import Any
 
 from dragoman.corpora.codes import tags_of
 from dragoman.corpora.markup import read_tmx, read_wmt_xml
-from dragoman.corpora.ntext import NText, from_columns, load
+from dragoman.corpora.ntext import NText, check_columns, from_columns, load
 from dragoman.corpora.parting import require_same_length
 from dragoman.corpora.reading import read_columns, read_lines
 from dragoman.errors import DataError
@@ -44,11 +44,14 @@ def open_test_set(*paths: Path | str, languages: Sequence[str] = ()) -> NText:
     if len(where) == 2:
         if len(languages) != 2:
             raise DataError("two plain files need one direction, which names their languages, such as en-de")
-        return moses_pair(where[0], where[1], languages[0], languages[1])
+        text = moses_pair(where[0], where[1], languages[0], languages[1])
+        check_columns(text, where[0])
+        return text
     if len(where) != 1:
         raise DataError(f"{len(where)} paths were given for a test set; give {LAYOUTS}")
     (path,) = where
     text = _from_folder(path) if path.is_dir() else _from_file(path)
+    check_columns(text, path)
     about = {"name": path.name.split(".")[0], "file": path.name, **text.about, "checksum": text.checksum()}
     return NText(text.languages, text.keys, text.documents, text.splits, text.columns, about)
 

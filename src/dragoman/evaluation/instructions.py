@@ -138,7 +138,9 @@ def _sections(answer: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _postscript(answer: str, postscript_marker: str) -> bool:
-    return any(line.strip().casefold().startswith(postscript_marker.casefold()) for line in answer.splitlines())
+    """The marker anywhere, with a space behind its full stops or without."""
+    marker = re.escape(postscript_marker.strip()).replace(r"\.", r"\.\s?")
+    return re.search(marker, answer, re.IGNORECASE) is not None
 
 
 def _ends(answer: str, end_phrase: str) -> bool:
@@ -152,6 +154,7 @@ def _capital_words(answer: str, capital_frequency: int, capital_relation: str = 
 
 def _two_responses(answer: str) -> bool:
     parts = [part.strip() for part in answer.split("******")]
+    parts = parts[not parts[0] : len(parts) - (not parts[-1])]  # one before the first or behind the last
     return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
@@ -180,7 +183,7 @@ CHECKS: dict[str, Check] = {
     "detectable_format:json_format": _json,
     "detectable_format:title": lambda answer: re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", answer) is not None,
     "detectable_format:number_bullet_lists": lambda answer, num_bullets: (
-        len(re.findall(r"^\s*[*-]\s+\S", answer, re.MULTILINE)) == num_bullets
+        len(re.findall(r"^\s*(?:\*[^*\n]|-)", answer, re.MULTILINE)) == num_bullets
     ),
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,

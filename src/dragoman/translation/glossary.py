@@ -28,7 +28,7 @@ from typing import Any
 from lxml import etree
 
 from dragoman.corpora.languages import normalise_tag
-from dragoman.corpora.matching import ending_of, is_unspaced, normalised, term_pattern
+from dragoman.corpora.matching import ending_of, is_unspaced, match_of, normalised, term_pattern
 from dragoman.corpora.ntext import normalise
 from dragoman.errors import DataError
 from dragoman.translation.request import Pair
@@ -92,12 +92,8 @@ class Glossary:
         return lacking
 
 
-def _match_of(term: str) -> str:
-    return "exact" if term.isupper() and sum(map(str.isalpha, term)) > 1 else "prefix"
-
-
 def _pattern(term: str, ending: int) -> tuple[re.Pattern[str], str]:
-    match = _match_of(term)
+    match = match_of(term)
     return term_pattern(term, match, ending), match
 
 
@@ -105,7 +101,7 @@ def _pattern(term: str, ending: int) -> tuple[re.Pattern[str], str]:
 def _either(variants: tuple[str, ...], ending: int) -> tuple[tuple[re.Pattern[str], str], ...]:
     """One pattern for all variants of a match, so that a word that meets two of them counts once."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for variant in sorted(variants, key=_match_of, reverse=True):  # prefix before exact
+    for variant in sorted(variants, key=match_of, reverse=True):  # prefix before exact
         pattern, match = _pattern(variant, ending)
         folded = normalised(variant, "prefix")
         if match == "prefix" or not any(re.search(some, folded) for some in found["prefix"]):
@@ -127,7 +123,7 @@ def _starts(folded: str) -> set[str]:
 def _require_one_translation(terms: Sequence[Term], where: str) -> None:
     found: defaultdict[tuple[str, str], list[Term]] = defaultdict(list)
     for term in terms:
-        match = _match_of(term.source)
+        match = match_of(term.source)
         found[normalised(term.source, match), match].append(term)
     if conflicts := [entries for entries in found.values() if len(entries) > 1]:
         told = "; ".join(f"{e[0].source}: {' or '.join('|'.join(t.targets) for t in e)}" for e in conflicts)

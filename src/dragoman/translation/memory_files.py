@@ -15,6 +15,7 @@ from pathlib import Path
 from dragoman.corpora.markup import tmx_pairs
 from dragoman.corpora.ntext import check_splits
 from dragoman.corpora.reading import read_columns, read_lines
+from dragoman.corpora.testsets import open_test_set
 from dragoman.errors import ConfigError, DataError
 from dragoman.translation.memory import Memory
 
@@ -55,7 +56,8 @@ class HeldOut:
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> HeldOut:
-        """Of files: plain text, one sentence a line, or tables (.tsv, .jsonl), of which every cell counts."""
+        """Of files: plain text, one sentence a line, or what has columns, of which every cell counts: tables (.tsv,
+        .jsonl), TMX, WMT's XML, folders of FLORES or NTREX."""
         return cls(text for path in paths for text in _texts(path))
 
     def leaks(self, *texts: str) -> bool:
@@ -64,8 +66,12 @@ class HeldOut:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    if not path.name.removesuffix(".gz").endswith((".tsv", ".jsonl")):
+    name = path.name.removesuffix(".gz")
+    if path.is_dir() or name.endswith((".tmx", ".xml")):
+        columns = open_test_set(path).columns
+    elif name.endswith((".tsv", ".jsonl")):
+        _, _, columns = read_columns(path)
+    else:
         yield from read_lines(path)
         return
-    _, _, columns = read_columns(path)
     yield from (cell for column in columns.values() for cell in column if cell)
