@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import dragoman
+from dragoman.commands import pretrain
 from dragoman.commands.pretrain import Vocabulary
 from dragoman.corpora.mix import Mix
 from dragoman.corpora.ntext import load
@@ -89,7 +90,6 @@ def test_a_planted_leak_is_refused_before_anything_is_written(table, tmp_path):
 
 
 def test_a_short_run_encodes_what_it_reads_and_sees_the_same_text(table, tmp_path, base, monkeypatch):
-    from dragoman.commands import pretrain
     from dragoman.modeling import TextCodec, open_tokenizer
 
     encoded = []
@@ -122,6 +122,17 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
     longer = replace(settings(table, folder)["training"], steps=1000)
     with pytest.raises(ConfigError, match=r"every checkpoint in .* is from the decay"):
         dragoman.pretrain(**settings(table, folder, resume=True, training=longer))
+    write_json(made / "log.json", {"steps": 3, "decay_from": 900})
+    seal(made)
+    shorter = replace(longer, steps=4, decay=2)
+    with pytest.raises(ConfigError, match=r"or from after update 2, where the new one would begin"):
+        dragoman.pretrain(**settings(table, folder, resume=True, training=shorter))
+    stamp = json.loads((folder / "config.json").read_text())
+    for name in ("tables", "tokenizer"):
+        write_json(folder / "config.json", stamp | {"read": stamp["read"] | {name: "another"}})
+        with pytest.raises(ConfigError, match=f"read other {name} than are there now, so it cannot go on"):
+            dragoman.pretrain(**settings(table, folder, resume=True))
+    write_json(folder / "config.json", stamp)
     (made / "files.json").unlink()
     with pytest.raises(ConfigError, match=r"no whole checkpoint in .*: checkpoint-3 lack files.*older versions wrote"):
         dragoman.pretrain(**settings(table, folder, resume=True))
@@ -131,6 +142,29 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
 def test_a_shape_beside_given_weights_is_refused(table, tmp_path):
     with pytest.raises(ConfigError, match="shape and tokenizer would have no effect, because training starts from m"):
         dragoman.pretrain(**settings(table, tmp_path / "run", start="m", tokenizer="t"))
+
+
+def test_how_often_checkpoints_are_written_is_no_other_length(table, tmp_path, base):
+    """The last one is gone on from, in the decay too."""
+    folder, _ = base
+    made = folder / "checkpoints" / "checkpoint-5"
+    write_json(made / "log.json", {"steps": 5, "decay_from": 2})
+    seal(made)
+    oftener = replace(settings(table, folder)["training"], checkpoint_steps=7)
+    config = pretrain.Config(**settings(table, folder, resume=True, training=oftener))
+    stamp = json.loads((folder / "config.json").read_text())
+    assert pretrain._resumable(config, stamp["read"]) == (made, False)
+    write_json(folder / "config.json", stamp)
+    shutil.rmtree(made.parent)
+
+
+def test_a_folder_where_nothing_was_trained_may_be_started_in_again(table, tmp_path):
+    config = pretrain.Config(**settings(table, tmp_path / "run"))
+    for _ in range(2):
+        assert pretrain._resumable(config, {"tables": [], "tokenizer": "", "start": None}) == (None, False)
+    (tmp_path / "run" / "model").mkdir()
+    with pytest.raises(ConfigError, match="is not empty"):
+        pretrain._resumable(config, {"tables": [], "tokenizer": "", "start": None})
 
 
 def test_a_finished_run_goes_on_for_longer(table, tmp_path, base):

@@ -144,7 +144,31 @@ def test_lpr_loss_sees_old_rows_and_no_filler():
     logits[5] = torch.tensor([0.0, 9.0, 0.0, 0.0])  # filler of row 1
     inputs = {"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
     routed = [Routed(logits, torch.zeros(6, 2), torch.zeros(6, 2))] * 2
-    assert float(loss(inputs, torch.tensor([0, 1]), routed)) == pytest.approx(2 * math.log(4))
+    # two old tokens where a third of five is expected
+    assert float(loss(inputs, torch.tensor([0, 1]), routed)) == pytest.approx(2 * 2 * math.log(4) / (5 / 3))
+
+
+def test_lpr_loss_of_an_update_is_the_same_in_any_passes():
+    from dragoman.modeling import Routed
+
+    loss = moe_lpr.extra_loss(moe_lpr.Config(stage=2, lpr=1.0), [True, False, False, True, False, False])
+    logits_BSE = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def in_passes(size):
+        rows = [range(i, i + size) for i in range(0, 6, size)]
+        found = [
+            loss(
+                {"input_ids": torch.zeros(size, 3)},
+                torch.tensor(list(some)),
+                [Routed(logits_BSE[list(some)].flatten(0, 1), torch.zeros(3 * size, 2), torch.zeros(3 * size, 2))],
+            )
+            for some in rows
+        ]
+        return float(torch.stack(found).mean())
+
+    old_T = torch.tensor([True, False, False, True, False, False]).repeat_interleave(3)
+    whole = float(moe_lpr.lpr_loss(logits_BSE.flatten(0, 1), old_T))
+    assert [in_passes(size) for size in (1, 2, 3, 6)] == pytest.approx([whole] * 4)
 
 
 def test_lpr_pulls_old_text_to_the_first_expert():

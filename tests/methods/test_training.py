@@ -339,6 +339,8 @@ def test_trackers_get_losses_and_evaluations(tmp_path, monkeypatch):
 
 
 def test_impossible_settings_are_all_named():
+    with pytest.raises(ConfigError, match=r"micro_batch is 0, at least 1; warmup is -1, at least 0; seed is -1"):
+        config(micro_batch=0, seed=-1, warmup=-1)
     with pytest.raises(ConfigError, match=r"no multiple.*do not fit.*precision"):
         Config(batch=5, micro_batch=2, steps=3, warmup=2, decay=4, precision="fp8")
     with pytest.raises(ConfigError, match=r"learning_rate is 0 or more, not nan; clip .* -1; balance .* inf"):

@@ -141,6 +141,8 @@ class Config:
             faults.append("guard_action has no effect without --guard; give both or none")
         if self.guard:
             forgetting.share_of(self.guard)
+        if self.seed < 0:
+            faults.append(f"seed is 0 or more, not {self.seed}")
         if self.vocabulary < 0:
             faults.append(f"vocabulary is 0 or more new pieces, not {self.vocabulary}")
         if self.guard and not self.evaluation.segments:

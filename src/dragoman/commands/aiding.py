@@ -140,11 +140,12 @@ def steering(config: Config) -> Steering | None:
     if config.steer is None:
         return None
     from dragoman.commands.steer import opened
+    from dragoman.methods.delta import base_of
     from dragoman.methods.steer import steered
     from dragoman.modeling import outline
 
     how = opened(config.steer, config.model)
-    with steered(outline(config.model), how):
+    with steered(outline(base_of(config.model)), how):
         return how
 
 

@@ -41,6 +41,8 @@ Directions = Mapping[str, tuple[str, str]]
 class Training(training.Config):
     """How to train, routers balanced: a default of the field alone would be lost where any other setting is given."""
 
+    seed: int = 0
+    """Of dropout; the order of the text and the weights of LoRA go by `--seed`."""
     balance: float = BALANCE
     """Weight of the load-balance loss, per MoE layer; full, lora and stage 2 of moe_lpr have none."""
 

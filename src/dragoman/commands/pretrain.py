@@ -5,6 +5,7 @@ The built-in bases were made by this command from the recipes in `benchmarks/bas
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,14 @@ from dragoman.corpora.ntext import NText, load
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding, training
 from dragoman.methods.checkpoints import incomplete
-from dragoman.record import environment, read_json, write_json
+from dragoman.record import environment, read_json, sha256, write_json
 
 TOKEN = 4
 """Characters of one, roughly: by this a run is long or short for its text."""
-LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes", "checkpoint_minutes", "checkpoint_steps"))
+LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes"))
 """What may change when a run is resumed: the text up to there and the rate stay the same."""
+KEEPING = tuple(f"training.{key}" for key in ("checkpoint_minutes", "checkpoint_steps"))
+"""What may change, too, and has no part in the schedule."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 
@@ -112,7 +115,8 @@ def _pretrained(config: Config) -> dict[str, Any]:
     codec = _codec(config, tables)
     model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
     sharding.require_spreadable(model, config.training.expert_parallel)
-    resume, extended = sharding.on_first(lambda: _resumable(config))
+    read = _read(config, tables, codec)
+    resume, extended = sharding.on_first(lambda: _resumable(config, read))
     rows_NS = _rows(config, tables, codec)
     layers = moe_layers(model) if find_routers(model) or config.training.balance or config.training.z_loss else ()
     folder = config.out / "checkpoints"
@@ -247,35 +251,63 @@ def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
     return mixing.pack(samples, config.training.steps * config.training.batch, config.block)
 
 
-def _resumable(config: Config) -> tuple[Path | None, bool]:
+def _read(config: Config, tables: list[NText], codec: Any) -> dict[str, Any]:
+    """Checksums of what a run reads: tables, tokenizer, and the model that it starts from."""
+    from dragoman.modeling import model_checksum
+
+    pieces = json.dumps(codec.tokenizer.get_vocab(), sort_keys=True)
+    start = model_checksum(config.start) if config.start else None
+    return {"tables": [t.checksum() for t in tables], "tokenizer": sha256(pieces), "start": start}
+
+
+def _resumable(config: Config, read: dict[str, Any]) -> tuple[Path | None, bool]:
     """The checkpoint to go on from, if asked for, and whether the run is now of another length.
 
     Any other change is an error, because the losses would not be the same.
     """
     stamp, now = config.out / "config.json", _comparable(config)
     if not config.resume:
-        if config.out.exists() and any(config.out.iterdir()):
+        if config.out.exists() and not _untouched(config.out):
             raise ConfigError(f"{config.out} is not empty; choose another folder, or go on there with --resume")
-        write_json(stamp, now)
+        write_json(stamp, now | {"read": read})
         return None, False
     found = training.checkpoints(config.out / "checkpoints")
     if not found:
         raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
     default = Config(out=config.out, data=config.data)
-    changed = changes(completed(read_json(stamp), default), now, default)
-    if fixed := [line for key, line in changed.items() if key not in LENGTH]:
+    before = read_json(stamp)
+    if odd := [name for name, is_now in read.items() if before.get("read", read)[name] != is_now]:
+        raise ConfigError(
+            f"the run in {config.out} read other {' and '.join(odd)} than are there now, so it cannot go on; start "
+            "anew in another folder, or restore them"
+        )
+    changed = changes(completed(before, default), now, default)
+    if fixed := [line for key, line in changed.items() if key not in (*LENGTH, *KEEPING)]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
-    if changed:
-        found = [path for path in found if training.log_of(path).stable]
+    extended = any(key in LENGTH for key in changed)
+    if extended:
+        decay_from = config.training.steps - config.training.decay
+        logs = {path: training.log_of(path) for path in found}
+        found = [path for path, log in logs.items() if log.stable and log.steps <= decay_from]
         if not found:
-            raise ConfigError(f"every checkpoint in {config.out} is from the decay; resume with the old length")
-        write_json(stamp, now)
-    return found[-1], bool(changed)
+            raise ConfigError(
+                f"every checkpoint in {config.out} is from the decay, or from after update {decay_from}, where the new "
+                "one would begin; resume with the old length or a greater one"
+            )
+    if changed:
+        write_json(stamp, now | {"read": read})
+    return found[-1], extended
+
+
+def _untouched(out: Path) -> bool:
+    """Whether a folder has at most what a run leaves that failed before its first checkpoint."""
+    rest = {path.name: path for path in out.iterdir()}
+    rest.pop("config.json", None)
+    checkpoints = rest.pop("checkpoints", None)
+    return not rest and (checkpoints is None or not any(checkpoints.iterdir()))
 
 
 def _comparable(config: Config) -> dict[str, Any]:
-    import json
-
     fields = asdict(config) | {"resume": None, "quiet": None}
     fields["training"]["expert_parallel"] = False  # how it is computed, not what
     return json.loads(json.dumps(fields, default=str))

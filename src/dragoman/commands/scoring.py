@@ -170,19 +170,25 @@ def _value(setting: str) -> str:
 def translations(
     model: PreTrainedModel, codec: TextCodec, table: NText, label: str, quiet: bool, stops: Any = None
 ) -> list[str]:
-    """Greedy translations of the table's first column into its second, one line each."""
+    """Greedy translations of the table's first column into its second, one line each.
+
+    Most tokens: twice those of the prompt or of the reference, and 20 more. A tokenizer may need several times as many
+    for the target as for the source, and a translation that is cut would be scored as a bad one.
+    """
     from dragoman.modeling import context_length
     from dragoman.translation.engines import stops_of, translate_greedy
 
     source, target = table.languages
     names = {g: language(g).name for g in table.languages}
     prompts = codec.prompts(cells(table, source), source, target, names)
+    references = codec.encode(cells(table, target))
     with tqdm(total=len(prompts), desc=label, unit=" segments", disable=quiet, delay=2) as bar:
         new = translate_greedy(
             model,
             prompts,
             stops=stops or stops_of(model, codec),
             pad_id=codec.pad_id,
+            max_new=[2 * max(len(p), len(r)) + 20 for p, r in zip(prompts, references, strict=True)],
             context=context_length(model),
             progress=bar.update,
         )

@@ -233,9 +233,10 @@ def _estimate(config: Config, documents: Sequence[Document], units: dict[str, jo
     found = {"segments": len(every), "kept": sum(place.done for place in every), "to_translate": len(units)}
     found["characters"] = sum(map(len, texts))
     if not config.server and config.model != APERTIUM:
+        from dragoman.methods.delta import base_of
         from dragoman.modeling import open_tokenizer
 
-        found["tokens"] = sum(map(len, open_tokenizer(config.model).encode(texts)))
+        found["tokens"] = sum(map(len, open_tokenizer(base_of(config.model)).encode(texts)))
     return {"estimate": found}
 
 

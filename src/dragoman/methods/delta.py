@@ -127,6 +127,11 @@ def is_delta(name: str) -> bool:
     return (Path(name) / DELTA_FILE).is_file()
 
 
+def base_of(name: str) -> str:
+    """The model that a delta's folder is of; any other name as it is."""
+    return Delta.load(name).base if is_delta(name) else name
+
+
 def open_base(delta: Delta, base: str | None = None) -> tuple[PreTrainedModel, TextCodec]:
     """The base that a delta was trained on, with its tokenizer; ModelError where it is not where it was."""
     name = base or delta.base

@@ -122,14 +122,21 @@ def lpr_loss(logits_TE: torch.Tensor, old_T: torch.Tensor, mode: str = "logits")
 
 
 def extra_loss(config: Config, old_N: Sequence[bool]) -> ExtraLoss:
-    """The loss of stage 2 for `training.train`. old_N: whether a row of the text is of an old language."""
+    """The loss of stage 2 for `training.train`. old_N: whether a row of the text is of an old language.
+
+    The sum over old tokens, over as many as are to be expected in a pass of this size: its mean over the passes of an
+    update is the same however many these are.
+    """
     flags_N = torch.tensor(list(old_N))
+    share = float(flags_N.float().mean())
 
     def loss(inputs: dict[str, torch.Tensor], row_B: torch.Tensor, routed: list[Routed]) -> torch.Tensor:
         ids_BS = inputs["input_ids"]
         old_BS = flags_N[row_B].to(ids_BS.device, non_blocking=True)[:, None].expand_as(ids_BS)
-        old_T = (old_BS & inputs.get("attention_mask", torch.ones_like(old_BS)).bool()).flatten()
-        return config.lpr * torch.stack([lpr_loss(r.logits_TE, old_T, config.mode) for r in routed]).mean()
+        real_BS = inputs.get("attention_mask", torch.ones_like(old_BS)).bool()
+        old_T = (old_BS & real_BS).flatten()
+        found = old_T.sum() / (share * real_BS.sum()) if share else 0.0
+        return config.lpr * found * torch.stack([lpr_loss(r.logits_TE, old_T, config.mode) for r in routed]).mean()
 
     return loss
 

@@ -66,14 +66,15 @@ class Config:
 
     def __post_init__(self) -> None:
         faults = []
-        if self.batch % self.micro_batch:
+        low = {"steps": 1, "batch": 1, "micro_batch": 1, "warmup": 0, "decay": 0, "seed": 0, "balance_every": 1}
+        given = {name: getattr(self, name) for name in low}
+        faults += [f"{name} is {given[name]}, at least {least}" for name, least in low.items() if given[name] < least]
+        if self.micro_batch > 0 and self.batch % self.micro_batch:
             faults.append(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if self.warmup + self.decay > self.steps:
             faults.append(f"warmup {self.warmup} and decay {self.decay} do not fit into {self.steps} steps")
         if self.precision not in ("auto", "bf16", "fp32"):
             faults.append(f"precision is auto, bf16 or fp32, not {self.precision!r}")
-        if self.balance_every < 1:
-            faults.append(f"balance_every is 1 or more, not {self.balance_every}")
         given = {name: getattr(self, name) for name in NOT_BELOW_0}
         faults += [f"{name} is 0 or more, not {value}" for name, value in given.items() if not 0 <= value < math.inf]
         if faults:

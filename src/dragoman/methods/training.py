@@ -124,6 +124,11 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
             f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
             "pack them without isolation"
         )
+    if model.device.index and not sharding.active():
+        raise ConfigError(
+            f"training runs on the first GPU that is visible, not on {model.device}; give the device as cuda and name "
+            f"the GPU outside: CUDA_VISIBLE_DEVICES={model.device.index}"
+        )
     if config.compile and model.device.type == "cuda":
         raise ConfigError(
             "compiled training is for a CPU: on a GPU it ran and did not learn (docs/LOG.md, 2026-11-27); leave out "

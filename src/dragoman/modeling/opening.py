@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from dragoman.errors import ConfigError, ModelError
 from dragoman.modeling.codec import TextCodec
 from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
-from dragoman.record import atomic_write, sha256
+from dragoman.record import atomic_write, read_json, sha256, write_json
 
 BUILT_IN = {"mini-moe": "mini-moe", "mini-dense": "mini-dense"}
 """Models that ship with the package: name -> folder in assets."""
@@ -150,6 +150,8 @@ def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype:
         except SafetensorError as e:  # how a full disk shows there
             raise OSError(_first_line(e)) from e
         codec.tokenizer.save_pretrained(partial)
+        if dtype is not None:  # save_pretrained writes there how the model is in memory
+            write_json(partial / "config.json", read_json(partial / "config.json") | {"dtype": dtype})
 
 
 def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:

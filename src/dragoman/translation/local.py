@@ -113,9 +113,14 @@ class LocalEngine:
         return found
 
     def _most(self, request: Request, prompt: Sequence[int]) -> int:
-        """Most tokens of a translation: by its text, not by what stands around it."""
+        """Most tokens of a translation: by its text, not by what stands around it.
+
+        By its bytes where these are more than its tokens, for a tokenizer may know the target worse than the source:
+        in Greek it may need a token a letter.
+        """
         plain = not (request.neighbours or request.terms or request.drafts or request.auxiliary)
-        return 2 * (len(prompt) if plain else len(self.codec.encode([request.source])[0])) + 20
+        tokens = len(prompt) if plain else len(self.codec.encode([request.source])[0])
+        return 2 * max(tokens, len(request.source.encode())) + 20
 
     def _needed(self, request: Request) -> int:
         """Room for a translation that is half as long again as its source."""
