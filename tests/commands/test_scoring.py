@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dragoman.commands import scoring
+from dragoman.commands.judging import warnings_of
 from dragoman.evaluation import significance
 
 BITS = {
@@ -38,3 +39,11 @@ def test_a_plain_difference_stays_one_among_many_comparisons(number):
     }  # fmt: skip
     found = scoring.comparisons(scored, "bits_per_byte", [("a", "b", g) for g in labels], seed=0)
     assert max(c["p_holm"] for c in found) < 0.05
+
+
+def test_tokens_that_stand_for_anything_are_told():
+    assert scoring.unknown_share([[5, 1, 1], [7]], 1) == 0.5
+    assert scoring.unknown_share([[5, 1, 1], [7]], None) == scoring.unknown_share([], 1) == 0
+    scored = {"m": BITS | {"unknown": {"es": 0.25}}, "n": BITS}
+    (told,) = [w for w in warnings_of(scored, []) if "vocabulary" in w]
+    assert "es (25.0% by m)" in told

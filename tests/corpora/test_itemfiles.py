@@ -26,7 +26,7 @@ def test_mmlu_and_global_mmlu(tmp_path):
     assert plain.judged == "options" and set(plain.items) == {"en", "sw"}
     item = plain.items["en"][0]
     assert item.prompt == "Q?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
-    assert (item.options, item.right, item.answer, item.document) == ((" A", " B", " C", " D"), 2, " C", "law")
+    assert (item.options, item.right, item.answer, item.document) == ((" A", " B", " C", " D"), 2, " C", item.key)
     row = {f"option_{c}": c for c in "abcd"} | {"question": "Q?", "answer": "D", "subject": "s"}
     rows = [row | {"sample_id": f"test/{n}"} for n in range(3)]
     other = read_items(write(tmp_path / "b", en=rows, yo=rows[::-1]))
@@ -126,3 +126,9 @@ def test_no_items_and_absent_languages():
         task_items("t", "options", {"en": []})
     with pytest.raises(DataError, match="the task t has no items in ca"):
         task_items("t", "options", {"en": [Item("1", "d", "p", "a")]}).require(["en", "ca"])
+
+
+def test_a_part_of_a_sorted_file_is_of_all_of_it(tmp_path):
+    made = read_items(write(tmp_path, en=[mmlu(f"Q{n}?") for n in range(10)]))
+    assert [i.key for i in made.spread(4).items["en"]] == ["line 1", "line 3", "line 6", "line 8"]
+    assert made.spread(10).items == made.spread(99).items == made.spread(None).items == made.items

@@ -355,8 +355,8 @@ def test_multiblimp_by_hand(tmp_path):
     found = read_choices(tmp_path)
     assert list(found) == ["ca"]
     assert [(c.context, c.options, c.answer, c.document) for c in found["ca"]] == [
-        ("", ("Ella canta.", "Ella canten."), 0, "SV-#"),
-        ("", ("Jo vinc.", "Jo vens."), 0, "SV-P"),
+        ("", ("Ella canta.", "Ella canten."), 0, "data#2"),
+        ("", ("Jo vinc.", "Jo vens."), 0, "data#3"),
     ]
     assert read_choices(tmp_path / "cat" / "data.tsv") == found
 

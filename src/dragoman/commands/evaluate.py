@@ -331,10 +331,11 @@ def _from_files(config: Config) -> dict[str, Metric]:
 
 def _read_choices(config: Config) -> dict[str, Any]:
     from dragoman.corpora.choices import read_choices
+    from dragoman.corpora.items import spread
 
     if config.choices is None:
         return {}
-    return {g: items[: config.segments] for g, items in read_choices(Path(config.choices)).items()}
+    return {g: spread(items, config.segments) for g, items in read_choices(Path(config.choices)).items()}
 
 
 # What the record says

@@ -133,7 +133,14 @@ def add_likelihoods(
         texts = cells(rows[g], g)
         ids = codec.encode(texts)
         bits_N = text_bits(model, ids, start_id=codec.start_id, context=context, batch_tokens=BATCH_TOKENS)
+        if share := unknown_share(ids, codec.tokenizer.unk_token_id):
+            sums.setdefault("unknown", {})[g] = share
         add_sums(sums, "bits_per_byte", g, np.array([*map(metric.segment_sums, bits_N, texts)]), rows[g].documents)
+
+
+def unknown_share(ids: Sequence[Sequence[int]], unk_id: int | None) -> float:
+    """Share of tokens that stand for anything the vocabulary lacks, whatever bytes that has."""
+    return sum(row.count(unk_id) for row in map(list, ids)) / max(1, sum(map(len, ids)))
 
 
 def add_texts(
@@ -359,7 +366,7 @@ def mean_of_labels(by: Mapping[str, Any], name: str, labels: Sequence[str]) -> t
 
 def write_segments(path: Path, scored: Scored) -> dict[str, str]:
     """Outputs and sums of every segment, from which values can be had again; name and checksum of the file."""
-    kept = ("outputs", "documents", "signatures")
+    kept = ("outputs", "documents", "signatures", "unknown")
     content = {
         "documents": {name: by for s in scored.values() for name, by in s["documents"].items()},
         "sums": {s: {name: v for name, v in by.items() if name not in kept} for s, by in scored.items()},

@@ -80,7 +80,7 @@ def open_task(
         if number < GROUP:
             raise ConfigError(f"{name} has groups of {GROUP} items that share their options; ask for {GROUP} or more")
         number -= number % GROUP
-    chosen = chosen.part(slice(number))
+    chosen = chosen.part(slice(number)) if name in OF_CORPUS else chosen.spread(number)
     return chosen.in_chat() if chat else chosen
 
 

@@ -32,7 +32,7 @@ class Choice:
 
     key: str
     document: str
-    """What its items share: the page of a passage, the phenomenon of a pair."""
+    """What its items share, such as the page of a passage; a pair of sentences has its own."""
     context: str
     """Text before the options; empty where whole sentences are compared."""
     options: tuple[str, ...]
@@ -96,7 +96,8 @@ def _multiblimp(file: Path) -> Iterator[Choice]:
         _require(file, n, row, _BLIMP)
         if row["sen"] == row["wrong_sen"]:
             raise DataError(f"{file}: line {n} has the same sentence as right and wrong; drop it")
-        yield Choice(f"{file.stem}#{n}", row.get("phenomenon") or "text", "", (row["sen"], row["wrong_sen"]), 0)
+        key = f"{file.stem}#{n}"
+        yield Choice(key, key, "", (row["sen"], row["wrong_sen"]), 0)
 
 
 def _require(file: Path, line: int, row: dict[str, Any], names: Sequence[str]) -> None:

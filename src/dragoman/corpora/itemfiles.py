@@ -114,8 +114,7 @@ def _lettered(row: Row, line: int, choices: list[str], answer: Any) -> Item:
     listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
     options = tuple(f" {letter}" for letter in LETTERS)
     key = str(row.get("sample_id") or f"line {line}")
-    subject = str(row.get("subject") or "questions")
-    return Item(key, subject, f"{row['question']}\n{listed}Answer:", options[right], options, right)
+    return Item(key, key, f"{row['question']}\n{listed}Answer:", options[right], options, right)
 
 
 def _mmlu(row: Row, line: int) -> Item:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dragoman.corpora.languages import nearest
 from dragoman.errors import DataError
 from dragoman.record import sha256
 
+T = TypeVar("T")
 REFERENCE = "en"
 
 
@@ -28,7 +29,7 @@ class Item:
     key: str
     """The same in every language."""
     document: str
-    """What its items share: the page of a passage, the subject of a question."""
+    """What its items share, such as the passage that several questions are of; its key where it stands alone."""
     prompt: str
     answer: str
     """What training teaches: the right option or a worked solution; empty where there is none."""
@@ -68,6 +69,10 @@ class TaskItems:
     def part(self, which: slice) -> TaskItems:
         """Some of the items, the same in every language."""
         return replace(self, items={g: x[which] for g, x in self.items.items()})
+
+    def spread(self, number: int | None) -> TaskItems:
+        """At most so many of the items, evenly over all of them: published files are sorted, MMLU's by subject."""
+        return replace(self, items={g: spread(x, number) for g, x in self.items.items()})
 
     def require(self, languages: Sequence[str]) -> None:
         """DataError that names every language without items."""
@@ -136,3 +141,10 @@ def _fault(tag: str, keys: Sequence[str], wanted: Sequence[str]) -> str | None:
     parts += [f"lacks {missing[0]!r}"] if missing else []
     parts += [f"has {extra[0]!r} beside"] if extra else []
     return f"{tag} has {', '.join(parts)}"
+
+
+def spread(rows: Sequence[T], number: int | None) -> list[T]:
+    """At most so many of the rows, evenly over all of them, in their order; None: all."""
+    if number is None or number >= len(rows):
+        return list(rows)
+    return [rows[i * len(rows) // number] for i in range(number)]
