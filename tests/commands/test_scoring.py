@@ -45,5 +45,5 @@ def test_tokens_that_stand_for_anything_are_told():
     assert scoring.unknown_share([[5, 1, 1], [7]], 1) == 0.5
     assert scoring.unknown_share([[5, 1, 1], [7]], None) == scoring.unknown_share([], 1) == 0
     scored = {"m": BITS | {"unknown": {"es": 0.25}}, "n": BITS}
-    (told,) = [w for w in warnings_of(scored, []) if "vocabulary" in w]
+    (told,) = [w for w in warnings_of(scored, []) if "without a place" in w]
     assert "es (25.0% by m)" in told

@@ -41,8 +41,8 @@ def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:
     unknown = [f"{g} ({share:.1%} by {s})" for s, by in scored.items() for g, share in by.get("unknown", {}).items()]
     if unknown:
         told.append(
-            f"tokens without a place in the vocabulary in {', '.join(unknown)}: bits per byte are too low there, as one "
-            "such token stands for any text; do not compare them with other models'"
+            f"text without a place in the vocabulary in {', '.join(unknown)}: bits per byte are too low there, as one "
+            "token stands for any such text; do not compare them with other models'"
         )
     unjudged = [c for c in comparisons if too_few_to_judge(c["units"])]
     if unjudged:

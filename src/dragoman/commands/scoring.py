@@ -140,7 +140,7 @@ def add_likelihoods(
 
 def unknown_share(ids: Sequence[Sequence[int]], unk_id: int | None) -> float:
     """Share of tokens that stand for anything the vocabulary lacks, whatever bytes that has."""
-    return sum(row.count(unk_id) for row in map(list, ids)) / max(1, sum(map(len, ids)))
+    return sum(i == unk_id for row in ids for i in row) / max(1, sum(map(len, ids)))
 
 
 def add_texts(
