@@ -44,7 +44,8 @@ def import_files(
     splits
         Of tables with a column `split`: the rows to take; `test` is sealed.
     held_out
-        Files with sentences that are measured on: pairs that have one of them, or one like it, are left out.
+        Files with sentences that are measured on (text, TSV, JSON lines, TMX or WMT's XML): pairs that have one of
+        them, or one like it, are left out.
     quiet
         No progress bar.
     """

@@ -68,7 +68,7 @@ class Config:
     glossary: Path | None = None
     """Terms and their translations: TBX, CSV or TSV. A term that is missing is a doubt."""
     held_out: Paths = ()
-    """Files with sentences that may be in no prompt, such as a test set: text, TSV or JSON lines."""
+    """Files with sentences that may be in no prompt, such as a test set: text, TSV, JSON lines, TMX or WMT's XML."""
     via: str = ""
     """Language of pmp's auxiliary version and of scale_pivot's drafts."""
     draft_model: str = ""
