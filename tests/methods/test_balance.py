@@ -45,7 +45,7 @@ def test_training_counts_what_capture_counts(family, tmp_path):
     """Oracle: the rows without their filler, counted by hand; the rate is zero."""
     model = tiny(family)
     rows, labels = ROWS.copy(), ROWS.astype(np.int64)
-    rows[:, 11:] = 0
+    rows[:, 11:], labels[:, 11:] = 0, -100
     settings = Config(steps=2, batch=4, micro_batch=2, warmup=0, decay=0, learning_rate=0.0, precision="fp32")
     log = train(model, rows, settings, layers=moe_layers(model), labels_NS=labels, pad_id=0, folder=tmp_path)
     (entry,) = log.balance
