@@ -47,3 +47,23 @@ def test_tokens_that_stand_for_anything_are_told():
     scored = {"m": BITS | {"unknown": {"es": 0.25}}, "n": BITS}
     (told,) = [w for w in warnings_of(scored, []) if "without a place" in w]
     assert "es (25.0% by m)" in told
+
+
+def test_translations_have_room_for_the_reference_and_its_normal_form(monkeypatch):
+    """The tokenizer knows the source, and not the target, of which it needs a token a byte."""
+    from dragoman.corpora.ntext import from_columns
+    from dragoman.modeling import TextCodec
+    from dragoman.translation import engines
+    from tests.models import tiny
+    from tests.texts import tokenizer
+
+    codec, seen = TextCodec(tokenizer()), []
+    said = codec.encode(["e\u0301\u200b a\u00adb\nmore"])[0]
+    monkeypatch.setattr(engines, "translate_greedy", lambda model, prompts, **how: seen.append(how) or [said] * 2)
+    table = from_columns(("en", "el"), {"en": ["the file", "save"], "el": ["το αρχείο", "αποθήκευση του αρχείου"]})
+    model = tiny("olmoe", vocab_size=len(codec.tokenizer))
+    assert scoring.translations(model, codec, table, "en-el", True, stops="any") == ["\u00e9 ab"] * 2
+    prompts = codec.prompts(["the file", "save"], "en", "el", {"en": "English", "el": "Greek"})
+    references = codec.encode(["το αρχείο", "αποθήκευση του αρχείου"])
+    assert len(references[1]) > len(prompts[1]), "else the limit is the prompt's"
+    assert seen[0]["max_new"] == [2 * max(len(p), len(r)) + 20 for p, r in zip(prompts, references, strict=True)]
