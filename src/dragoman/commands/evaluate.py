@@ -29,7 +29,7 @@ from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.parting import refuse_untranslated, require_same_length
 from dragoman.corpora.reading import read_lines
 from dragoman.corpora.testsets import open_test_set
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, UserError
 from dragoman.evaluation.metrics import METRICS, Metric
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.reporting.tables import FORMS, render, write_table
@@ -247,6 +247,7 @@ def _score_models(config: Config, out: Path) -> Result:
     systems = systems_of(config.model, config.steer, config.against)
     opened = open_both(config.model)
     _require_ready(*opened, [how for name, how in systems.values() if name == config.model], items)
+    _require_others(config.against, items)
     claim_folder(out)  # nothing is written where a model cannot be opened
     scored: dict[str, Any] = {}
     for label, (name, how) in systems.items():
@@ -282,6 +283,23 @@ def _require_ready(
             pass
     if items is not None:
         require_room(model, codec, items)
+
+
+def _require_others(names: Sequence[str], items: TaskItems | None) -> None:
+    """Before anything is scored, raise all that config and tokenizer of models that come later say against it."""
+    from dragoman.methods.delta import base_of
+    from dragoman.modeling import open_tokenizer, outline
+
+    faults = []
+    for name in names:
+        try:
+            codec, model = open_tokenizer(base_of(name)), outline(base_of(name))
+            if items is not None:
+                require_room(model, codec, items)
+        except UserError as e:
+            faults.append(str(e) if name in str(e) else f"{name}: {e}")
+    if faults:
+        raise ConfigError(f"nothing was scored: {'; '.join(faults)}")
 
 
 def _systems(config: Config) -> dict[str, Any]:
