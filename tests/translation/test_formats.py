@@ -386,3 +386,15 @@ def test_subtitles_keep_their_number_of_lines():
     assert translated(cue, ".srt", lambda t: "Salpem a trenc d'alba.") == cue.replace(
         "We sail\nat dawn.", "Salpem a\ntrenc d'alba."
     )
+
+
+def test_attributes_keep_their_quotation_marks():
+    text = """<p title='All topics'>Go</p><img alt="A dog">"""
+    found = translated(text, ".html", lambda t: f"L'{t}\"")
+    assert found == """<p title='L&#39;All topics&quot;'>L'Go&quot;</p><img alt="L'A dog&quot;">"""
+
+
+def test_latin_1_of_html_is_that_of_browsers(tmp_path):
+    (tmp_path / "a.html").write_bytes(b"<meta charset=iso-8859-1><p>It\x92s")
+    document = read_document(tmp_path / "a.html", OPTIONS)
+    assert document.places[0].parts == (Part("It\u2019s"),) and document.filled([]).endswith(b"It\x92s")

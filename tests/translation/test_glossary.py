@@ -33,6 +33,9 @@ def glossary(pairs, source="en", target="de"):
         ("ja", ["Web ページ"], "新Web ページ", ["Web ページ"]),
         ("en", ["cafe\u0301"], "the café", ["cafe\u0301"]),
         ("en", ["C++"], "in C++.", ["C++"]),
+        ("en", ["C", "C++", "C#", ".NET"], "C# or C++ on .NET", ["C#", "C++", ".NET"]),
+        ("en", ["C", "Ctrl"], "press Ctrl+C, not C", ["Ctrl", "C", "C"]),
+        ("en", ["Save As..."], "in Save As you", ["Save As..."]),
         ("en", ["a"], "b", []),
     ],
 )

@@ -48,6 +48,7 @@ def test_what_is_wrong_is_said(answer, fault):
         ),
         ("%{n} of #{all}, $t(a.b) {% t %}", "{1} of {2}, {3} {4}", ["%{n}", "#{all}", "$t(a.b)", "{% t %}"]),
         ("One\n  two", "One{1}two", ["\n  "]),
+        ("See https://a.b/c_(d). And (www.a.b/c)", "See {1}. And ({2})", ["https://a.b/c_(d)", "www.a.b/c"]),
         ("  in { 7 } rows ", "in {1} rows", ["{ 7 }"]),
         ("50 % of {", "50 % of {", []),
     ],
@@ -55,6 +56,36 @@ def test_what_is_wrong_is_said(answer, fault):
 def test_placeholders_by_hand(text, masked, pieces):
     found = mask([Part(text)])
     assert (found.text, [p.text for p in found.pieces]) == (masked, pieces)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        ("<b>", "</b>", "value"),
+        ('<a href="x">', "</a>", "value"),
+        ('<bpt i="1">{</bpt>', '<ept i="1">}</ept>', "alone"),
+        ('<bx id="1"/>', '<ex id="1"/>', "alone"),
+        ('<sc id="a"/>', '<ec startRef="a"/>', "alone"),
+    ],
+)
+def test_what_opens_stands_before_what_closes(first, second, kind):
+    """Whatever the format: tags in PO and JSON, codes in XLIFF and TMX."""
+    masked = mask([Part("Press "), Part(first, kind), Part("Save"), Part(second, kind), Part(" now <br> or <b>")])
+    assert unmask(masked, "Ara {1}desa{2} o {4} {3}")[1] == [], "what has no partner may move"
+    assert unmask(masked, "Ara {2}desa{1} o {3} {4}")[1] == [f"out of place: {second!r}"]
+
+
+def test_pairs_stay_nested_where_they_are_values():
+    masked = mask([Part("A <b>b <i>c</i></b> d")])
+    assert masked.text == "A {1}b {2}c{3}{4} d"
+    assert unmask(masked, "{1}b {2}c{3}{4} d")[1] == []
+    assert unmask(masked, "{1}b {2}c{4}{3} d")[1] == ["out of place: '</b>'"]
+
+
+@pytest.mark.parametrize("sign", ["\ufffd", "\x07", "\uffff"])
+def test_signs_that_no_file_can_hold_are_a_fault(sign):
+    assert unmask(mask([Part("Hello")]), f"Ho{sign}la")[1] == [f"signs that are no text: {ascii(sign)}"]
+    assert unmask(mask([Part(f"Hel{sign}lo")]), f"Ho{sign}la")[1] == []
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def tmx_pairs(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]
         texts = {(v.get(_LANG) or v.get("lang") or "").lower(): v.find("seg") for v in unit.iterfind("tuv")}
         found = [_in_language(texts, tag.lower()) for tag in (source, target)]
         there.update(list(texts))
-        if all(segment is not None for segment in found):
+        if all(segment is not None for segment in found) and found[0] is not found[1]:  # pt and pt-BR in one variant
             paired = True
             yield _text(found[0]), _text(found[1])
     if there and not paired:

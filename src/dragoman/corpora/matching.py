@@ -23,6 +23,10 @@ MATCHES = ("prefix", "folded", "exact")
 UNSPACED = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
 FIRST_UNSPACED = "\u0e00"
 """No such script has letters before Thai: a quick answer for most texts."""
+BEFORE, BEHIND = re.compile(r"(?:[.#@$](?=\w))?"), re.compile(r"(?:(?<=\w)[+#]+)?\Z")
+"""Signs that belong to a name, as in .NET, C++ and C#; others, such as dots behind an entry of a menu, do not."""
+BARE_END = r"(?!\w)(?![+#]+(?!\w|[+#]))"
+"""Behind a term without such a sign: C is not in C++, but Ctrl is in Ctrl+C."""
 ENDING = 4
 """Most letters that an inflected form may have beyond the term's length."""
 ENDINGS = {
@@ -56,12 +60,15 @@ def is_unspaced(text: str) -> bool:
 @cache
 def term_pattern(term: str, match: str, ending: int = ENDING) -> re.Pattern[str]:
     """Finds the term in a normalised text. Raises DataError for a term without a letter or digit."""
-    words = re.findall(r"\w+", normalised(term, match))
+    text = normalised(term, match).strip()
+    words = re.findall(r"\w+", text)
     if not words:
         raise DataError(f"the required term {term!r} has no letter or digit; take it out of the glossary")
     if is_unspaced(term):
-        return re.compile(re.escape(normalised(term, match).strip()))
-    return re.compile(r"(?<!\w)" + r"\W+".join(_word(word, match, ending) for word in words) + r"(?!\w)")
+        return re.compile(re.escape(text))
+    before, behind = (re.escape(sign[0]) for sign in (BEFORE.match(text), BEHIND.search(text)) if sign)
+    end = BARE_END if not behind else rf"{behind}(?![+#])"
+    return re.compile(rf"(?<!\w){before}" + r"\W+".join(_word(word, match, ending) for word in words) + end)
 
 
 def _word(word: str, match: str, ending: int) -> str:

@@ -12,9 +12,11 @@ PRINTF = (
 PLACEHOLDER = re.compile(
     r"%%"
     rf"|(?<!\d)(?<!\d\s){PRINTF}|{PRINTF}(?![A-Za-z])"
-    r"|%\(\w+\)[#0+ -]*\d*(?:\.\d+)?[a-zA-Z]"  # Python
+    r"|%\(\w+\)[#0+ -]*\d*(?:\.\d+)?[a-zA-Z]|%<\w+>[a-zA-Z]"  # Python, Ruby
+    r"|(?<!\d)(?<!(?<!%)(?<!%\d)\d\s)%L?[1-9]\d?(?![\d%$])"  # Qt, KDE
     r"|%[A-Z][A-Z_]+%?"  # %PRODUCTNAME
     r"|\$\{[^{}\s]+\}|\{\{[^{}]+\}\}|\{[\w.:!,-]*\}"  # ${name}, {{name}}, {0}, {}
+    r"|\{\s*[A-Za-z_0-9][\w.\[\]]*(?:![rsa])?(?::[^{}\s]*)?\s*\}"  # { name }, {items[0]}, {0!r:>5}
     r"|</?[A-Za-z][^<>\s]*(?:\s+[\w:-]+=(?:\"[^\"]*\"|'[^']*'))*\s*/?>"  # tags
     r"|&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);"  # entities
     r"|\\[nrt]"

@@ -25,6 +25,7 @@ DECLARED = {
 """How a file says its encoding, in formats that can."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 64 * 2**20
+LATIN_1 = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "l1", "us-ascii", "ascii")
 ENTITIES = (".html", ".htm", ".xlf", ".xliff", ".tmx")
 """Formats that can say a character that their encoding lacks."""
 
@@ -92,6 +93,11 @@ def read_document(path: Path, options: Options) -> Document:
     return Document(path, text, mark, encoding, spoken, sha256(data))
 
 
+def _is_windows(data: bytes) -> bool:
+    """Whether it can be windows-1252, which by the HTML standard the labels of Latin 1 stand for."""
+    return not any(byte in data for byte in b"\x81\x8d\x8f\x90\x9d")
+
+
 def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:
     mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", ""))
     says = DECLARED.get(path.suffix.lower())
@@ -99,6 +105,8 @@ def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:
     if not encoding and declared:
         encoding = next(group for group in declared.groups() if group).decode()
     encoding = "utf-8" if encoding in ("", "CHARSET") else encoding
+    if path.suffix.lower() in (".html", ".htm") and encoding.lower() in LATIN_1 and _is_windows(data):
+        encoding = "cp1252"
     try:
         text = data[len(mark) :].decode(encoding)
     except (UnicodeDecodeError, LookupError) as e:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dragoman.corpora.placeholders import PLACEHOLDER
 from dragoman.translation.formats.base import Kind, Part, has_letters, merged
 
+SIGN = r"[^\s<>\"'()\[\]{}]"
+REST = rf"(?:{SIGN}|\({SIGN}*\))*(?:[^\s<>\"'()\[\]{{}}.,;:!?]|\({SIGN}*\))"
+"""Of an address: brackets within it come in pairs, and no punctuation is its end."""
 VALUE = re.compile(
-    r"\b(?:https?|ftp|file|mailto):(?://)?[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"  # addresses
-    r"|\bwww\.[^\s<>\"'()\[\]{}]*[^\s<>\"'()\[\]{}.,;:!?]"
+    rf"\b(?:https?|ftp|file|mailto):(?://)?{REST}|\bwww\.{REST}"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"
     r"|\$\d+|\$[A-Z_][A-Z0-9_]+\b|\{\s*\d+\s*\}|[%#]\{\w[\w.]*\}|\$t\([^()]*\)|\{%.*?%\}"
     r"|\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\b[^{}]*\}"  # ICU, without text inside
@@ -27,6 +29,14 @@ VALUE = re.compile(
 )
 ICU = re.compile(r"\{\s*\w+\s*,\s*(?:plural|selectordinal|select)\s*,")
 MARK = re.compile(r"\{\s*(\d+)\s*\}")
+ODD = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd-\uffff]")
+"""Signs that no text has and some formats cannot hold."""
+TAG = re.compile(r"<(/?)([A-Za-z][\w:.-]*)[^<>]*?(/?)>")
+CODE = re.compile(r"<(?:\w+:)?(?P<kind>bpt|ept|bx|ex|sc|ec)\b(?P<rest>[^<>]*)")
+CODES = {"bpt": ("i", "rid", "id"), "bx": ("rid", "id"), "sc": ("id",), "ec": ("startRef",)}
+CODES |= {"ept": CODES["bpt"], "ex": CODES["bx"]}
+"""Codes of XLIFF and TMX that open (the first of each pair) and close, and the attribute that says which belong
+together."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ def unmask(masked: Masked, answer: str) -> tuple[tuple[Part, ...], list[str]]:
     order = [int(n) - 1 for n in words[1::2]]
     texts = [Part(text) for text in words[::2]]
     faults = [*_counted(masked, order), *_invented(masked, texts)]
+    if odd := {*ODD.findall(answer)} - {*ODD.findall(masked.text)}:
+        faults.append(f"signs that are no text: {' '.join(map(ascii, sorted(odd)))}")
     if not has_letters(texts):
         faults.append("no text")
     if faults:
@@ -206,12 +218,45 @@ def _invented(masked: Masked, texts: Sequence[Part]) -> list[str]:
 
 def _disordered(pieces: Sequence[Part], order: Sequence[int]) -> list[str]:
     """Whether pairs cross or close before they open, or fixed pieces changed places."""
-    partners = {i: _partner(pieces, i) for i, piece in enumerate(pieces) if piece.kind == "open"}
-    waiting: list[int] = []
-    for i in order:
-        if pieces[i].kind == "open":
-            waiting.append(partners[i])
-        elif pieces[i].kind == "close" and (not waiting or waiting.pop() != i):
-            return [f"out of place: {pieces[i].text!r}"]
+    markup = {i: _partner(pieces, i) for i, piece in enumerate(pieces) if piece.kind == "open"}
+    for partners in (markup, _pairs(pieces, _tag), _pairs(pieces, _code)):
+        waiting: list[int] = []
+        for i in order:
+            if i in partners:
+                waiting.append(partners[i])
+            elif i in partners.values() and (not waiting or waiting.pop() != i):
+                return [f"out of place: {pieces[i].text!r}"]
     fixed = [i for i in order if pieces[i].kind == "fixed"]
     return [] if fixed == sorted(fixed) else ["line ends or parts of a message changed places"]
+
+
+def _pairs(pieces: Sequence[Part], sign: Callable[[Part], tuple[str, bool] | None]) -> dict[int, int]:
+    """Opener -> closer among pieces of one kind, nested as in the source. sign: what pairs, and whether it closes."""
+    found: dict[int, int] = {}
+    waiting: list[tuple[str, int]] = []
+    for i, piece in enumerate(pieces):
+        if (said := sign(piece)) is None:
+            continue
+        name, closes = said
+        if not closes:
+            waiting.append((name, i))
+        elif (n := next((n for n in reversed(range(len(waiting))) if waiting[n][0] == name), None)) is not None:
+            found[waiting[n][1]] = i
+            del waiting[n:]
+    return found
+
+
+def _tag(piece: Part) -> tuple[str, bool] | None:
+    """A tag that is a value: text of a PO or JSON file."""
+    tag = TAG.fullmatch(piece.text) if piece.kind == "value" else None
+    return None if tag is None or tag[3] else (tag[2].lower(), tag[1] == "/")
+
+
+def _code(piece: Part) -> tuple[str, bool] | None:
+    """A code of XLIFF or TMX that begins or ends a stretch."""
+    code = CODE.match(piece.text) if piece.kind == "alone" else None
+    if code is None:
+        return None
+    said = dict(re.findall(r"([\w:]+)\s*=\s*[\"']([^\"']*)[\"']", code["rest"]))
+    name = next((said[key] for key in CODES[code["kind"]] if key in said), None)
+    return None if name is None else (name, code["kind"].startswith("e"))

@@ -100,11 +100,17 @@ class Answer:
     """A translation, or why there is none."""
 
     text: str | None
+    """Half a character in it (a lone surrogate, which nothing can write) becomes U+FFFD."""
     fault: str = ""
     too_long: bool = False
     """The text does not fit the context; parts of it may."""
     passing: bool = False
     """The fault is the engine's, not the text's: worth asking again another day."""
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not self.text.isascii():
+            whole = self.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, "text", whole)
 
 
 FIELDS = (

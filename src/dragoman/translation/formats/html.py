@@ -162,7 +162,8 @@ def _place(text: str, run: list[tuple[int, int, Tag | None]]) -> Iterator[Place]
 def _attributes(tag: Tag) -> Iterator[Place]:
     """What readers see of a tag's attributes, each a place of its own."""
     for value, start, end in _shown(tag):
-        yield in_place(start, end, [Part(unescape(value))], _encoded, tag.name)
+        mark = tag.raw[start - tag.start - 1]
+        yield in_place(start, end, [Part(unescape(value))], _encoded if mark == '"' else _in_apostrophes, tag.name)
 
 
 def _shown(tag: Tag) -> list[tuple[str, int, int]]:
@@ -186,5 +187,10 @@ def stays(tag: Tag) -> bool:
 
 
 def _encoded(text: str) -> str:
-    """Safe between tags, and in an attribute in either kind of quotation marks that the source has."""
+    """Safe between tags, and in an attribute in quotation marks."""
     return escape(text, quote=False).replace('"', "&quot;")
+
+
+def _in_apostrophes(text: str) -> str:
+    """Safe in an attribute in apostrophes."""
+    return _encoded(text).replace("'", "&#39;")

@@ -33,8 +33,8 @@ def places(text: str, options: Options) -> list[Place]:
 
 
 def chosen(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a path of keys fits: `title`, `menu.*`, `*.label`."""
-    return not patterns or any(fnmatchcase(path, pattern) for pattern in patterns)
+    """Whether a path of keys fits: `title`, `menu.*`, `*.label`, or one with brackets as it stands."""
+    return not patterns or any(path == p or fnmatchcase(path, p) for p in patterns)
 
 
 def _strings(text: str) -> list[tuple[str, int, int]]:

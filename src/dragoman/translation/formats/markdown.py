@@ -34,7 +34,7 @@ from dragoman.translation.formats.base import (
     replacement,
 )
 from dragoman.translation.formats.html import OPAQUE, found_in, stays
-from dragoman.translation.formats.tags import next_tag
+from dragoman.translation.formats.tags import Tag, next_tag, tags
 
 FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 WITHIN = r"(?:(?!\\[()\[\]]).)"
@@ -73,8 +73,8 @@ FENCE = re.compile(
 """Lines that other dialects read as markup and CommonMark as part of a paragraph: they stay lines of their own."""
 NOTE = re.compile(r"^([ \t>]*\[\^[^\]\s]+\]):", re.MULTILINE)
 """The name of a footnote, which with one word behind it is the definition of a link to CommonMark."""
-COLON = "\ue000"
-"""Its colon to the reader."""
+QUOTED = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
+"""Marks of a block quotation."""
 ATTRIBUTES = re.compile(r"[ \t]+\{[:#.][^{}]*\}\Z")
 TITLE = re.compile(r"""(?<=\s)(?P<quote>["'])(?P<title>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)\s*\)?\Z""")
 """Of a link, an image or a definition, at its end."""
@@ -103,16 +103,17 @@ def places(text: str, options: Options) -> list[Place]:
     starts = [0, *(m.end() for m in re.finditer(r"\r\n|\r|\n", text)), len(text)]
     environment: dict = {}
     found: list[Place] = []
+    colon, stretches = _absent(text), _Stretches(text)
     cell_at: int | None = None  # within a row of a table, where the next cell may begin
-    for token in _reader().parse(NOTE.sub(rf"\1{COLON}", bare), environment):
+    for token in _reader().parse(NOTE.sub(rf"\1{colon}", bare), environment):
         if token.type == "tr_open" and token.map:
             cell_at = starts[token.map[0]]
         elif token.type == "tr_close":
             cell_at = None
         if token.type == "html_block" and token.map:
-            found += found_in(text, starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
-        content = token.content.replace(COLON, ":")
-        if token.type != "inline" or not has_letters([Part(content)]):
+            found += stretches.places(starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
+        content = token.content.replace(colon, ":")
+        if token.type != "inline" or stretches.held or not has_letters([Part(content)]):
             continue
         lines = _lines(text, content, starts[token.map[0]] if token.map else 0, cell_at)
         for group in [lines] if cell_at is not None else _groups(text, lines):
@@ -124,13 +125,49 @@ def places(text: str, options: Options) -> list[Place]:
     return found
 
 
+def _absent(text: str) -> str:
+    """A sign that the text lacks: the colon of a footnote to the reader, which would else read a link's definition."""
+    return next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)
+
+
+class _Stretches:
+    """HTML blocks of a document, one after the other: what is to stay may begin in one and end in another."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.held: tuple[str, int] | None = None
+        """Name of the element that stays, and how many of that name are open."""
+
+    def places(self, start: int, end: int) -> list[Place]:
+        """The places of a block; the marks of a quotation are no text of it."""
+        found: list[Place] = []
+        at, quoted = start, ">" in self.text[start:end].partition("<")[0]
+        text = QUOTED.sub(lambda mark: " " * len(mark[0]), self.text[:end]) if quoted else self.text
+        for tag in tags(text, start, end):
+            if self.held is None and self._stays(tag, end):
+                found += found_in(text, at, tag.start)
+                self.held = (tag.name, 1)
+            elif self.held and tag.name == self.held[0] and not tag.empty:
+                depth = self.held[1] + (-1 if tag.closes else 1)
+                self.held, at = (tag.name, depth) if depth else None, tag.end
+        return found + (list(found_in(text, at, end)) if self.held is None else [])
+
+    def _stays(self, tag: Tag, end: int) -> bool:
+        """Whether it begins what stays beyond its block."""
+        if not tag.name or tag.closes or tag.empty or not stays(tag):
+            return False
+        closer = f"</{tag.name}"
+        return closer not in self.text[tag.end : end] and self.text.find(closer, end) >= 0
+
+
 def skeleton(text: str) -> list[tuple]:
     """What markdown-it makes of a document apart from its words: blocks in order, code, the markup in each block."""
+    colon = _absent(text)
     return [
         (token.type, token.tag, token.level, token.info, token.content if token.type in ("fence", "code_block") else "")
         if token.type != "inline"
         else ("inline", *sorted(child.type for child in token.children or () if child.type not in WORDS))
-        for token in _reader().parse(NOTE.sub(rf"\1{COLON}", text))
+        for token in _reader().parse(NOTE.sub(rf"\1{colon}", text))
     ]
 
 

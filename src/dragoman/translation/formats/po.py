@@ -45,6 +45,7 @@ class _Entry:
 
 def places(text: str, options: Options) -> list[Place]:
     found: list[Place] = []
+    line_end = "\r\n" if "\r\n" in text else "\n"
     for entry in _entries(text):
         if "msgid" not in entry.texts or not entry.texts["msgid"]:
             continue
@@ -54,7 +55,7 @@ def places(text: str, options: Options) -> list[Place]:
             source = entry.texts["msgid_plural" if plural and (n or len(forms) == 1) else "msgid"]
             if not has_letters([Part(source)]):
                 continue
-            write = partial(_write, text, entry, form, plural)
+            write = partial(_write, line_end, entry, form, plural)
             done = bool(entry.texts[form]) and not entry.fuzzy
             sense, notes = entry.texts.get("msgctxt", ""), tuple(filter(None, entry.comments))
             found.append(Place(entry.spans[form][0], (Part(source),), write, sense, notes, sense, done))
@@ -132,9 +133,8 @@ def _escape(match: re.Match[str]) -> str:
     return UNESCAPES.get(match[0]) or f"\\{ord(match[0]):03o}"
 
 
-def _write(text: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Part], doubtful: bool) -> list[Edit]:
+def _write(line_end: str, entry: _Entry, form: str, plural: bool, parts: Sequence[Part], doubtful: bool) -> list[Edit]:
     start, end = entry.spans[form]
-    line_end = "\r\n" if "\r\n" in text else "\n"
     return [Edit(start, end, quoted(encoded(parts, str), line_end)), *_flags(entry, doubtful or plural, line_end)]
 
 

@@ -8,7 +8,6 @@ filled. TMX has no states, so a doubtful variant bears `<prop type="x-dragoman">
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from dragoman.corpora.languages import is_near, normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
-from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe
+from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe, space_before
 
 PROP = '<prop type="x-dragoman">doubtful</prop>'
 
@@ -105,7 +104,6 @@ def _write(
     seg = f"<seg>{encoded(parts, escape)}</seg>"
     if target is not None:
         return [Edit(target.seg[0].start, target.seg[1].end, (PROP if doubtful else "") + seg)]
-    gap = re.search(r"\s*\Z", text[: last.opened.start])
     name = "xml:lang" if "xml:lang" in last.opened.attributes else "lang"
     variant = f'<tuv {name}="{language}">{PROP if doubtful else ""}{seg}</tuv>'
-    return [Edit(last.closed.end, last.closed.end, f"{gap[0] if gap else ''}{variant}")]
+    return [Edit(last.closed.end, last.closed.end, f"{space_before(text, last.opened.start)}{variant}")]

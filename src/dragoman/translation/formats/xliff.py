@@ -22,7 +22,7 @@ from dragoman.corpora.languages import is_near, normalise_tag
 from dragoman.errors import DataError
 from dragoman.translation.formats.base import Edit, Options, Part, Place, encoded, has_letters
 from dragoman.translation.formats.tags import Tag, tags
-from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe
+from dragoman.translation.formats.xml import has_text, local_name, marked_up, require_safe, space_before
 
 UNITS = ("trans-unit", "segment")
 OPEN_STATES = ("new", "needs-translation", "needs-l10n", "needs-adaptation", "initial")
@@ -191,8 +191,7 @@ def _head(text: str, unit: _Unit, doubtful: bool) -> str:
     is_new = local_name(unit.segment) == "segment"
     state = "" if is_new else f' state="{"needs-review-translation" if doubtful else "translated"}"'
     if unit.target is None:
-        before = re.search(r"\s*\Z", text[: unit.source[0].start])
-        return f"{before[0] if before else ''}<{_prefix(unit)}target{state}>"
+        return f"{space_before(text, unit.source[0].start)}<{_prefix(unit)}target{state}>"
     head = unit.target[0].raw.rstrip(">").rstrip("/").rstrip()
     head = head if is_new else re.sub(r"\s+state(?:-qualifier)?\s*=\s*(\"[^\"]*\"|'[^']*')", "", head)
     return f"{head}{state}>"

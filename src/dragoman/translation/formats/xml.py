@@ -55,6 +55,14 @@ def marked_up(text: str, opened: Tag, closed: Tag) -> list[Part]:
     return paired([*found, Part(unescape(text[at : closed.start]))])
 
 
+def space_before(text: str, at: int) -> str:
+    """The white space that ends there."""
+    start = at
+    while start and text[start - 1].isspace():
+        start -= 1
+    return text[start:at]
+
+
 def has_text(text: str, opened: Tag, closed: Tag) -> bool:
     """Whether there is anything but white space and markup in an element; `closed` is `opened` where it is empty."""
     if opened is closed:
