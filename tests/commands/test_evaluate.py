@@ -308,7 +308,7 @@ def test_mistakes_with_models_are_told_before_anything_is_written(place, tmp_pat
         dragoman.evaluate(str(place / "m0"), **settings | {"corpus": str(tmp_path / "own.tsv")})
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text('{"model_type": "olmoe"}')
-    with pytest.raises(ConfigError, match="nothing was scored: .*/gone'.*; .*/bare'"):
+    with pytest.raises(ConfigError, match=r"nothing was scored: .*/gone'.*; .*/bare'"):
         dragoman.evaluate(str(place / "m0"), against=(str(tmp_path / "gone"), str(tmp_path / "bare")), **settings)
     assert not (tmp_path / "x").exists()
 

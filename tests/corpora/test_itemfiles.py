@@ -62,6 +62,13 @@ def test_gsm8k_and_mgsm(tmp_path):
         read_items(write(tmp_path, bn=[{"question": "?", "answer": written}]))
     with pytest.raises(DataError, match=r"bn.jsonl: item 1: the answer is 'abc', which holds no number"):
         read_items(write(tmp_path, bn=[{"question": "?", "answer": "#### abc"}]))
+    english["answer"] = "#### 1,234"
+    for written in ("#### 1\u202f234", "#### 1\u00a0234", "#### 1.234"):
+        read_items(write(tmp_path, en=[english], bn=[{"question": "?", "answer": written}]))
+    with pytest.raises(DataError, match=r"the answer '1 234' has a space among its digits"):
+        read_items(write(tmp_path, bn=[{"question": "?", "answer": "#### 1 234"}]))
+    below = [{"question": "?", "answer": "#### - 5"}]
+    assert read_items(write(tmp_path, en=below, bn=below)).items["en"][0].expected == "-5"
 
 
 def test_ifeval(tmp_path):
@@ -98,6 +105,7 @@ def test_bad_files_are_told(tmp_path):
     assert "de has other ids, lacks 'q', has 'r' beside" in message("c", en=ids, de=other)
     assert "en has 'p' more than once" in message("d", en=[ids[0], ids[0]])
     assert "line 2 is no JSON object" in message("e", en=[mmlu("x"), "{"])
+    assert "line 1 has half a character" in message("e2", en=['{"question": "\\ud83d"}'])
     assert "item 2 has no choices" in message("f", en=[mmlu("x"), {"question": "?", "answer": 1}])
     assert "four options and one of them as answer are needed, not 4 and 9" in message("g", en=[mmlu("x", 9)])
     for n, odd in enumerate(("BC", "", True, 2.0)):

@@ -368,12 +368,21 @@ def test_multiblimp_by_hand(tmp_path):
         ("en.jsonl", [json.dumps(ITEM | {"correct_answer_num": 5})], "line 1 has the answer '5'"),
         ("en.tsv", ["sen\tgood", "a\tb"], "en.tsv: line 2 has no wrong_sen"),
         ("en.tsv", ["sen\twrong_sen", "a\tb", "c\tc"], "line 3 has the same sentence"),
+        ("en.tsv", ["sen\twrong_sen", "a\tb", '"c d\t"e f', "g\th"], "not well-formed behind line 2"),
+        ("en.tsv", ["sen\twrong_sen\tkind", 'a\tb\t', '"c\td"\te'], "line 3 has not the columns of the header"),
         ("en.docx", ["x"], "cannot tell the layout of"),
     ],
 )
 def test_faults_of_multiple_choice(tmp_path, name, lines, message):
     with pytest.raises(DataError, match=message):
         read_choices(write(tmp_path / name, lines))
+
+
+def test_two_files_of_one_language_are_refused(tmp_path):
+    for name in ("en", "eng_Latn"):
+        write(tmp_path / f"{name}.jsonl", [json.dumps(ITEM)])
+    with pytest.raises(DataError, match="has several files of en; keep one of each"):
+        read_choices(tmp_path)
 
 
 def test_no_items_at_all(tmp_path):

@@ -103,8 +103,15 @@ def test_too_few_languages_and_constant_distances_are_refused():
         correlation.mantel(distances(0, 3), distances(1, 3))
     with pytest.raises(DataError, match="all pairs of languages are equally far apart"):
         correlation.mantel(distances(0), np.ones((5, 5)))
-    with pytest.raises(DataError, match="all pairs of languages are equally far apart"):
-        correlation.correlation(np.stack([distances(0), np.zeros((5, 5))]), distances(0))
+
+
+def test_a_layer_that_routes_all_alike_has_no_correlation_and_others_keep_theirs():
+    stacked = np.stack([distances(0), np.zeros((5, 5))])
+    assert correlation.correlation(stacked, distances(1))[0] == correlation.correlation(distances(0), distances(1))
+    found, alone = correlation.mantel(stacked, distances(1)), correlation.mantel(distances(0), distances(1))
+    for name in ("r", "p", "null_low", "null_high"):
+        assert getattr(found, name)[0] == pytest.approx(getattr(alone, name))
+        assert np.isnan(getattr(found, name)[1])
 
 
 # ---- the distances

@@ -163,6 +163,32 @@ def test_measures_that_cannot_be_had_say_why(make_trace):
     assert few["measures"] == {} and few["partial"] is None
 
 
+def test_a_collapsed_layer_leaves_the_others_their_statistics(make_trace):
+    trace = drawn_trace(make_trace, languages=("en", "de", "fr", "ru", "zh"))
+    for counts in (trace.chosen_GLE, *trace.segment_chosen_NLE.values()):
+        counts[:, -1] = 0
+        counts[:, -1, :2] = counts[:, 0].sum(axis=-1, keepdims=True) // 2
+    by_layer = describe(trace, "en", seed=0)["relations"]["measures"]["family"]["by_layer"]
+    assert [r is None for r in by_layer["r"]] == [p is None for p in by_layer["p"]] == [False] * 4 + [True]
+    for counts in (trace.chosen_GLE, *trace.segment_chosen_NLE.values()):
+        counts[:] = counts[:, -1:]
+    relations = describe(trace, "en", seed=0)["relations"]
+    assert relations["left_out"]["family"] == "all pairs of languages are routed alike" and not relations["measures"]
+
+
+def test_words_alone_have_no_consistency_and_one_pair_of_tokens_is_enough(make_trace):
+    trace = drawn_trace(make_trace, languages=("en", "de"))
+    for counts_NLE in trace.segment_chosen_NLE.values():
+        counts_NLE[:-1] = 0
+        counts_NLE[:-1, :, :2] = 1  # one token of top-2
+    found = describe(trace, "en", seed=0, unit="segments")
+    assert all(np.isfinite(found["consistency"][g]).all() for g in ("en", "de"))
+    assert np.isfinite(found["consistency_interval"]["en"]).all()
+    for counts_NLE in trace.segment_chosen_NLE.values():
+        counts_NLE[-1] = counts_NLE[0]
+    assert describe(trace, "en", seed=0, unit="segments")["consistency"] is None
+
+
 def test_co_activation_is_described_where_it_was_captured(trace):
     assert describe(trace, "en", seed=0)["pairing"] is None
     drawn = np.random.default_rng(0).integers(1, 50, (5, 5, 8, 8))

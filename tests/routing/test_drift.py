@@ -82,3 +82,23 @@ def test_noise_distance_is_in_the_unit_of_similarity(make_trace):
 def test_deep_layouts_are_told_in_short():
     deep, flat = list(range(24)), [1, 2, 3, 5, 6]
     assert [_in_short(n) for n in (deep, [64] * 24, flat, [7, 7])] == ["0 to 23", "24 x 64", str(flat), "[7, 7]"]
+
+
+def test_documents_are_what_is_drawn_where_they_are_known(make_trace):
+    """Segments of a document are alike, so an interval and a placebo over segments would be too narrow."""
+    rng = np.random.default_rng(0)
+    topics = rng.dirichlet([2, 2, 2], size=12)
+    counts = np.concatenate([rng.multinomial(50, topic, size=10) for topic in topics])[:, None]
+    moved = np.roll(counts, 1, axis=-1)
+
+    def trace(by, documents):
+        about = {"documents": {"en": documents}} if documents else {}
+        return make_trace({"en": by.sum(axis=0).tolist()}, segments={"en": by}, about=about)
+
+    names = [n // 10 for n in range(120)]
+    bare, named = (drift(trace(counts, d), trace(moved, d), seed=1) for d in ((), names))
+    assert (bare.unit, named.unit) == ("segments", "documents")
+    width = {found.unit: (found.interval["en"][1] - found.interval["en"][0])[0] for found in (bare, named)}
+    assert width["documents"] > 1.5 * width["segments"]
+    assert named.placebo["en"][0] > 2 * bare.placebo["en"][0]
+    assert noise_distance(trace(counts, names), 0) > 2 * noise_distance(trace(counts, ()), 0)

@@ -84,7 +84,7 @@ def test_pairs_stay_nested_where_they_are_values():
 
 @pytest.mark.parametrize("sign", ["\ufffd", "\x07", "\uffff"])
 def test_signs_that_no_file_can_hold_are_a_fault(sign):
-    assert unmask(mask([Part("Hello")]), f"Ho{sign}la")[1] == [f"signs that are no text: {ascii(sign)}"]
+    assert unmask(mask([Part("Hello")]), f"Ho{sign}la")[1] == [f"signs that are no text: {sign!a}"]
     assert unmask(mask([Part(f"Hel{sign}lo")]), f"Ho{sign}la")[1] == []
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman.corpora.codes import tags_of
-from dragoman.corpora.reading import read_lines
+from dragoman.corpora.reading import HALF, read_lines
 from dragoman.errors import DataError
 
 LAYOUTS = "Belebele (eng_Latn.jsonl) or MultiBLiMP (cat/data.tsv), a file or a folder of them"
@@ -45,10 +45,10 @@ def read_choices(path: Path) -> dict[str, list[Choice]]:
     files = sorted(_files(path))
     if not files:
         raise DataError(f"there are no multiple-choice items at {path}; give {LAYOUTS}")
-    names = [_code(file) for file in files]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    tags = tags_of([_code(file) for file in files])
+    if repeated := sorted({tag for tag in tags if tags.count(tag) > 1}):
         raise DataError(f"{path} has several files of {', '.join(repeated)}; keep one of each")
-    return {tag: list(_items(file)) for tag, file in zip(tags_of(names), files, strict=True)}
+    return {tag: list(_items(file)) for tag, file in zip(tags, files, strict=True)}
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -87,17 +87,32 @@ def _object(line: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError:
         return {}
-    return row if isinstance(row, dict) else {}
+    return row if isinstance(row, dict) and not HALF.search(json.dumps(row, ensure_ascii=False)) else {}
 
 
 def _multiblimp(file: Path) -> Iterator[Choice]:
-    rows = csv.DictReader(read_lines(file), delimiter="\t" if file.suffix == ".tsv" else ",")
-    for n, row in enumerate(rows, 2):
+    for n, row in enumerate(_rows(file), 2):
+        if None in row or None in row.values():
+            raise DataError(
+                f"{file}: line {n} has not the columns of the header; a cell that begins with a quotation mark is read "
+                "up to the next one: put it in quotation marks, with those in it doubled"
+            )
         _require(file, n, row, _BLIMP)
         if row["sen"] == row["wrong_sen"]:
             raise DataError(f"{file}: line {n} has the same sentence as right and wrong; drop it")
         key = f"{file.stem}#{n}"
         yield Choice(key, key, "", (row["sen"], row["wrong_sen"]), 0)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    rows = csv.DictReader(read_lines(file), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    try:
+        yield from rows
+    except csv.Error as e:
+        raise DataError(
+            f"{file}: not well-formed behind line {rows.line_num}: {e}; a cell with quotation marks is in quotation "
+            "marks, with its own doubled"
+        ) from None
 
 
 def _require(file: Path, line: int, row: dict[str, Any], names: Sequence[str]) -> None:

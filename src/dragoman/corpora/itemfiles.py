@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from dragoman.corpora.codes import tags_of
 from dragoman.corpora.items import Item, TaskItems, task_items
 from dragoman.corpora.numbers import number_in, same_number
-from dragoman.corpora.reading import read_lines
+from dragoman.corpora.reading import HALF, read_lines
 from dragoman.errors import DataError
 
 LETTERS = "ABCD"
@@ -89,6 +89,8 @@ def _object(file: Path, line: int, text: str) -> Row:
         row = None
     if not isinstance(row, dict):
         raise DataError(f"{file}: line {line} is no JSON object; items are {SHAPES_IN_WORDS}")
+    if HALF.search(json.dumps(row, ensure_ascii=False)):
+        raise DataError(f"{file}: line {line} has half a character (a lone \\ud800 to \\udfff); mend it")
     return row
 
 
@@ -141,14 +143,17 @@ def _belebele(row: Row, line: int) -> Item:
 
 def _gsm(row: Row, line: int) -> Item:
     """The solution is taught as it is; the number behind #### is expected."""
-    solution, marked = str(row.get("answer") or ""), re.search(r"####\s*(\S+)", str(row.get("answer") or ""))
+    solution, marked = str(row.get("answer") or ""), re.search(r"####\s*([^\n]*\S)", str(row.get("answer") or ""))
     number = row.get("answer_number") if row.get("answer_number") is not None else marked and marked[1]
     if number is None:
         raise ValueError("there is neither #### with a number in the answer nor an answer_number")
-    if number_in(str(number)) is None:
+    number = re.sub(r"(?<=[-−])\s+(?=\d)", "", str(number))
+    if number_in(number) is None:
         raise ValueError(f"the answer is {number!r}, which holds no number")
+    if re.search(r"\d +\d", number):
+        raise ValueError(f"the answer {number!r} has a space among its digits; write it without")
     taught = f" {solution}" if solution and marked else f" {solution} #### {number}".replace("  ", " ")
-    return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=str(number))
+    return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=number)
 
 
 def _exact(row: Row, line: int) -> Item:

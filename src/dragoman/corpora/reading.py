@@ -17,6 +17,8 @@ from dragoman.errors import DataError
 META = ("key", "document", "split")
 FORMATS = "a .tsv or .jsonl file (each also .gz), or Moses files name.en, name.de given as name"
 SHOWN = 5
+HALF = re.compile("[\ud800-\udfff]")
+"""Half a character (a lone surrogate), which JSON can say and no file can hold."""
 
 Cells = list[str | None]
 Columns = tuple[list[str], dict[str, list[str]], dict[str, Cells]]
@@ -67,12 +69,13 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _tags(names: Sequence[str], path: Path) -> list[str]:
+    others = f"columns other than {', '.join(META)} are languages"
+    if small := [f"{name} as {name.strip().lower()}" for name in names if name.strip().lower() in META]:
+        raise DataError(f"{path}: {others}, so write {', '.join(small)}")
     try:
         tags = normalise_tags(names)
     except DataError as e:
-        small = [f"{name} as {name.lower()}" for name in names if name.lower() in META]
-        hint = f": write {', '.join(small)}" if small else ""
-        raise DataError(f"{path}: {e}; columns other than {', '.join(META)} are languages{hint}") from None
+        raise DataError(f"{path}: {e}; {others}") from None
     repeated = sorted({tag for tag in tags if tags.count(tag) > 1})
     if repeated:
         raise DataError(f"{path}: column {', '.join(repeated)} appears more than once; keep one of them")
@@ -98,6 +101,9 @@ def _from_tsv(path: Path) -> Columns:
         )
     cells = dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
     meta = {name: cells.pop(name) for name in META if name in cells}
+    empty = {name: [n for n, cell in enumerate(column, 2) if not cell.strip()] for name, column in meta.items()}
+    if holes := [f"{name} in {_listed(lines)}" for name, lines in empty.items() if lines]:
+        raise DataError(f"{path}: no {'; no '.join(holes)}; give it on every row, or leave the column out")
     return tags, meta, dict(zip(tags, cells.values(), strict=True))
 
 
@@ -113,7 +119,7 @@ def _from_jsonl(path: Path) -> Columns:
     if faults:
         raise DataError(
             f'{path}: {_listed(faults)} hold no JSON object of texts such as {{"en": "a house", "de": "ein Haus"}}; '
-            f"one object a line, values are strings or null"
+            f"one object a line, values are strings or null, without half characters (a lone \\ud800 to \\udfff)"
         )
     names = list(dict.fromkeys(name for row in rows for name in row))
     tags = _tags([name for name in names if name not in META], path)
@@ -132,7 +138,8 @@ def _json_row(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     good = isinstance(row, dict) and all(value is None or isinstance(value, str) for value in row.values())
-    return row if good else None
+    whole = good and not any(HALF.search(text) for text in (*row, *filter(None, row.values())))
+    return row if whole else None
 
 
 def _moses_sisters(path: Path) -> list[Path]:

@@ -230,6 +230,8 @@ def _from_ntrex(folder: Path, files: Sequence[Path]) -> NText:
         if kind.endswith(("-src", "-ref")):  # others, such as ref-2, are second references
             codes.setdefault("eng" if kind.endswith("-src") else code, file)
     tags = tags_of(list(codes))
+    if repeated := sorted({tag for tag in tags if tags.count(tag) > 1}):
+        raise DataError(f"{folder} has several files of {', '.join(repeated)}; keep one of each")
     by_tag = dict(zip(tags, codes.values(), strict=True))
     columns: Table = {g: list(read_lines(f)) for g, f in by_tag.items()}
     _require_aligned(columns, by_tag)

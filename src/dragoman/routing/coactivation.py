@@ -127,11 +127,9 @@ def consistency_sums(count_NLE: np.ndarray, top_k_L: np.ndarray) -> np.ndarray:
 def consistency(sums_X2L: np.ndarray) -> np.ndarray:
     """Token consistency from summed `consistency_sums`: shared over united experts of two tokens; [..., L].
 
-    Raises DataError where no segment has two tokens.
+    nan where no segment has two tokens.
     Source: as `token_consistency`.
     Differs: the ratio of sums over pairs, where that is the mean of ratios; it needs counts of segments only.
     """
     shared_XL, union_XL = sums_X2L[..., 0, :], sums_X2L[..., 1, :]
-    if not union_XL.all():
-        raise DataError("token consistency compares tokens of a segment, but no segment has two; give longer text")
-    return shared_XL / union_XL
+    return np.divide(shared_XL, union_XL, out=np.full_like(shared_XL, np.nan), where=union_XL > 0)

@@ -90,11 +90,11 @@ def pairs_of(matrix_XGG: np.ndarray) -> np.ndarray:
 def correlation(a_XGG: np.ndarray, b_GG: np.ndarray, method: Method = "pearson") -> np.ndarray:
     """Pearson's or Spearman's correlation over pairs of languages; [...].
 
-    Raises DataError for fewer than four languages or a matrix whose pairs are all alike.
+    nan where all pairs of a are alike. Raises DataError for fewer than four languages or a b whose pairs are all alike.
     Source: SSFT (arXiv:2605.29714), Pearson's r of JSD and overlap at one layer.
     Differs: both as distances, so the sign is turned; Spearman's beside it.
     """
-    _require_pairs(a_XGG, b_GG)
+    _require_pairs(b_GG)
     return _standard(pairs_of(a_XGG), method) @ _standard(pairs_of(b_GG), method)
 
 
@@ -112,10 +112,11 @@ def mantel(
     control_GG: a third distance, whose linear part is taken out of both: r_ab.c = (r_ab - r_ac r_bc) /
         sqrt((1 - r_ac^2) (1 - r_bc^2)). The languages of a are relabelled, those of b and c stay together.
     permutations: labellings drawn where there are more than 10,000; all are tried otherwise.
-    Raises DataError for fewer than four languages, or a matrix whose pairs are all alike.
+    All is nan where the pairs of a are all alike, as in the layer of a router that has collapsed.
+    Raises DataError for fewer than four languages, or a b or control whose pairs are all alike.
     Source: Mantel 1967; Smouse, Long & Sokal 1986 (partial); p of drawn labellings as (1 + hits) / (1 + drawn).
     """
-    _require_pairs(a_XGG, b_GG, *([] if control_GG is None else [control_GG]))
+    _require_pairs(b_GG, *([] if control_GG is None else [control_GG]))
     labels_MG, exact = _labellings(len(b_GG), permutations, seed)
     a_XP = _standard(pairs_of(a_XGG), method)
     null_XM = a_XP @ _relabelled(b_GG, labels_MG, method).T
@@ -127,7 +128,8 @@ def mantel(
     r_X = null_XM[..., 0]  # the first labelling is the one observed
     reached_XM = np.abs(null_XM) >= np.abs(r_X)[..., None] - ROUNDING
     low_X, high_X = np.quantile(null_XM, [0.025, 0.975], axis=-1)
-    return Mantel(r_X, reached_XM.mean(axis=-1), low_X, high_X, len(labels_MG), exact)
+    p_X = np.where(np.isnan(r_X), np.nan, reached_XM.mean(axis=-1))
+    return Mantel(r_X, p_X, low_X, high_X, len(labels_MG), exact)
 
 
 def _labellings(languages: int, number: int, seed: int) -> tuple[np.ndarray, bool]:
@@ -146,10 +148,17 @@ def _relabelled(matrix_GG: np.ndarray, labels_MG: np.ndarray, method: Method) ->
 
 
 def _standard(values_XP: np.ndarray, method: Method) -> np.ndarray:
-    """Centred and of length one, so that a product of two is their correlation."""
+    """Centred and of length one, so that a product of two is their correlation; nan where all values are alike."""
+    alike_X1 = is_flat(values_XP)[..., None]
     values_XP = rankdata(values_XP, axis=-1) if method == "spearman" else values_XP
     centred_XP = values_XP - values_XP.mean(axis=-1, keepdims=True)
-    return centred_XP / np.linalg.norm(centred_XP, axis=-1, keepdims=True)
+    length_X1 = np.where(alike_X1, np.nan, np.linalg.norm(centred_XP, axis=-1, keepdims=True))
+    return centred_XP / length_X1
+
+
+def is_flat(values_XP: np.ndarray) -> np.ndarray:
+    """Whether all values are alike, to rounding; [...]."""
+    return np.ptp(values_XP, axis=-1) <= ROUNDING
 
 
 def _require_pairs(*matrices: Any) -> None:
@@ -159,7 +168,7 @@ def _require_pairs(*matrices: Any) -> None:
             f"a correlation over pairs of languages needs {FEWEST_LANGUAGES} languages or more, {languages} given; "
             "capture more"
         )
-    if any((np.ptp(pairs_of(m), axis=-1) == 0).any() for m in matrices):
+    if any(is_flat(pairs_of(m)).any() for m in matrices):
         raise DataError(
             "all pairs of languages are equally far apart in one of the measures, so nothing can correlate with it; "
             "add languages that differ in it"

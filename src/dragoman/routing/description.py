@@ -133,6 +133,9 @@ def _of_segments(sample: Sample) -> dict[str, Any]:
         g: sample.grouped(g, coactivation.consistency_sums(trace.segment_chosen_NLE[g], top_k_L))
         for g in trace.languages
     }
+    sequences = _sequences(sample) if sample.paired else None
+    if not all(s[:, 1].any() for s in sums.values()):  # a language whose segments have one token each
+        return {"consistency": None, "sequence_divergence": sequences}
     halves = half_placebo(
         lambda a, b: abs(coactivation.consistency(a) - coactivation.consistency(b)),
         sums[sample.reference],
@@ -142,8 +145,8 @@ def _of_segments(sample: Sample) -> dict[str, Any]:
     return {
         "consistency": {g: i.value for g, i in consistency.items()},
         "consistency_interval": {g: _limits(i) for g, i in consistency.items()},
-        "consistency_placebo": halves.mean(axis=0),
-        "sequence_divergence": _sequences(sample) if sample.paired else None,
+        "consistency_placebo": None if np.isnan(halves).all() else np.nanmean(halves, axis=0),
+        "sequence_divergence": sequences,
     }
 
 

@@ -1,6 +1,7 @@
 """Drift: how far routing moved between two traces of one layout, per language and layer.
 
-Shape letters: G languages, L MoE layers, E experts, N segments of one language, R resamples, S splits.
+Shape letters: G languages, L MoE layers, E experts, N segments of one language, D units (documents, or segments where
+these are not known), R resamples, S splits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from dragoman.errors import DataError
 from dragoman.routing.resampling import bootstrap_interval, half_placebo
+from dragoman.routing.sample import sample_of
 from dragoman.routing.stats import jensen_shannon, slot_share
 from dragoman.routing.trace import RoutingTrace
 
@@ -32,16 +34,19 @@ class Drift:
     """Language -> [L], mean over splits: the first trace against itself, two halves of the text; as `interval`."""
     left_out: tuple[str, ...]
     """Languages that only one of the traces has."""
+    unit: str
+    """What intervals and placebo draw: documents, where the first trace names ten or more of every language, or
+    segments."""
     other_text: tuple[str, ...]
     """Languages whose text is not the same in both, by its numbers of slots: their drift is that of the text too."""
 
 
-def half_distance(segment_counts_NLE: np.ndarray, seed: int, splits: int = 20) -> np.ndarray:
-    """JSD in nats between two random halves of one language's segments: what sampling noise looks like; [S, L].
+def half_distance(counts_DLE: np.ndarray, seed: int, splits: int = 20) -> np.ndarray:
+    """JSD in nats between two random halves of one language's units: what sampling noise looks like; [S, L].
 
-    Raises DataError for fewer than two segments, or a half without a token in a layer.
+    Raises DataError for fewer than two, or a half without a token in a layer.
     """
-    return half_placebo(_distance, segment_counts_NLE, seed=seed, splits=splits)
+    return half_placebo(_distance, counts_DLE, seed=seed, splits=splits)
 
 
 def _distance(first_XLE: np.ndarray, second_XLE: np.ndarray) -> np.ndarray:
@@ -53,8 +58,9 @@ def noise_distance(trace: RoutingTrace, seed: int) -> float | None:
 
     In the unit of 1 - `routing_similarity`: languages that are nearer than that are not told apart.
     """
-    segments = [n for n in trace.segment_chosen_NLE.values() if len(n) > 1]
-    return float(np.mean([half_distance(n, seed).mean() for n in segments]) / np.log(2)) if segments else None
+    sample = sample_of(trace, trace.languages[0], seed)
+    units = [sample.grouped(g, n) for g, n in trace.segment_chosen_NLE.items() if len(n) > 1]
+    return float(np.mean([half_distance(n, seed).mean() for n in units]) / np.log(2)) if units else None
 
 
 def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
@@ -75,19 +81,22 @@ def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
     moved_GL = jensen_shannon(*shares_GLE)
     slots = {g: [t.chosen_GLE[t.index(g)].sum(axis=-1).tolist() for t in (before, after)] for g in languages}
     pairs = {g: [t.segment_chosen_NLE.get(g, np.zeros(0)) for t in (before, after)] for g in languages}
-    same = {g: n for g, n in pairs.items() if slots[g][0] == slots[g][1] and len(n[0]) == len(n[1]) > 1}
+    same = [g for g, n in pairs.items() if slots[g][0] == slots[g][1] and len(n[0]) == len(n[1]) > 1]
+    sample = sample_of(before, languages[0], seed)
+    units = {g: [sample.grouped(g, n) for n in (pairs[g] if g in same else pairs[g][:1])] for g in languages}
     return Drift(
         layer_ids=before.layer_ids,
         divergence=dict(zip(languages, moved_GL, strict=True)),
-        interval={g: _interval(n[0], n[1], seed) for g, n in same.items()},
-        placebo={g: half_distance(n[0], seed).mean(axis=0) for g, n in pairs.items() if len(n[0]) > 1},
+        interval={g: _interval(*units[g], seed) for g in same},
+        placebo={g: half_distance(n[0], seed).mean(axis=0) for g, n in units.items() if len(n[0]) > 1},
         left_out=tuple(sorted(set(before.languages) ^ set(after.languages))),
+        unit=sample.unit,
         other_text=tuple(g for g, (a, b) in slots.items() if a != b),
     )
 
 
-def _interval(before_NLE: np.ndarray, after_NLE: np.ndarray, seed: int) -> list[np.ndarray]:
-    found = bootstrap_interval(_distance, before_NLE, after_NLE, seed=seed, resamples=RESAMPLES)
+def _interval(before_DLE: np.ndarray, after_DLE: np.ndarray, seed: int) -> list[np.ndarray]:
+    found = bootstrap_interval(_distance, before_DLE, after_DLE, seed=seed, resamples=RESAMPLES)
     return [found.low, found.high]
 
 

@@ -24,7 +24,8 @@ def relations(sample: Sample, middle: Sequence[int]) -> dict[str, Any] | None:
     """Distance of routing between languages, and its correlation with overlap and family; None for one language.
 
     middle: rows of the middle band, beside all layers. Correlations need four languages whose pairs differ in the
-    measure; where they do not, the measure is absent and `left_out` says why.
+    measure; where they do not, the measure is absent and `left_out` says why. In `by_layer` a layer that routes all
+    pairs alike has None.
     """
     trace = sample.trace
     if len(trace.languages) < 2:
@@ -33,6 +34,10 @@ def relations(sample: Sample, middle: Sequence[int]) -> dict[str, Any] | None:
     groups = {"all": list(range(len(trace.layer_ids)))} | ({"middle": list(middle)} if middle else {})
     by_group = {name: distance_LGG[rows].mean(axis=0) for name, rows in groups.items()}
     measures, left_out = _measures(sample)
+    for name, (languages, _) in list(measures.items()):
+        if _is_flat(sample, by_group["all"], languages):
+            left_out[name] = "all pairs of languages are routed alike"
+            del measures[name]
     found: dict[str, Any] = {"distance": by_group, "placebo": _placebo(sample), "left_out": left_out, "measures": {}}
     for name, (languages, matrix_GG) in measures.items():
         rows = [trace.index(g) for g in languages]
@@ -40,13 +45,21 @@ def relations(sample: Sample, middle: Sequence[int]) -> dict[str, Any] | None:
         found["measures"][name] = {
             "languages": languages,
             "layers": {
-                group: {m: _tested(sample, by_group[group][square], matrix_GG, m) for m in METHODS} for group in groups
+                group: {m: _tested(sample, by_group[group][square], matrix_GG, m) for m in METHODS}
+                for group in groups
+                if not _is_flat(sample, by_group[group], languages)
             },
             "by_layer": _plain(correlation.mantel(distance_LGG[:, square[0], square[1]], matrix_GG, seed=sample.seed)),
             "interval": _interval(sample, rows, matrix_GG),
             "reliability": _reliability(sample, rows),
         }
     return found | {"partial": _partial(sample, by_group["all"], measures)}
+
+
+def _is_flat(sample: Sample, distance_GG: np.ndarray, languages: Sequence[str]) -> bool:
+    """Whether all pairs of languages are as far apart in their routing, as where routers have collapsed."""
+    rows = [sample.trace.index(g) for g in languages]
+    return bool(correlation.is_flat(correlation.pairs_of(distance_GG[np.ix_(rows, rows)])))
 
 
 def headline(found: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -91,10 +104,14 @@ def _tested(
 
 
 def _plain(found: correlation.Mantel) -> dict[str, Any]:
+    r, p, low, high = (
+        np.where(np.isnan(x), None, x) if np.isnan(x).any() else x
+        for x in (found.r, found.p, found.null_low, found.null_high)
+    )
     return {
-        "r": found.r,
-        "p": found.p,
-        "placebo": [found.null_low, found.null_high],
+        "r": r,
+        "p": p,
+        "placebo": [low, high],
         "permutations": found.permutations,
         "exact": found.exact,
     }

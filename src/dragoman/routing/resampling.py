@@ -98,7 +98,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Interval of a pooled statistic over resampled segments, or over documents where rows are those of `by_document`.
 
-    statistic: takes one array of summed counts [R, X] per array given here, returns [R, ...].
+    statistic: takes one array of summed counts [R, X] per array given here, returns [R, ...]; nan where a resample has
+        none, which is then left out.
     segment_counts_NX: counts per segment, mostly [N, L, E], one array a language. Memory: a float64 copy of each, and
         32 MB for resamples.
     kind: `basic` reflects the quantiles about the value, [2v - q_high, 2v - q_low]; `percentile` takes them unchanged.
@@ -113,7 +114,8 @@ def bootstrap_interval(
     blocks = resampled(*segment_counts_NX, seed=seed, resamples=resamples, paired=paired)
     drawn = np.concatenate([statistic(*sums) for sums in blocks])
     value = statistic(*(counts.sum(axis=0, dtype=np.float64)[None] for counts in segment_counts_NX))[0]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    quantile = np.nanquantile if np.isnan(drawn).any() else np.quantile
+    low, high = quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     if kind == "basic":
         low, high = 2 * value - high, 2 * value - low
     lengths = [len(counts) for counts in segment_counts_NX]

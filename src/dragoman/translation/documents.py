@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dragoman.corpora.reading import HALF
 from dragoman.errors import DataError
 from dragoman.record import sha256
 from dragoman.translation.formats import FORMATS, SKELETONS, Edit, Options, Place, apply, line_of
@@ -23,9 +24,9 @@ DECLARED = {
     **dict.fromkeys((".po", ".pot"), PO),
 }
 """How a file says its encoding, in formats that can."""
-SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 64 * 2**20
 LATIN_1 = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "l1", "us-ascii", "ascii")
+"""Labels that browsers read as windows-1252."""
 ENTITIES = (".html", ".htm", ".xlf", ".xliff", ".tmx")
 """Formats that can say a character that their encoding lacks."""
 
@@ -86,7 +87,7 @@ def read_document(path: Path, options: Options) -> Document:
         places = FORMATS[path.suffix.lower()].places(text, options)
     except DataError as e:
         raise DataError(f"{path}: {e}") from None
-    if broken := [line_of(text, p.at) for p in places if any(SURROGATE.search(part.text) for part in p.parts)]:
+    if broken := [line_of(text, p.at) for p in places if any(HALF.search(part.text) for part in p.parts)]:
         lines = ", ".join(map(str, broken[:8]))
         raise DataError(f"{path} has half a character (a lone \\ud800 to \\udfff) at lines {lines}; mend it")
     spoken = tuple(place for place in places if any(map(str.isalpha, bare(mask(place.parts).text))))

@@ -78,6 +78,20 @@ def test_a_budget_finds_the_largest_number(zoned):
         plan(zoned, budget=0.009)
 
 
+@pytest.mark.parametrize("routers", [False, True])
+def test_no_larger_number_fits_a_budget(make_trace, routers):
+    """By trying all of them; where layers differ, one expert more can train less."""
+    rng = np.random.default_rng(0)
+    counts = {g: rng.integers(1, 90, (6, 12)).tolist() for g in ("t", "a", "b")}
+    sizes = {"total": 9000, "expert": [100, 110, 30, 20, 240, 250], "router": [5] * 6}
+    trace = make_trace(counts, about={"parallel": True, "sizes": sizes})
+    shares = [plan(trace, experts=n, train_routers=routers).trained_share for n in range(1, 73)]
+    assert sorted(shares) != shares
+    for budget in (0.03, 0.1, 0.2, 0.35):
+        expected = max(n for n, share in enumerate(shares, 1) if share <= budget)
+        assert plan(trace, budget=budget, train_routers=routers).settings["experts"] == expected
+
+
 @given(seed=st.integers(0, 10_000), number=st.integers(1, 30))
 def test_scores_as_a_loop_over_experts(make_trace, seed, number):
     """Against the formulas written out for one expert at a time."""

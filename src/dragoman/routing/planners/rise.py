@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from dragoman.routing.parents import parent_problems
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import assembled
 from dragoman.routing.planners.base import PER_EXPERT, Layers, from_places, ranked, rows_of
-from dragoman.routing.planners.budgets import budget_problems, largest_within
+from dragoman.routing.planners.budgets import budget_problems, known_sizes, largest_within
+from dragoman.routing.sizes import Sizes
 from dragoman.routing.stats import token_share
 from dragoman.routing.trace import RoutingTrace
 
@@ -113,16 +115,31 @@ def _overlap(share_GLE: np.ndarray, config: RiseConfig) -> np.ndarray:
 
 
 def _number(trace: RoutingTrace, config: RiseConfig, zones: Sequence[_Zone]) -> int:
-    room = sum(len(zone.order) for zone in zones)
+    room, routers = sum(len(zone.order) for zone in zones), config.train_routers
     if config.budget is not None:
-        options = range(1, room + 1)
-        return largest_within(
-            config.budget, trace, options, lambda n: _select(zones, _split(zones, n, config)), config.train_routers
-        )
+        least = largest_within(config.budget, trace, [1], lambda n: _select(zones, _split(zones, n, config)), routers)
+        return _most_within(config.budget, known_sizes(trace), zones, config, range(least, room + 1))
     number = config.experts or max(len(ZONES), round(sum(trace.num_experts) / PER_EXPERT))
     if number > room:
         raise ConfigError(f"{number} experts were asked for, but there are {room} that the text chose; plan fewer")
     return number
+
+
+def _most_within(
+    budget: float, sizes: Sizes, zones: Sequence[_Zone], config: RiseConfig, options: Sequence[int]
+) -> int:
+    """The largest of the options that fits; all are counted, as one expert more can train less.
+
+    So it is where a zone gives one up for two in layers whose experts are smaller.
+    """
+    costs = []
+    for zone in zones:
+        layers = [zone.layers[row] for row, _ in zone.order]
+        new = [layers.index(layer) == k for k, layer in enumerate(layers)]
+        each = [sizes.expert[i] + config.train_routers * n * sizes.router[i] for i, n in zip(layers, new, strict=True)]
+        costs.append([0, *accumulate(each)])
+    trained = {n: sum(c[k] for c, k in zip(costs, _split(zones, n, config), strict=True)) for n in options}
+    return max(n for n, parameters in trained.items() if parameters / sizes.total <= budget)
 
 
 def _split(zones: Sequence[_Zone], number: int, config: RiseConfig) -> list[int]:
