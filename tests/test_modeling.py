@@ -23,6 +23,7 @@ from dragoman.modeling import (
     router_kind,
     router_probabilities,
     save_model,
+    state_checksum,
     stored_bytes,
     tap_routers,
     why_not_tunable,
@@ -258,6 +259,14 @@ def test_round_trip_keeps_bits_and_ties(tmp_path):
     assert size < 2 * sum(p.numel() for p in model.parameters()) + 20_000, "tied weights are stored once"
     assert open_tokenizer(str(tmp_path / "m")).encode(["hello"]) == codec.encode(["hello"])
     assert model_checksum(str(tmp_path / "m")) == model_checksum(str(tmp_path / "m"))
+
+
+def test_a_checksum_is_of_single_numbers_too():
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("beta", torch.tensor(0.5))
+    before = state_checksum(module)
+    module.beta += 1
+    assert state_checksum(module) != before
 
 
 @pytest.mark.parametrize(

@@ -213,11 +213,41 @@ def test_divergence_says_at_which_step_and_leaves_the_last_good_state(toy, tmp_p
     with pytest.raises(ModelError, match=r"at step \d+.*last good state is .*checkpoint-\d+: lower the learning rate"):
         dragoman.adapt(**diverging | {"text": Text(segments=40, block=48, batch=2, epochs=2)})
     assert not (tmp_path / "a" / "model").exists()
+    at_once = diverging | {"text": Text(segments=40, block=48, batch=20), "out": tmp_path / "b", "learning_rate": 1e30}
+    with pytest.raises(ModelError, match="train anew"):
+        dragoman.adapt(**at_once | {"checkpoint_steps": 0, "checkpoint_minutes": 99.0})
+    assert not (tmp_path / "b").exists(), "nothing to go on from"
+
+
+def test_a_language_from_files_alone_and_a_run_that_goes_on_with_them(toy, tmp_path):
+    lines = [f"the house {n} is open and the garden {n % 7} too" for n in range(40)]
+    (tmp_path / "oc.txt").write_text("\n".join(lines))
+    text = {"segments": 0, "sources": {"oc": str(tmp_path / "oc.txt")}, "block": 48}
+    run = {"target": "oc", "plan": None, "method": "lora", "text": text}
+    record = dragoman.adapt(**settings(toy, tmp_path / "a", **run))
+    assert record["tokens_by_source"]["oc"] > 0 and not record["outcome"]
+    (tmp_path / "a" / "record.json").unlink()
+    (tmp_path / "oc.txt").write_text("\n".join(lines[::-1]))
+    with pytest.raises(ConfigError, match=r"was another \(oc_sha256: "):
+        dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, **run))
+    with pytest.raises(DataError, match="fewer than two dev segments of oc"):
+        dragoman.adapt(**settings(toy, tmp_path / "b", guard="5%", **run))
+
+
+def test_rows_that_are_longer_than_learnt_positions_are_refused(toy, tmp_path):
+    save_model(tiny("gpt2", n_embd=16, n_head=2, n_layer=1, vocab_size=400), TextCodec(tokenizer()), tmp_path / "gpt2")
+    long = {"model": str(tmp_path / "gpt2"), "plan": None, "method": "full", "text": Text(segments=8, block=96)}
+    with pytest.raises(ConfigError, match="rows of 96 tokens do not fit the 64 positions of the model"):
+        dragoman.adapt(**settings(toy, tmp_path / "a", **long))
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seed": 2**32}, "seed is 0 or more and less than 2"),
+        ({"evaluation": Evaluation(known=("ca",))}, "evaluation.known names ca alone, which is the target"),
+        ({"checkpoint_steps": -1}, "checkpoint_steps is 0 or more, not -1"),
         ({"guard_action": "rollback"}, "guard_action has no effect without --guard"),
         ({"guard": "1%", "evaluation": Evaluation(segments=0)}, "--guard has no effect without evaluation.segments"),
         ({"guard": "little"}, "--guard is a share such as 1% or 0.01, not 'little'"),

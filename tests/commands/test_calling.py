@@ -25,6 +25,8 @@ def test_words_for_paths_and_for_lists_of_one():
     assert made(plan.Config, "plan", ("./model",), {"out": "p.json"}).trace == "./model", "a path or a model"
     nested = made(adapt.Config, "adapt", ("m",), {"target": "ca", "evaluation": {"known": "fr", "segments": 4}})
     assert nested.evaluation.known == ("fr",) and nested.evaluation.segments == 4
+    nested = made(adapt.Config, "adapt", ("m",), {"target": "ca", "text": {"sources": {"x": "x.txt"}}})
+    assert nested.text.sources == {"x": Path("x.txt")}
 
 
 @pytest.mark.parametrize("name", dragoman.VERBS)

@@ -133,6 +133,12 @@ def test_lpr_loss_by_hand_and_as_released():
     # softmax of (1, 0, 0, 0): the least that the released loss can be
     assert float(moe_lpr.lpr_loss(sure, old[:1], "released")) == pytest.approx(math.log(1 + 3 / math.e))
     assert float(moe_lpr.lpr_loss(logits, ~old & old)) == 0.0
+    for mode in ("logits", "released"):  # some versions of transformers record probabilities
+        found = moe_lpr.lpr_loss(logits.softmax(-1), old, mode)
+        assert float(found) == pytest.approx(float(moe_lpr.lpr_loss(logits, old, mode)))
+    zeros = torch.zeros(2, 4, requires_grad=True)
+    moe_lpr.lpr_loss(zeros, old[:2]).backward()
+    assert zeros.grad.isfinite().all()
 
 
 def test_lpr_loss_sees_old_rows_and_no_filler():

@@ -209,6 +209,9 @@ def test_damage_another_text_another_model_and_a_full_disk_are_said(tmp_path, mo
         f.write(b"xxxx")
     with pytest.raises(DataError, match=r"block 0 of .* is not what was written"), cached(model, tmp_path):
         pass
+    (tmp_path / "trunk" / "activations.bin").unlink()
+    with cached(model, tmp_path):  # written anew
+        assert (tmp_path / "trunk" / "activations.bin").stat().st_size
     usage = namedtuple("usage", "total used free")(10, 9, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match=r"needs 0\.0 MiB .* make room"), cached(model, tmp_path / "full"):

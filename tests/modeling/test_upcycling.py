@@ -24,6 +24,7 @@ BUILDS = {
     "another activation": ("llama", {"hidden_act": "gelu"}),
     "mistral": ("mistral", {"sliding_window": 4}),
     "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3, wide heads": ("qwen3", {"head_dim": 16}),
 }
 IDS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
 
@@ -132,3 +133,11 @@ def test_a_setting_that_the_class_does_not_follow_is_noticed(monkeypatch):
     monkeypatch.setitem(TARGETS, "llama", ("mixtral", lambda *a: real(*a) | wrong))
     with pytest.raises(ModelError, match="does not compute what LlamaForCausalLM does"):
         upcycle(tiny("llama"), 4, 2)
+
+
+def test_layers_that_differ_beyond_a_window_are_noticed():
+    """The dense class has windows in its last layers alone, the other one in all; short texts do not tell."""
+    windows = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1, "num_hidden_layers": 2}
+    windows |= {"head_dim": 8}
+    with pytest.raises(ModelError, match="does not compute what Qwen3ForCausalLM does"):
+        upcycle(tiny("qwen3", **windows), 4, 2)

@@ -40,6 +40,19 @@ def test_rows_start_as_means_of_their_pieces_and_old_ones_stay(tied):
     assert model.config.vocab_size == len(after.tokenizer)
 
 
+def test_a_heads_bias_starts_as_its_rows_do():
+    before = TextCodec(tokenizer())
+    after = extended(before, new_pieces(before, SCRIPT, 2))
+    model = tiny("phi", vocab_size=len(before.tokenizer))
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.bias.copy_(torch.arange(len(head.bias)))
+    grow(model, before, after)
+    row = len(before.tokenizer)
+    pieces = before.encode([after.tokenizer.convert_ids_to_tokens(row)])[0]
+    assert model.get_output_embeddings().bias[row].item() == pytest.approx(sum(pieces) / len(pieces))
+
+
 def test_a_codec_of_the_same_vocabulary_changes_nothing():
     model, codec = tiny("olmoe", vocab_size=400), TextCodec(tokenizer())
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

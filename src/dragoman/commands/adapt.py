@@ -16,11 +16,11 @@ from dragoman.commands import Dtype, Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
 from dragoman.commands.resuming import claim, unclaim
-from dragoman.commands.training_text import Rows, Text, training_rows
+from dragoman.commands.training_text import Rows, Text, require_positions, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.errors import ConfigError, UserError
-from dragoman.record import environment, write_json
+from dragoman.record import environment, sha256, write_json
 from dragoman.routing.plan import ExpertPlan, other_weights
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class Config:
             faults.append("guard_action has no effect without --guard; give both or none")
         if self.guard:
             forgetting.share_of(self.guard)
-        if self.seed < 0:
-            faults.append(f"seed is 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            faults.append(f"seed is 0 or more and less than 2 ** 32, not {self.seed}")
         if self.vocabulary < 0:
             faults.append(f"vocabulary is 0 or more new pieces, not {self.vocabulary}")
         if self.guard and not self.evaluation.segments:
@@ -183,6 +183,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = _opened(config)
+    require_positions(config.text.block, model)
     base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
@@ -194,6 +195,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     if config.dry_run:
         return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
     stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    stamp |= {f"{name}_sha256": sha256(path) for name, path in config.text.sources.items()}
     if finished := sharding.on_first(lambda: _claim(config, stamp)):
         return finished
     sharding.on_first(lambda: _say_where_from(plan, stamp["model_sha256"]))
@@ -315,6 +317,8 @@ def _say_where_from(plan: ExpertPlan | None, model_sha256: str | None) -> None:
 
 def _say_what_repeats(corpus: NText, target: str, texts: dict[str, list[str]]) -> None:
     """On standard error, where many dev texts of the target are training texts too."""
+    if target not in corpus.languages:  # it has texts from files alone
+        return
     trained, dev = set(corpus.texts(target, "train")), texts.get(target, [])
     if (repeated := sum(text in trained for text in dev)) > MAX_REPEATED * len(dev):
         print(

@@ -122,7 +122,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Train on the target's items, save the plain model and a record."""
-    from dragoman.modeling import model_checksum, open_both, save_model
+    from dragoman.modeling import model_checksum, most_positions, open_both, save_model
 
     method_config = settings_of(config)
     _training(config, config.batch)  # refuses what cannot be, before anything is read
@@ -138,7 +138,7 @@ def run(config: Config) -> dict[str, Any]:
     told = list(known["advice"][config.target]) if known else []
     told += other_weights(plan.model_sha256, checksum, "plan") if plan else []
     model, codec = open_both(config.model)
-    pairs, order, too_long = pairs_of(codec, items, config, labels)
+    pairs, order, too_long = pairs_of(codec, items, config, labels, most_positions(model))
     settings_of_loop = _training(config, len(order))
     told += in_english(model, codec, items, order[:ASKED]) if not known else []
     for sentence in told:
@@ -201,18 +201,20 @@ def settings_of(config: Config) -> Any:
 
 
 def pairs_of(
-    codec: TextCodec, items: TaskItems, config: Config, labels: list[str]
+    codec: TextCodec, items: TaskItems, config: Config, labels: list[str], positions: int | None = None
 ) -> tuple[Pairs, np.ndarray, int]:
-    """Items that fit the block with their English counterparts, in a seeded order; the order; how many did not fit."""
+    """Items that fit block and positions with their English counterparts, in a seeded order; the order; how many did
+    not fit."""
     from dragoman.methods.alignment import Pairs
 
     samples: dict[str, list[Sample]] = {
         g: tasking.samples_of(codec, items, g) for g in (REFERENCE, config.target)
     }
     lengths_N = np.array([[len(ids) for ids, _ in samples[g]] for g in samples]).max(axis=0)
-    fitting_N = np.flatnonzero(lengths_N <= config.block)
+    most = min(config.block, positions or config.block)
+    fitting_N = np.flatnonzero(lengths_N <= most)
     if not len(fitting_N):
-        raise DataError(f"no item fits into {config.block} tokens; give a larger block")
+        raise DataError(f"no item fits into {most} tokens; give a larger block, or other items")
     order = np.random.default_rng(config.seed).permutation(fitting_N)
     target, english = ([samples[g][n] for n in order] for g in (config.target, REFERENCE))
     width = max(len(ids) for ids, _ in target)

@@ -41,6 +41,8 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
             return tuple(_fitted(one, inner[0], where) for one in several) if several is not None else value
         if get_origin(kind) is Literal and isinstance(value, str) and value not in inner:
             raise ConfigError(f"{where} is {', '.join(map(str, inner))}, not {value!r}")
+        if get_origin(kind) is dict and isinstance(value, Mapping):
+            return {key: _fitted(one, inner[1], f"{where}.{key}") for key, one in value.items()}
         if is_dataclass(kind) and isinstance(value, Mapping):
             return made(kind, where, (), value)  # type: ignore[arg-type]
     return value

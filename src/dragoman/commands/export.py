@@ -317,6 +317,8 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[in
     resized = sorted(n for n, print_ in before.items() if len(print_) != len(after[n]))
     if whole or resized:
         odd = _some(whole + resized)
+        if resized and not whole:
+            raise ModelError(f"a vocabulary that grew is no change of the base's tensors: {odd}; nothing was written")
         raise ModelError(f"weights differ from the base that were not trained: {odd}; nothing was written")
     pairs = {n: zip(print_, after[n], strict=True) for n, print_ in before.items() if isinstance(print_, list)}
     rows = {n: [i for i, (a, b) in enumerate(pair) if a != b] for n, pair in pairs.items()}

@@ -70,11 +70,13 @@ def dev_texts(
         return {}
     planned = [g for g in (plan.settings.get("known") or () if plan else ()) if g in corpus.languages]
     given = [g for g in evaluation.known if g != target]
+    if evaluation.known and not given:
+        raise ConfigError(f"evaluation.known names {target} alone, which is the target; name others, or leave it out")
     corpus.require(given)
     rows = {g: first_rows(corpus, g, "dev", evaluation.segments) for g in corpus.languages}
     known = given or planned or [g for g in corpus.languages if len(rows[g]) > 1]
     languages = dict.fromkeys([target, *known])
-    if short := [g for g in languages if len(rows[g]) < 2]:
+    if short := [g for g in languages if len(rows.get(g, ())) < 2]:
         if asked or given:
             raise DataError(
                 f"fewer than two dev segments of {', '.join(short)}; give a corpus with more, or other known languages"

@@ -193,8 +193,8 @@ def require_room(config: Train, model: Any, codec: TextCodec, corpus: NText, dir
     from dragoman.modeling import context_length
 
     context, full = context_length(model), {}
-    if config.block > context:
-        raise ConfigError(f"block is {config.block}, and the model's context {context} tokens; give a smaller --block")
+    if config.block > (made_for := context_length(model, default=config.block, largest=config.block)):
+        raise ConfigError(f"block is {config.block}, and the model's context {made_for} tokens; give a smaller --block")
     for label, (source, target) in directions.items():
         texts = scoring.cells(scoring.parallel(corpus, source, target, config.split, config.segments), source)
         prompts = codec.prompts(texts, source, target, {g: language(g).name for g in (source, target)})

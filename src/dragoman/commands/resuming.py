@@ -14,6 +14,7 @@ from dragoman.record import claim_folder, read_json, write_json
 
 CONFIG_FILE = "config.json"
 """What a run was started with."""
+CHECKPOINTS = "checkpoints"
 
 
 def claim(out: Path, stamp: dict[str, Any], default: Any, *, resume: bool) -> dict[str, Any] | None:
@@ -55,11 +56,14 @@ def checkpoint_folder(out: Path, config: Any, resume: bool) -> AbstractContextMa
     config: one with settings of checkpoints and trackers.
     """
     kept = bool(resume or config.checkpoint_minutes or config.checkpoint_steps or config.report_to)
-    return nullcontext(out / "checkpoints") if kept else tempfile.TemporaryDirectory()
+    return nullcontext(out / CHECKPOINTS) if kept else tempfile.TemporaryDirectory()
 
 
 def unclaim(out: Path) -> None:
     """Remove the folder of a run that was refused, or that left nothing to go on from: the next try may have it."""
+    checkpoints = out / CHECKPOINTS
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
     if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
         (out / CONFIG_FILE).unlink()
         out.rmdir()

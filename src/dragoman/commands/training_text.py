@@ -25,6 +25,8 @@ from dragoman.corpora.reading import read_lines
 from dragoman.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from dragoman.modeling import TextCodec
 
 Labelled = tuple[list[int], int | list[bool]]
@@ -64,6 +66,8 @@ class Text:
         faults = [f"{name} is {given[name]}, at least {n}" for name, n in low.items() if given[name] < n]
         if self.temperature != 1 and len(self.sources) + bool(self.segments) < 2:
             faults.append(f"a temperature of {self.temperature} has no effect on a single source")
+        if self.source != "en" and not self.parallel:
+            faults.append(f"the source {self.source} has no effect without translations from it (parallel)")
         if CORPUS in self.sources:
             faults.append(f"{CORPUS!r} is the corpus itself, call the source otherwise")
         if faults:
@@ -83,6 +87,15 @@ class Rows:
     """Place of each token in its sample, where no token may attend to another."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Source -> tokens taken from it."""
+
+
+def require_positions(block: int, model: PreTrainedModel) -> None:
+    """ConfigError where rows have more tokens than a model has positions."""
+    from dragoman.modeling import most_positions
+
+    most = most_positions(model)
+    if most is not None and block > most:
+        raise ConfigError(f"rows of {block} tokens do not fit the {most} positions of the model; give a smaller block")
 
 
 def training_rows(

@@ -29,7 +29,7 @@ from dragoman.methods.guard import Guarding
 from dragoman.methods.losses import ExtraLoss, balance_loss, cross_entropy, z_loss
 from dragoman.methods.rows import without_needless_mask
 from dragoman.methods.settings import Config, WarmupStableDecay
-from dragoman.modeling import Routed
+from dragoman.modeling import Routed, are_probabilities
 from dragoman.record import write_json
 
 TRAINED_FILE = "trained.safetensors"
@@ -245,7 +245,7 @@ class Loop(Trainer):
         losses, folder = self.log_.losses, Path(str(self.args.output_dir))
         good = sharding.on_first(lambda: last_good(folder, losses, self._highest(1.0)))
         kept = f"the last good state is {good}" if good else "there is no checkpoint from before, the base is as it was"
-        raise ModelError(f"{what}; {kept}: lower the learning rate or clip, and train again or resume from there")
+        raise ModelError(f"{what}; {kept}: lower the learning rate or clip, and train anew in another folder")
 
     def _highest(self, part: float) -> float:
         """The largest loss of a good state; part: of the margin that divergence is told by."""
@@ -269,6 +269,11 @@ class Loop(Trainer):
             return 0.0
         terms = []
         for r, score in zip(self.routed, self.scores, strict=True):
+            if self.ours.z_loss and not self.log_.losses and are_probabilities(r.logits_TE):
+                raise ModelError(
+                    "this version of transformers records probabilities of routers, which say nothing of the logits "
+                    "that z_loss is of; leave training.z_loss out, or take a newer version"
+                )
             z = self.ours.z_loss * z_loss(r.logits_TE, real_T)
             terms.append(
                 z + self.ours.balance * balance_loss(r.logits_TE, r.indices_TK, real_T, score)

@@ -31,7 +31,7 @@ from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import expert_tuning
 from dragoman.methods.base import Rows
 from dragoman.methods.training import ExtraLoss
-from dragoman.modeling import Routed, moe_layers
+from dragoman.modeling import Routed, are_probabilities, moe_layers, router_probabilities
 from dragoman.modeling.upcycling import UPCYCLED
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
@@ -116,7 +116,10 @@ def lpr_loss(logits_TE: torch.Tensor, old_T: torch.Tensor, mode: str = "logits")
     """Cross-entropy to expert 0 over the tokens flagged old; 0 where there is none."""
     rows_TE = logits_TE[old_T].float()
     if mode == "released":
-        rows_TE = rows_TE.softmax(-1)
+        rows_TE = router_probabilities(rows_TE)
+    else:  # logarithms of probabilities are logits, too
+        least = torch.finfo(rows_TE.dtype).tiny
+        rows_TE = torch.where(are_probabilities(logits_TE), rows_TE.clamp_min(least).log(), rows_TE)
     first_T = torch.zeros(len(rows_TE), dtype=torch.long, device=rows_TE.device)
     return nn.functional.cross_entropy(rows_TE, first_T, reduction="sum") / max(1, len(rows_TE))
 

@@ -9,7 +9,10 @@ import torch
 
 from dragoman.errors import ConfigError
 
-NOT_BELOW_0 = ("learning_rate", "weight_decay", "clip", "balance", "z_loss", "diverged", "minutes")
+NOT_BELOW_0 = (
+    *("learning_rate", "weight_decay", "clip", "balance", "z_loss", "diverged", "minutes"),
+    *("checkpoint_minutes", "checkpoint_steps"),
+)
 """Settings that are finite and not negative."""
 
 
@@ -69,6 +72,8 @@ class Config:
         low = {"steps": 1, "batch": 1, "micro_batch": 1, "warmup": 0, "decay": 0, "seed": 0, "balance_every": 1}
         given = {name: getattr(self, name) for name in low}
         faults += [f"{name} is {given[name]}, at least {least}" for name, least in low.items() if given[name] < least]
+        if self.seed >= 2**32:
+            faults.append(f"seed is {self.seed}, less than 2 ** 32")
         if self.micro_batch > 0 and self.batch % self.micro_batch:
             faults.append(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if self.warmup + self.decay > self.steps:

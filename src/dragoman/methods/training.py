@@ -124,6 +124,8 @@ def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) ->
             f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
             "pack them without isolation"
         )
+    if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out, or take smaller passes")
     if model.device.index and not sharding.active():
         raise ConfigError(
             f"training runs on the first GPU that is visible, not on {model.device}; give the device as cuda and name "

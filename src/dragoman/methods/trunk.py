@@ -238,7 +238,7 @@ class _Store:
 
     def _written(self) -> list[str]:
         """Checksums of the blocks that are there and whole."""
-        if not self.about_path.exists():
+        if not (self.about_path.exists() and self.path.exists()):
             return []
         known = read_json(self.about_path)
         blocks = known.pop("blocks")

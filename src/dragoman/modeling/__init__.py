@@ -35,6 +35,7 @@ from dragoman.modeling.opening import (
     keep_freed_memory,
     model_checksum,
     model_path,
+    most_positions,
     new_model,
     open_both,
     open_model,
@@ -69,7 +70,7 @@ from dragoman.modeling.probing import (
     why_not_tunable,
 )
 from dragoman.modeling.spreading import local_share, spread_experts, why_not_spread
-from dragoman.modeling.tapping import Routed, router_probabilities, tap_routers
+from dragoman.modeling.tapping import Routed, are_probabilities, router_probabilities, tap_routers
 from dragoman.modeling.upcycling import logit_difference, upcycle
 from dragoman.modeling.vocabulary import extended, grow, new_pieces
 
@@ -85,6 +86,7 @@ __all__ = [
     "TextCodec",
     "TunedRows",
     "active_parameters",
+    "are_probabilities",
     "context_length",
     "convert",
     "copy_tag",
@@ -116,6 +118,7 @@ __all__ = [
     "model_checksum",
     "model_path",
     "moe_layers",
+    "most_positions",
     "new_model",
     "new_pieces",
     "open_both",

@@ -234,7 +234,7 @@ def state_checksum(model: nn.Module) -> str:
     """SHA-256 over the names and the bits of all weights."""
     parts: list[bytes | str | Path] = []
     for name, tensor in sorted(model.state_dict().items()):
-        parts += [name, tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()]
+        parts += [name, tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()]
     return sha256(*parts)
 
 
@@ -271,6 +271,13 @@ def context_length(model: PreTrainedModel, default: int = 1024, largest: int = 4
     """Positions that a model was made for, capped at `largest`."""
     text = model.config.get_text_config()
     return min(getattr(text, "max_position_embeddings", None) or default, largest)
+
+
+def most_positions(model: PreTrainedModel) -> int | None:
+    """Positions that a model has learnt an embedding for each; None where positions have no table, as rotary ones."""
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
+    return made_for if any(0 <= m.num_embeddings - made_for <= 2 for m in tables) else None  # OPT has two more
 
 
 def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str) -> bool:

@@ -203,6 +203,10 @@ def router_probabilities(logits_TE: torch.Tensor) -> torch.Tensor:
     device.
     """
     rows = logits_TE.float()
-    some = rows[:64]
-    already = (some >= 0).all() & ((some.sum(-1) - 1).abs() < 1e-3).all()
-    return torch.where(already, rows, rows.softmax(-1))
+    return torch.where(are_probabilities(rows), rows, rows.softmax(-1))
+
+
+def are_probabilities(rows_TE: torch.Tensor) -> torch.Tensor:
+    """Whether what a router recorded are probabilities and no logits, by the first rows: one value."""
+    some = rows_TE[:64].float()
+    return (some >= 0).all() & ((some.sum(-1) - 1).abs() < 1e-3).all()

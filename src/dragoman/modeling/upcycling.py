@@ -35,7 +35,7 @@ def _mixtral(dense: Any, num_experts: int, top_k: int) -> Settings:
 
 
 def _qwen3_moe(dense: Any, num_experts: int, top_k: int) -> Settings:
-    sizes = {"num_experts": num_experts, "num_experts_per_tok": top_k}
+    sizes = {"num_experts": num_experts, "num_experts_per_tok": top_k, "head_dim": dense.head_dim}
     return sizes | {"moe_intermediate_size": dense.intermediate_size, "norm_topk_prob": True}
 
 
@@ -97,7 +97,11 @@ def _config(model: PreTrainedModel, num_experts: int, top_k: int) -> Any:
 
 def _carry_over(model: PreTrainedModel, made: PreTrainedModel, rest: dict[str, torch.Tensor]) -> None:
     """Copy what is not feed-forward, and refuse weights that have no place: biases that the class does not have."""
-    found = made.load_state_dict(rest, strict=False)
+    try:
+        found = made.load_state_dict(rest, strict=False)
+    except RuntimeError as e:
+        what = str(e).splitlines()[1].strip()
+        raise ModelError(f"{type(model).__name__} cannot be upcycled to {type(made).__name__}: {what}") from None
     new = tuple(f"{x.name}." for x in moe_layers(made))
     absent = [n for n in found.missing_keys if not n.startswith(new)]
     if left := [*found.unexpected_keys, *absent]:
@@ -118,9 +122,14 @@ def _checked(model: PreTrainedModel, made: PreTrainedModel) -> PreTrainedModel:
 
 
 def logit_difference(model: PreTrainedModel, other: PreTrainedModel, tokens: int = 32) -> tuple[float, float]:
-    """Largest difference of two models' logits on random tokens, and the first model's largest logit."""
+    """Largest difference of two models' logits on random tokens, and the first model's largest logit.
+
+    The tokens are so many more than a sliding window, where the context is as long.
+    """
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = min(tokens, context_length(model))
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    context = context_length(model)
+    tokens = min(tokens + (window if window + tokens <= context else 0), context)
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
         ours_V, others_V = (m(ids).logits.float() for m in (model, other))
