@@ -109,6 +109,7 @@ def run(config: Config) -> dict[str, Any]:
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     whole = about | {"parallel": parallel, "documents": documents}
     trace = trace_of(model, codec, text, about=whole, quiet=config.quiet, coactivation=config.pairs)
+    trace.save(out / "trace.npz")
     of_tasks = trace_of(model, codec, tasks, about=about, quiet=config.quiet) if tasks else None
     middle = (config.middle[0], config.middle[1]) if config.middle else None
     routing = describe(trace, config.reference, config.seed, unit=config.resample, middle=middle)
@@ -123,7 +124,6 @@ def run(config: Config) -> dict[str, Any]:
     num_tokens = {g: [len(ids) for ids in codec.encode(t)] for g, t in text.items()}
     cost = tokenizer_cost(num_tokens, text, config.reference, parallel, config.seed)
     record["tokenizer"] = {g: asdict(c) for g, c in cost.items()}
-    trace.save(out / "trace.npz")
     if of_tasks:
         of_tasks.save(out / "tasks.npz")
     write_tables(record, trace, out / "figures")
