@@ -228,7 +228,7 @@ def test_a_language_from_files_alone_and_a_run_that_goes_on_with_them(toy, tmp_p
     assert record["tokens_by_source"]["oc"] > 0 and not record["outcome"]
     (tmp_path / "a" / "record.json").unlink()
     (tmp_path / "oc.txt").write_text("\n".join(lines[::-1]))
-    with pytest.raises(ConfigError, match=r"was another \(oc_sha256: "):
+    with pytest.raises(ConfigError, match=r"was another \(text.sources.oc_sha256: "):
         dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, **run))
     with pytest.raises(DataError, match="fewer than two dev segments of oc"):
         dragoman.adapt(**settings(toy, tmp_path / "b", guard="5%", **run))

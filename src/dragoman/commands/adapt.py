@@ -177,13 +177,12 @@ def _adapted(config: Config) -> dict[str, Any]:
     from dragoman.commands.rehearsal import rehearse
     from dragoman.methods import sharding
     from dragoman.methods.delta import trained_delta
-    from dragoman.modeling import model_checksum, state_checksum
+    from dragoman.modeling import state_checksum
 
     chosen = _chosen(config)
     plan = ExpertPlan.load(config.plan) if config.plan else None
     corpus = open_corpus(config.corpus)
     model, codec = _opened(config)
-    require_positions(config.text.block, model)
     base_codec, codec = codec, _with_vocabulary(codec, config, corpus)
     rows = training_rows(codec, corpus, config.target, config.text, config.seed, same=bool(config.trunk_cache))
     asked = bool(config.guard or config.evaluation.every or config.evaluation.patience)
@@ -194,8 +193,7 @@ def _adapted(config: Config) -> dict[str, Any]:
     tag = _copied_tag(config, model, codec, plan)
     if config.dry_run:
         return rehearse(model, base_codec, codec, plan, rows, config, texts, chosen)
-    stamp = _stamp(config, plan) | {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
-    stamp |= {f"{name}_sha256": sha256(path) for name, path in config.text.sources.items()}
+    stamp = _stamp(config, plan, corpus)
     if finished := sharding.on_first(lambda: _claim(config, stamp)):
         return finished
     sharding.on_first(lambda: _say_where_from(plan, stamp["model_sha256"]))
@@ -232,6 +230,7 @@ def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
 
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
     sharding.require_spreadable(model, config.expert_parallel)  # before anything takes time
+    require_positions(config.text.block, model)
     return model, codec
 
 
@@ -332,6 +331,10 @@ def _claim(config: Config, stamp: dict[str, Any]) -> dict[str, Any] | None:
     return claim(config.out, stamp, Config(config.model, target=config.target), resume=config.resume)
 
 
-def _stamp(config: Config, plan: ExpertPlan | None) -> dict[str, Any]:
+def _stamp(config: Config, plan: ExpertPlan | None, corpus: NText) -> dict[str, Any]:
+    from dragoman.modeling import model_checksum
+
+    read = {"model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
+    read |= {f"text.sources.{name}_sha256": sha256(path) for name, path in config.text.sources.items()}
     fields = {k: v for k, v in asdict(config).items() if k not in CHANGEABLE} | {"plan": plan and asdict(plan)}
-    return json.loads(json.dumps(fields, default=str))
+    return json.loads(json.dumps(fields, default=str)) | read

@@ -64,5 +64,6 @@ def grow(model: PreTrainedModel, before: TextCodec, after: TextCodec) -> None:
             weight_VD: torch.Tensor = layer.weight  # type: ignore[assignment]
             for (_, row), ids in zip(fresh, pieces, strict=True):
                 weight_VD[row] = weight_VD[ids].mean(0)
-                if getattr(layer, "bias", None) is not None:  # of a head
-                    layer.bias[row] = layer.bias[ids].mean(0)  # type: ignore[index]
+                bias_V: torch.Tensor | None = getattr(layer, "bias", None)  # of a head
+                if bias_V is not None:
+                    bias_V[row] = bias_V[ids].mean(0)

@@ -87,7 +87,7 @@ def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
     return Drift(
         layer_ids=before.layer_ids,
         divergence=dict(zip(languages, moved_GL, strict=True)),
-        interval={g: _interval(*units[g], seed) for g in same},
+        interval={g: _interval(units[g], seed) for g in same},
         placebo={g: half_distance(n[0], seed).mean(axis=0) for g, n in units.items() if len(n[0]) > 1},
         left_out=tuple(sorted(set(before.languages) ^ set(after.languages))),
         unit=sample.unit,
@@ -95,8 +95,8 @@ def drift(before: RoutingTrace, after: RoutingTrace, seed: int = 0) -> Drift:
     )
 
 
-def _interval(before_DLE: np.ndarray, after_DLE: np.ndarray, seed: int) -> list[np.ndarray]:
-    found = bootstrap_interval(_distance, before_DLE, after_DLE, seed=seed, resamples=RESAMPLES)
+def _interval(both_DLE: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    found = bootstrap_interval(_distance, *both_DLE, seed=seed, resamples=RESAMPLES)
     return [found.low, found.high]
 
 

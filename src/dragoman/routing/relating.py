@@ -104,10 +104,7 @@ def _tested(
 
 
 def _plain(found: correlation.Mantel) -> dict[str, Any]:
-    r, p, low, high = (
-        np.where(np.isnan(x), None, x) if np.isnan(x).any() else x
-        for x in (found.r, found.p, found.null_low, found.null_high)
-    )
+    r, p, low, high = map(_with_none, (found.r, found.p, found.null_low, found.null_high))
     return {
         "r": r,
         "p": p,
@@ -115,6 +112,14 @@ def _plain(found: correlation.Mantel) -> dict[str, Any]:
         "permutations": found.permutations,
         "exact": found.exact,
     }
+
+
+def _with_none(values: np.ndarray) -> Any:
+    """None in place of nan, which JSON has not."""
+    missing = np.atleast_1d(np.isnan(values))
+    if values.ndim == 0:
+        return None if missing[0] else values
+    return [None if gone else x for x, gone in zip(values, missing, strict=True)] if missing.any() else values
 
 
 def _interval(sample: Sample, rows: Sequence[int], matrix_GG: np.ndarray) -> list[np.ndarray] | None:
