@@ -67,6 +67,9 @@ def test_gsm8k_and_mgsm(tmp_path):
         read_items(write(tmp_path, en=[english], bn=[{"question": "?", "answer": written}]))
     with pytest.raises(DataError, match=r"the answer '1 234' has a space among its digits"):
         read_items(write(tmp_path, bn=[{"question": "?", "answer": "#### 1 234"}]))
+    for written, number in (("18 dollars for 2 hours", "18"), ("50% (1/2)", "50%"), ("12 2-packs", "12")):
+        told = [{"question": "?", "answer": f"#### {written}"}]
+        assert read_items(write(tmp_path, en=told, bn=told)).items["en"][0].expected == number
     below = [{"question": "?", "answer": "#### - 5"}]
     assert read_items(write(tmp_path, en=below, bn=below)).items["en"][0].expected == "-5"
 

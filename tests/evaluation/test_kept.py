@@ -20,9 +20,8 @@ from dragoman.evaluation.kept import Kept, numbers, placeholders
         ("50% of all, a < b > c, 100 %, {not a name}", []),
         ("%sabc and 5%discount", ["%s"]),
         ("5%discount, eine 100 %ige Sache, 50 %de", []),
-        ("Copied %1 of %2, %L1 %10 %2", ["%1", "%2", "%L1", "%10", "%2"]),
         ("%<name>s { name } {items[0]} {0!r:>5} { }", ["%<name>s", "{ name }", "{items[0]}", "{0!r:>5}"]),
-        ("5 %1 and 100 %20", []),
+        ("Fiyatlar %20 arttı, %5; {{ a } and p { color:red }", []),
         ("after %ds, %dx%d, %luMB, %*d, %.*f", ["%d", "%d", "%d", "%lu", "%*d", "%.*f"]),
     ],
 )

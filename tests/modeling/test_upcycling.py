@@ -137,7 +137,7 @@ def test_a_setting_that_the_class_does_not_follow_is_noticed(monkeypatch):
 
 def test_layers_that_differ_beyond_a_window_are_noticed():
     """The dense class has windows in its last layers alone, the other one in all; short texts do not tell."""
-    windows = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1, "num_hidden_layers": 2}
-    windows |= {"head_dim": 8}
+    windows = {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "num_hidden_layers": 2}
+    windows |= {"head_dim": 8, "max_position_embeddings": 128}
     with pytest.raises(ModelError, match="does not compute what Qwen3ForCausalLM does"):
         upcycle(tiny("qwen3", **windows), 4, 2)

@@ -71,8 +71,7 @@ def test_bytes_keep_their_encoding_and_line_ends(path, encoding, mark, tmp_path)
 
 def test_a_memory_speaks_its_languages():
     """Another pair of the same file: right to left and without spaces; what is doubtful says so."""
-    new = translated(TMX, ".tmx", bracket, Options("he", "en"))
-    assert new == TMX, "there it is translated already"
+    assert translated(TMX, ".tmx", bracket, Options("he", "en")) == TMX, "there it is translated already"
     new = translated(TMX, ".tmx", bracket, Options("ja", "he"), doubtful=True)
     prop = '<prop type="x-dragoman">doubtful</prop>'
     assert f'<seg>船</seg></tuv><tuv xml:lang="he">{prop}<seg>«船»</seg></tuv>' in new
@@ -394,7 +393,8 @@ def test_attributes_keep_their_quotation_marks():
     assert found == """<p title='L&#39;All topics&quot;'>L'Go&quot;</p><img alt="L'A dog&quot;">"""
 
 
-def test_latin_1_of_html_is_that_of_browsers(tmp_path):
-    (tmp_path / "a.html").write_bytes(b"<meta charset=iso-8859-1><p>It\x92s")
-    document = read_document(tmp_path / "a.html", OPTIONS)
-    assert document.places[0].parts == (Part("It\u2019s"),) and document.filled([]).endswith(b"It\x92s")
+@pytest.mark.parametrize("inside", ["Acme</div>", "Acme\n\n</DIV>", "<div>Acme</div>\n\nAcme\n\n</div>"])
+def test_what_stays_ends_where_its_end_tag_is(inside):
+    never = '<p translate="no">Acme\n\nmore\n\n<pre>x</pre>\n\n<div translate="no">\n\nmore\n\n```\n</div>\n```\n'
+    for text in (f'<div translate="no">\n\n{inside}\n\nmore', never):
+        assert translated(text, ".md", str.upper) == text.replace("more", "MORE")

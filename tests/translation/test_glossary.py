@@ -35,6 +35,7 @@ def glossary(pairs, source="en", target="de"):
         ("en", ["C++"], "in C++.", ["C++"]),
         ("en", ["C", "C++", "C#", ".NET"], "C# or C++ on .NET", ["C#", "C++", ".NET"]),
         ("en", ["C", "Ctrl"], "press Ctrl+C, not C", ["Ctrl", "C", "C"]),
+        ("en", ["Visual C++®", "(C#)"], "visual C++ and C#", ["Visual C++®", "(C#)"]),
         ("en", ["Save As..."], "in Save As you", ["Save As..."]),
         ("en", ["a"], "b", []),
     ],

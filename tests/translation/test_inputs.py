@@ -1,10 +1,13 @@
-"""Where documents come from and go to: folders are mirrored, and no output is where it should not be."""
+"""Where documents come from and go to: folders are mirrored, no output is where it should not be; encodings."""
 
 from pathlib import Path
 
 import pytest
 
 from dragoman.errors import ConfigError
+from dragoman.translation.documents import read_document
+from dragoman.translation.formats import Options
+from dragoman.translation.formats.base import Part
 from dragoman.translation.inputs import inputs
 
 
@@ -69,3 +72,12 @@ def test_the_command_writes_into_folders(here, monkeypatch):
     assert record["counts"] == {"segments": 2, "translated": 1, "reused": 1, "kept": 0, "doubtful": 0, "failed": 0}
     with pytest.raises(ConfigError, match=r"docs/a\.txt \(its source\), .*b\.txt \(its source\)"):
         translate.run(translate.Config(("docs",), to="de", out=here / "docs"))
+
+
+def test_latin_1_of_html_is_that_of_browsers(tmp_path):
+    (tmp_path / "a.html").write_bytes(b"<meta charset=iso-8859-1><p>It\x92s")
+    options = Options("en", "ca")
+    document = read_document(tmp_path / "a.html", options)
+    assert document.places[0].parts == (Part("It\u2019s"),) and document.filled([]).endswith(b"It\x92s")
+    (tmp_path / "a.html").write_bytes(b"<meta charset=iso-8859-1><p>It\xe9s")
+    assert read_document(tmp_path / "a.html", options).encoding == "iso-8859-1", "so that others read it, too"

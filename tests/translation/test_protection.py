@@ -51,6 +51,9 @@ def test_what_is_wrong_is_said(answer, fault):
         ("See https://a.b/c_(d). And (www.a.b/c)", "See {1}. And ({2})", ["https://a.b/c_(d)", "www.a.b/c"]),
         ("  in { 7 } rows ", "in {1} rows", ["{ 7 }"]),
         ("50 % of {", "50 % of {", []),
+        ("Copied %L1 of %2, %1", "Copied {1} of {2}, {3}", ["%L1", "%2", "%1"]),
+        ("Fiyatlar %20 arttı, 5 %1", "Fiyatlar %20 arttı, 5 %1", []),
+        ("\\frac{ a }{ b }, p { color:red }", "\\frac{ a }{ b }, p { color:red }", []),
     ],
 )
 def test_placeholders_by_hand(text, masked, pieces):
@@ -80,6 +83,16 @@ def test_pairs_stay_nested_where_they_are_values():
     assert masked.text == "A {1}b {2}c{3}{4} d"
     assert unmask(masked, "{1}b {2}c{3}{4} d")[1] == []
     assert unmask(masked, "{1}b {2}c{4}{3} d")[1] == ["out of place: '</b>'"]
+
+
+def test_tags_with_one_text_are_one_as_good_as_the_other():
+    masked = mask([Part("<b>x</b> and <b>y</b>, then z")])
+    assert unmask(masked, "{1}x{4} i {3}y{2}, z")[1] == []
+    assert unmask(masked, "{2}x{4} i {3}y{1}, z")[1] == ["out of place: '</b>'"]
+
+
+def test_a_percentage_may_have_its_sign_in_front():
+    assert unmask(mask([Part("Save 50% on all orders")]), "Tüm siparişlerde %50 indirim")[1] == []
 
 
 @pytest.mark.parametrize("sign", ["\ufffd", "\x07", "\uffff"])

@@ -141,6 +141,8 @@ class Config:
             faults.append("guard_action has no effect without --guard; give both or none")
         if self.guard:
             forgetting.share_of(self.guard)
+        if self.text.source != "en" and not (self.text.parallel and self.text.segments):
+            faults.append(f"text.source {self.text.source} has no effect without translations from it")
         if not 0 <= self.seed < 2**32:
             faults.append(f"seed is 0 or more and less than 2 ** 32, not {self.seed}")
         if self.vocabulary < 0:

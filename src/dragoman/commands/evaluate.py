@@ -293,7 +293,8 @@ def _require_others(names: Sequence[str], items: TaskItems | None) -> None:
     faults = []
     for name in names:
         try:
-            codec, model = open_tokenizer(base_of(name)), outline(base_of(name))
+            base = base_of(name)
+            codec, model = open_tokenizer(base), outline(base)
             if items is not None:
                 require_room(model, codec, items)
         except UserError as e:

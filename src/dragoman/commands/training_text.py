@@ -66,8 +66,6 @@ class Text:
         faults = [f"{name} is {given[name]}, at least {n}" for name, n in low.items() if given[name] < n]
         if self.temperature != 1 and len(self.sources) + bool(self.segments) < 2:
             faults.append(f"a temperature of {self.temperature} has no effect on a single source")
-        if self.source != "en" and not self.parallel:
-            faults.append(f"the source {self.source} has no effect without translations from it (parallel)")
         if CORPUS in self.sources:
             faults.append(f"{CORPUS!r} is the corpus itself, call the source otherwise")
         if faults:

@@ -31,6 +31,8 @@ from dragoman.corpora.reading import HALF, read_lines
 from dragoman.errors import DataError
 
 LETTERS = "ABCD"
+ANSWER = re.compile(r"####\s*(?P<number>(?:[-−]\s*)?\S+(?:[\u00a0\u202f]\d{3}(?!\d))*)(?P<apart> \d{3}(?!\d))?")
+"""Of a solution of GSM8K; apart: what stands behind a plain space as if it were of the number."""
 BELEBELE = ("mc_answer1", "mc_answer2", "mc_answer3", "mc_answer4")
 SHAPES_IN_WORDS = (
     "MMLU, Global-MMLU, Belebele, GSM8K, MGSM, IFEval or lines with prompt and answer, one .jsonl file a language in a "
@@ -143,15 +145,16 @@ def _belebele(row: Row, line: int) -> Item:
 
 def _gsm(row: Row, line: int) -> Item:
     """The solution is taught as it is; the number behind #### is expected."""
-    solution, marked = str(row.get("answer") or ""), re.search(r"####\s*([^\n]*\S)", str(row.get("answer") or ""))
-    number = row.get("answer_number") if row.get("answer_number") is not None else marked and marked[1]
+    solution = str(row.get("answer") or "")
+    marked = ANSWER.search(solution)
+    number = row.get("answer_number") if row.get("answer_number") is not None else marked and marked["number"]
     if number is None:
         raise ValueError("there is neither #### with a number in the answer nor an answer_number")
     number = re.sub(r"(?<=[-−])\s+(?=\d)", "", str(number))
     if number_in(number) is None:
         raise ValueError(f"the answer is {number!r}, which holds no number")
-    if re.search(r"\d +\d", number):
-        raise ValueError(f"the answer {number!r} has a space among its digits; write it without")
+    if marked and marked["apart"]:
+        raise ValueError(f"the answer {number + marked['apart']!r} has a space among its digits; write it without")
     taught = f" {solution}" if solution and marked else f" {solution} #### {number}".replace("  ", " ")
     return Item(f"line {line}", f"line {line}", f"Question: {row['question']}\nAnswer:", taught, expected=number)
 

@@ -23,7 +23,7 @@ MATCHES = ("prefix", "folded", "exact")
 UNSPACED = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
 FIRST_UNSPACED = "\u0e00"
 """No such script has letters before Thai: a quick answer for most texts."""
-BEFORE, BEHIND = re.compile(r"(?:[.#@$](?=\w))?"), re.compile(r"(?:(?<=\w)[+#]+)?\Z")
+BEFORE, BEHIND = re.compile(r"(?:[.#@$](?=\w))?"), re.compile(r"(?<=\w)[+#]+(?=[^\w+#]*\Z)")
 """Signs that belong to a name, as in .NET, C++ and C#; others, such as dots behind an entry of a menu, do not."""
 BARE_END = r"(?!\w)(?![+#]+(?!\w|[+#]))"
 """Behind a term without such a sign: C is not in C++, but Ctrl is in Ctrl+C."""
@@ -66,7 +66,7 @@ def term_pattern(term: str, match: str, ending: int = ENDING) -> re.Pattern[str]
         raise DataError(f"the required term {term!r} has no letter or digit; take it out of the glossary")
     if is_unspaced(term):
         return re.compile(re.escape(text))
-    before, behind = (re.escape(sign[0]) for sign in (BEFORE.match(text), BEHIND.search(text)) if sign)
+    before, behind = (re.escape(sign[0]) if sign else "" for sign in (BEFORE.match(text), BEHIND.search(text)))
     end = BARE_END if not behind else rf"{behind}(?![+#])"
     return re.compile(rf"(?<!\w){before}" + r"\W+".join(_word(word, match, ending) for word in words) + end)
 

@@ -82,7 +82,7 @@ def outline(name: str) -> PreTrainedModel:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()  # older versions do so only where weights are initialised
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise ModelError(f"cannot outline the model {name!r}: {_why(e, path)}") from None
     return model.eval()
 
@@ -274,10 +274,12 @@ def context_length(model: PreTrainedModel, default: int = 1024, largest: int = 4
 
 
 def most_positions(model: PreTrainedModel) -> int | None:
-    """Positions that a model has learnt an embedding for each; None where positions have no table, as rotary ones."""
+    """Positions that a model has a table of; None where it has none, as with most rotary ones."""
     made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
-    return made_for if any(0 <= m.num_embeddings - made_for <= 2 for m in tables) else None  # OPT has two more
+    words = model.get_input_embeddings()
+    tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    tables += [buffer for name, buffer in model.named_buffers() if name.endswith("embed_positions")]  # GPT-J
+    return made_for if any(0 <= len(table) - made_for <= 2 for table in tables) else None  # OPT has two more
 
 
 def copy_tag(model: PreTrainedModel, codec: TextCodec, parent: str, target: str) -> bool:

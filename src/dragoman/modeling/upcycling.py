@@ -128,7 +128,7 @@ def logit_difference(model: PreTrainedModel, other: PreTrainedModel, tokens: int
     """
     vocabulary = model.config.get_text_config().vocab_size
     window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
-    context = context_length(model)
+    context = context_length(model, largest=window + tokens)
     tokens = min(tokens + (window if window + tokens <= context else 0), context)
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():

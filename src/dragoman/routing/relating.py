@@ -143,9 +143,12 @@ def _reliability(sample: Sample, rows: Sequence[int]) -> float | None:
     def agreement(*halves: np.ndarray) -> np.ndarray:
         first, second = (np.stack(part, axis=1) for part in (halves[: len(rows)], halves[len(rows) :]))
         a_SGG, b_SGG = (correlation.routing_distance(c).mean(axis=1) for c in (first, second))
-        return np.array([correlation.correlation(a, b) for a, b in zip(a_SGG, b_SGG, strict=True)])
+        told = ~correlation.is_flat(correlation.pairs_of(b_SGG))
+        each = zip(a_SGG, b_SGG, told, strict=True)
+        return np.array([correlation.correlation(a, b) if differs else np.nan for a, b, differs in each])
 
-    return float(half_placebo(agreement, *[sample.units[r] for r in rows], seed=sample.seed, splits=5).mean())
+    found = half_placebo(agreement, *[sample.units[r] for r in rows], seed=sample.seed, splits=5)
+    return None if np.isnan(found).all() else float(np.nanmean(found))
 
 
 def _partial(

@@ -25,7 +25,7 @@ DECLARED = {
 }
 """How a file says its encoding, in formats that can."""
 LARGEST = 64 * 2**20
-LATIN_1 = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "l1", "us-ascii", "ascii")
+LATIN_1 = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "l1")
 """Labels that browsers read as windows-1252."""
 ENTITIES = (".html", ".htm", ".xlf", ".xliff", ".tmx")
 """Formats that can say a character that their encoding lacks."""
@@ -95,8 +95,8 @@ def read_document(path: Path, options: Options) -> Document:
 
 
 def _is_windows(data: bytes) -> bool:
-    """Whether it can be windows-1252, which by the HTML standard the labels of Latin 1 stand for."""
-    return not any(byte in data for byte in b"\x81\x8d\x8f\x90\x9d")
+    """Whether it has what only windows-1252 has, which by the HTML standard the labels of Latin 1 stand for."""
+    return {*data} & {*range(0x80, 0xA0)} > set() and not {*data} & {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 
 
 def _decoded(path: Path, data: bytes) -> tuple[str, bytes, str]:

@@ -29,6 +29,8 @@ VALUE = re.compile(
 )
 ICU = re.compile(r"\{\s*\w+\s*,\s*(?:plural|selectordinal|select)\s*,")
 MARK = re.compile(r"\{\s*(\d+)\s*\}")
+ORDERED = re.compile(r"(?<![\d%])%L?([1-9]\d?)(?![\d%$])")
+"""%1 of Qt and KDE; in some languages a per cent sign stands before its number, so they count where they begin at 1."""
 ODD = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd-\uffff]")
 """Signs that no text has and some formats cannot hold."""
 TAG = re.compile(r"<(/?)([A-Za-z][\w:.-]*)[^<>]*?(/?)>")
@@ -152,8 +154,9 @@ def _numbered(part: Part) -> Iterator[Part]:
 
 
 def _values(text: str) -> Iterator[Part]:
-    at = 0
-    for match in re.finditer(rf"\s*\n\s*|{VALUE.pattern}", text):
+    at, numbers = 0, {int(number) for number in ORDERED.findall(text)}
+    ordered = rf"|{ORDERED.pattern}" if numbers == {*range(1, len(numbers) + 1)} else ""
+    for match in re.finditer(rf"\s*\n\s*|{VALUE.pattern}{ordered}", text):
         kind: Kind = "fixed" if "\n" in match[0] else "value"
         yield from (Part(text[at : match.start()]), Part(match[0], kind))
         at = match.end()
@@ -219,12 +222,14 @@ def _invented(masked: Masked, texts: Sequence[Part]) -> list[str]:
 def _disordered(pieces: Sequence[Part], order: Sequence[int]) -> list[str]:
     """Whether pairs cross or close before they open, or fixed pieces changed places."""
     markup = {i: _partner(pieces, i) for i, piece in enumerate(pieces) if piece.kind == "open"}
-    for partners in (markup, _pairs(pieces, _tag), _pairs(pieces, _code)):
-        waiting: list[int] = []
+    alike = {i: pieces[i].text for i in range(len(pieces))}  # tags with one text are one as good as the other
+    kinds = [(markup, {i: str(i) for i in alike}), (_pairs(pieces, _tag), alike), (_pairs(pieces, _code), alike)]
+    for partners, names in kinds:
+        waiting: list[str] = []
         for i in order:
             if i in partners:
-                waiting.append(partners[i])
-            elif i in partners.values() and (not waiting or waiting.pop() != i):
+                waiting.append(names[partners[i]])
+            elif i in partners.values() and (not waiting or waiting.pop() != names[i]):
                 return [f"out of place: {pieces[i].text!r}"]
     fixed = [i for i in order if pieces[i].kind == "fixed"]
     return [] if fixed == sorted(fixed) else ["line ends or parts of a message changed places"]

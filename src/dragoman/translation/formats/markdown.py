@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference
+from markdown_it.token import Token
 
 from dragoman.translation.formats.base import (
     MARKUP,
@@ -33,7 +35,7 @@ from dragoman.translation.formats.base import (
     merged,
     replacement,
 )
-from dragoman.translation.formats.html import OPAQUE, found_in, stays
+from dragoman.translation.formats.html import ENDED_BY, OPAQUE, found_in, stays
 from dragoman.translation.formats.tags import Tag, next_tag, tags
 
 FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -79,7 +81,6 @@ ATTRIBUTES = re.compile(r"[ \t]+\{[:#.][^{}]*\}\Z")
 TITLE = re.compile(r"""(?<=\s)(?P<quote>["'])(?P<title>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)\s*\)?\Z""")
 """Of a link, an image or a definition, at its end."""
 
-
 WORDS = ("text", "text_special", "softbreak")
 """Tokens within a block that are no markup."""
 
@@ -103,17 +104,21 @@ def places(text: str, options: Options) -> list[Place]:
     starts = [0, *(m.end() for m in re.finditer(r"\r\n|\r|\n", text)), len(text)]
     environment: dict = {}
     found: list[Place] = []
-    colon, stretches = _absent(text), _Stretches(text)
+    colon = _absent(text)
+    tokens = _reader().parse(NOTE.sub(rf"\1{colon}", bare), environment)
+    kept, unquoted = _kept(text, tokens, starts), QUOTED.sub(lambda mark: " " * len(mark[0]), text)
     cell_at: int | None = None  # within a row of a table, where the next cell may begin
-    for token in _reader().parse(NOTE.sub(rf"\1{colon}", bare), environment):
+    for n, token in enumerate(tokens):
         if token.type == "tr_open" and token.map:
             cell_at = starts[token.map[0]]
         elif token.type == "tr_close":
             cell_at = None
         if token.type == "html_block" and token.map:
-            found += stretches.places(starts[token.map[0]], starts[min(token.map[1], len(starts) - 1)])
+            start, end = _stretch(token, starts)
+            within = unquoted if ">" in text[start:end].partition("<")[0] else text
+            found += [place for a, b in _outside(kept, n, start, end) for place in found_in(within, a, b)]
         content = token.content.replace(colon, ":")
-        if token.type != "inline" or stretches.held or not has_letters([Part(content)]):
+        if token.type != "inline" or any(x.first < n <= x.last for x in kept) or not has_letters([Part(content)]):
             continue
         lines = _lines(text, content, starts[token.map[0]] if token.map else 0, cell_at)
         for group in [lines] if cell_at is not None else _groups(text, lines):
@@ -130,34 +135,60 @@ def _absent(text: str) -> str:
     return next(sign for sign in map(chr, range(0xE000, 0xF900)) if sign not in text)
 
 
-class _Stretches:
-    """HTML blocks of a document, one after the other: what is to stay may begin in one and end in another."""
+class _Kept(NamedTuple):
+    """An element that stays as it is: numbers of the blocks of its tags, and where it begins and ends in the text."""
 
-    def __init__(self, text: str):
-        self.text = text
-        self.held: tuple[str, int] | None = None
-        """Name of the element that stays, and how many of that name are open."""
+    first: int
+    start: int
+    last: int
+    end: int
 
-    def places(self, start: int, end: int) -> list[Place]:
-        """The places of a block; the marks of a quotation are no text of it."""
-        found: list[Place] = []
-        at, quoted = start, ">" in self.text[start:end].partition("<")[0]
-        text = QUOTED.sub(lambda mark: " " * len(mark[0]), self.text[:end]) if quoted else self.text
-        for tag in tags(text, start, end):
-            if self.held is None and self._stays(tag, end):
-                found += found_in(text, at, tag.start)
-                self.held = (tag.name, 1)
-            elif self.held and tag.name == self.held[0] and not tag.empty:
-                depth = self.held[1] + (-1 if tag.closes else 1)
-                self.held, at = (tag.name, depth) if depth else None, tag.end
-        return found + (list(found_in(text, at, end)) if self.held is None else [])
 
-    def _stays(self, tag: Tag, end: int) -> bool:
-        """Whether it begins what stays beyond its block."""
-        if not tag.name or tag.closes or tag.empty or not stays(tag):
-            return False
-        closer = f"</{tag.name}"
-        return closer not in self.text[tag.end : end] and self.text.find(closer, end) >= 0
+def _kept(text: str, tokens: Sequence[Token], starts: Sequence[int]) -> list[_Kept]:
+    """Elements with `translate="no"` and the like around whole blocks. Without an end tag an element holds nothing."""
+    every = [(n, tag) for n, token in enumerate(tokens) for tag in _tags(text, token, starts) if tag.name]
+    found: list[_Kept] = []
+    at = 0
+    while at < len(every):
+        first, opener = every[at]
+        name, at = opener.name.lower(), at + 1
+        if tokens[first].type != "html_block" or opener.closes or opener.empty or not stays(opener) or name in ENDED_BY:
+            continue
+        depth = 1
+        for n, (last, tag) in enumerate(every[at:], at):
+            if tag.name.lower() == name and not tag.empty:
+                depth += -1 if tag.closes else 1
+            if not depth:
+                if last > first:
+                    found.append(_Kept(first, opener.start, last, tag.end))
+                    at = n + 1
+                break
+    return found
+
+
+def _tags(text: str, token: Token, starts: Sequence[int]) -> list[Tag]:
+    """Tags of a block of HTML, at their places, or those within a block of text, which have none."""
+    if token.type == "html_block":
+        return tags(text, *_stretch(token, starts))
+    return [tag for child in token.children or () if child.type == "html_inline" for tag in tags(child.content)]
+
+
+def _stretch(token: Token, starts: Sequence[int]) -> tuple[int, int]:
+    first, last = token.map or (0, 0)
+    return starts[first], starts[min(last, len(starts) - 1)]
+
+
+def _outside(kept: Sequence[_Kept], n: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What of block n, `text[start:end]`, is in no element that stays."""
+    for element in kept:
+        if element.first < n < element.last:
+            return
+        if element.last == n:
+            start = element.end
+        if element.first == n:
+            yield start, element.start
+            return
+    yield start, end
 
 
 def skeleton(text: str) -> list[tuple]:
@@ -338,21 +369,16 @@ def _sign(text: str) -> tuple[str, str]:
 
 def _closing(text: str, inner: Sequence[Part], references: set[str]) -> str:
     """The end of a link; one that is named by its own text gets that name written out. Empty where it is no link."""
+    if text not in ("]", "][]"):
+        return text
     label = "".join(part.text for part in inner)
-    if text in ("]", "][]"):
-        return f"][{label}]" if normalizeReference(label) in references else ""
-    return text
+    return f"][{label}]" if normalizeReference(label) in references else ""
 
 
 def _write(
-    start: int,
-    end: int,
-    source: tuple[Part, ...],
-    references: set[str],
-    in_table: bool,
-    translated: Sequence[Part],
-    doubtful: bool,
-) -> list[Edit]:
+    start: int, end: int, source: tuple[Part, ...], references: set[str], in_table: bool,
+    translated: Sequence[Part], doubtful: bool,
+) -> list[Edit]:  # fmt: skip
     if merged(translated) == source:
         return []
     edit = replacement(start, end, translated, lambda t: re.sub(r"(?<!\\)\|", r"\|", t) if in_table else t)
