@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     rows = ROWS.copy()
     rows[rows == 5] = 6
     rows[13, 3] = 5  # in the fourth batch
-    with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*resume"):
+    with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*train anew in another folder"):
         train(model, rows, config(), folder=tmp_path)
 
 
