@@ -115,3 +115,18 @@ def test_mix_run_goes_beyond_a_grid_whose_best_rate_is_at_its_end(scripts):
     assert wanted_rates(grid, {3e-4: 2.0, 1e-3: 1.0, 3e-3: 0.5, 9e-3: 0.4}) == [0.03]
     assert wanted_rates(grid, {3e-4: 0.5, 1e-3: 1.0, 3e-3: 1.5}) == [9e-5]
     assert wanted_rates((1e-3,), {1e-3: 1.0}) == [], "one rate has no step"
+
+
+def test_text_read_is_counted_without_filler(monkeypatch):
+    """Stated shares of filler by hand; without them from the choices of the last logged updates."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "experiments")
+    from mixing import text_read
+
+    lines = ["mix convert x --out {out}/mix", "mix train x --out {out}/one --stage 1", "mix train x --out {out}/two"]
+    log = {"tokens": 600, "steps": 30}
+    stated = {name: {"log": log, "filler_share": share} for name, share in (("one", 0.0), ("two", 0.25))}
+    assert text_read({"lines": lines, "records": stated}) == 600 + 450
+    # steps 21 to 30 of 20 tokens each, two choices a token: 300 of 400 slots are text
+    counted = {"log": log | {"balance": [{"step": 20, "slots": [1]}, {"step": 30, "slots": [300]}]}}
+    assert text_read({"lines": lines, "records": stated | {"two": counted}}) == 600 + 450
+    assert text_read({"lines": lines, "records": stated | {"two": {"log": log | {"balance": []}}}}) is None

@@ -19,7 +19,9 @@ from dragoman.evaluation.terms import TermRecall
         ("pivot-table", "a pivot table", 1, 1, 1),
         ("ячейка", "выберите ячейки", 1, 0, 0),
         ("单元格", "选择要设置格式的单元格。", 1, 1, 1),
-        ("C++", "in C# and C", 1, 1, 1),  # punctuation is not part of a word
+        ("C++", "in C# and C", 0, 0, 0),  # signs of a name belong to it
+        ("C++", "in C++, C", 1, 1, 1),
+        ("Save As...", "Save As (F4)", 1, 1, 1),  # other punctuation does not
         ("F4", "Press F4", 1, 1, 1),
         ("F4", "Press F40", 0, 0, 0),
         ("an", "and", 0, 0, 0),
