@@ -84,7 +84,7 @@ def train(
     started = time.monotonic()
     scores = score_names(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
-    with _deterministic(), recomputing, sorted_experts(model), ExitStack() as stack:
+    with _deterministic(), recomputing, sorted_experts(model), _fused_attention(model, config), ExitStack() as stack:
         shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
@@ -178,6 +178,20 @@ def _recomputing(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _fused_attention(model: PreTrainedModel, config: Config) -> Iterator[None]:
+    """Compiled in bfloat16, plain attention is faster on a CPU than torch's own kernel, whose backward pass is slow."""
+    ours = model.config.get_text_config()
+    if not (config.compile and config.bf16 and ours._attn_implementation == "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Faster ways to run stacked experts, in training and, on a CPU, without gradients; transformers takes them by name.
 
-Shape letters: T tokens, K chosen per token, S = T * K slots, D model width, F width of an expert.
+Shape letters: T tokens, K chosen per token, S = T * K slots, P places of slots (S, and filler between experts where
+their numbers of rows are rounded up), E experts, D model width, F width of an expert.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ BY_DEVICE = "dragoman_by_device"
 """What Mix-MoE models run by default."""
 GROUPED = ("grouped_mm", BY_DEVICE)
 """Implementations that compute, where gradients are asked for, what `grouped_mm` of transformers does."""
+MULTIPLE = 32
+"""A CPU's products in bfloat16 have a multiple of this many rows an expert: oneDNN compiles for each number of rows,
+which changes from pass to pass, and keeps 1,024 of what it compiled."""
 
 
 @contextlib.contextmanager
@@ -64,20 +68,31 @@ class _Permuted(torch.autograd.Function):
     """Rows of x, each used K times, in the order of `slots`; `back` is its inverse permutation."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, slots_S: torch.Tensor, back_S: torch.Tensor, k: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, slots_P: torch.Tensor, back_S: torch.Tensor, k: int, filler: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(back_S)
-        ctx.k = k
-        return x.index_select(0, slots_S // k)
+        ctx.k, ctx.filler = k, filler
+        return x.index_select(0, (slots_P.clamp(min=0) if filler else slots_P) // k)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (back_S,) = ctx.saved_tensors
-        return grads[0].index_select(0, back_S).view(-1, ctx.k, grads[0].shape[-1]).sum(1), None, None, None
+        if ctx.filler:
+            grad_SD = grads[0].index_select(0, back_S.clamp(min=0)).masked_fill((back_S < 0)[:, None], 0.0)
+        else:
+            grad_SD = grads[0].index_select(0, back_S)
+        return grad_SD.view(-1, ctx.k, grad_SD.shape[-1]).sum(1), None, None, None, None
 
 
-def permuted(x: torch.Tensor, slots_S: torch.Tensor, back_S: torch.Tensor, k: int) -> torch.Tensor:
-    """Rows of x, each used k times, in the order of `slots_S`; `back_S` is its inverse. The gradient is a gather."""
-    return _Permuted.apply(x, slots_S, back_S, k)
+def permuted(
+    x: torch.Tensor, slots_P: torch.Tensor, back_S: torch.Tensor, k: int, filler: bool = False
+) -> torch.Tensor:
+    """Rows of x, each used k times, in the order of `slots_P`; `back_S` is its inverse. The gradient is a gather.
+
+    filler: whether -1 stands in either order for a row that nobody reads: any, and its gradient is zero.
+    """
+    return _Permuted.apply(x, slots_P, back_S, k, filler)
 
 
 def computing_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -97,6 +112,23 @@ def by_expert(
     return slots_S, back_S, expert_S, load_E.cumsum(0, dtype=torch.int32)
 
 
+def by_expert_rounded(
+    indices_TK: torch.Tensor, num_experts: int, multiple: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slots in the order of experts, each expert's number rounded up by places of -1; their places; experts' ends.
+
+    How many places there are, P, does not depend on the choices: what is behind the last end is never computed.
+    """
+    slots_S, _, expert_S, ends_E = by_expert(indices_TK, num_experts)
+    load_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    rounded_E = (load_E + multiple - 1) // multiple * multiple
+    before_E = rounded_E.cumsum(0) - rounded_E - (ends_E - load_E)  # filler before each expert
+    place_S = torch.arange(len(slots_S), device=slots_S.device) + before_E[expert_S]
+    slots_P = slots_S.new_full((len(slots_S) + num_experts * (multiple - 1),), -1).scatter_(0, place_S, slots_S)
+    back_S = torch.empty_like(slots_S).scatter_(0, slots_S, place_S)
+    return slots_P, back_S, rounded_E.cumsum(0, dtype=torch.int32)
+
+
 def slots_per_expert(
     indices_TK: torch.Tensor, num_experts: int, real_T: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -114,11 +146,22 @@ def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights
     told = [getattr(experts, flag, False) for flag in ("has_bias", "has_post_expert_norm", "_is_expert_parallel")]
     if any(told) or not getattr(experts, "has_gate", True):
         return moe.grouped_mm_experts_forward(experts, x_TD, indices_TK, weights_TK)
-    top_k = indices_TK.shape[-1]
-    slots_S, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
-    x_SD = permuted(x_TD, slots_S, back_S, top_k)
-    layout = {"is_transposed": experts.is_transposed}
-    up, down = (w.to(computing_dtype(w)) for w in (experts.gate_up_proj, experts.down_proj))
-    hidden_SF = experts._apply_gate(moe._grouped_linear(x_SD, up, ends_E, **layout))
-    y_SD = permuted(moe._grouped_linear(hidden_SF, down, ends_E, **layout), back_S, slots_S, 1)
-    return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(x_TD.dtype)
+    top_k, layout, given = indices_TK.shape[-1], {"is_transposed": experts.is_transposed}, x_TD.dtype
+    dtype = computing_dtype(experts.gate_up_proj)
+    if filler := _rounds(experts, x_TD, indices_TK):
+        dtype, x_TD = torch.bfloat16, x_TD.to(torch.bfloat16)
+        slots_P, back_S, ends_E = by_expert_rounded(indices_TK, experts.num_experts, MULTIPLE)
+    else:
+        slots_P, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
+    x_PD = permuted(x_TD, slots_P, back_S, top_k, filler)
+    up, down = (w.to(dtype) for w in (experts.gate_up_proj, experts.down_proj))
+    hidden_PF = experts._apply_gate(moe._grouped_linear(x_PD, up, ends_E, **layout))
+    y_SD = permuted(moe._grouped_linear(hidden_PF, down, ends_E, **layout), back_S, slots_P, 1, filler)
+    return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(given)
+
+
+def _rounds(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor) -> bool:
+    """Whether to compute in bfloat16 on a CPU, with filler: it has to be little beside the slots."""
+    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    many = indices_TK.numel() >= 2 * MULTIPLE * experts.num_experts
+    return x_TD.device.type == "cpu" and asked and many

@@ -1,0 +1,80 @@
+"""Stacked experts on a CPU in bfloat16: rows rounded up, and what comes of it."""
+
+import pytest
+import torch
+
+from dragoman.modeling import experts as module
+from dragoman.modeling import moe_layers, sorted_experts
+from dragoman.modeling.experts import by_expert, by_expert_rounded, permuted
+from tests.models import tiny
+
+TOKENS, TOP_K = 300, 2
+
+
+def chosen(num_experts, idle=()):
+    """[T, K], unlike numbers of slots, none of `idle`."""
+    weight_E = torch.linspace(1.0, 4.0, num_experts)
+    weight_E[list(idle)] = 0.0
+    return torch.multinomial(weight_E.expand(TOKENS, -1), TOP_K, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("idle", [(), (0,), (2, 3)])
+def test_each_experts_slots_stand_in_order_with_filler_behind(idle):
+    indices_TK = chosen(4, idle)
+    slots_P, back_S, ends_E = by_expert_rounded(indices_TK, 4, 8)
+    assert torch.equal(slots_P[back_S], torch.arange(TOKENS * TOP_K))
+    start = 0
+    for expert, end in enumerate(ends_E.tolist()):
+        assert (end - start) % 8 == 0
+        own = (indices_TK.flatten() == expert).nonzero().flatten()
+        assert slots_P[start:end].tolist() == own.tolist() + [-1] * (end - start - len(own))
+        assert end - start - len(own) < 8
+        start = end
+    assert (slots_P[start:] == -1).all()
+
+
+def test_a_multiple_of_one_is_the_plain_order():
+    indices_TK = chosen(4)
+    slots_S, back_S, _, ends_E = by_expert(indices_TK, 4)
+    for given, expected in zip(by_expert_rounded(indices_TK, 4, 1), (slots_S, back_S, ends_E), strict=True):
+        assert torch.equal(given, expected)
+
+
+def test_rows_go_there_and_back_and_so_do_gradients():
+    """By the definition: each slot's row, and the sum of its slots' gradients; what stands on filler is not read."""
+    x_TD = torch.randn(TOKENS, 3, dtype=torch.float64, requires_grad=True)
+    slots_P, back_S, _ = by_expert_rounded(chosen(4), 4, 8)
+    factor_P = torch.randn(len(slots_P), 1, dtype=torch.float64)
+    there_PD = permuted(x_TD, slots_P, back_S, TOP_K, filler=True)
+    again_SD = permuted(there_PD * factor_P, back_S, slots_P, 1, filler=True)
+    torch.testing.assert_close(again_SD, x_TD.repeat_interleave(TOP_K, 0) * factor_P[back_S])
+    asked = torch.randn(TOKENS * TOP_K, 3, dtype=torch.float64)
+    again_SD.backward(asked)
+    torch.testing.assert_close(x_TD.grad, (asked * factor_P[back_S]).view(TOKENS, TOP_K, 3).sum(1))
+
+
+@pytest.mark.parametrize("family", ["olmoe", "mixtral"])
+def test_in_bfloat16_it_is_the_float32_result_but_for_rounding(family, monkeypatch):
+    model = tiny(family)
+    layer = moe_layers(model)[0]
+    experts = layer.experts
+    weights = [experts.gate_up_proj, experts.down_proj]
+    x_TD = torch.randn(TOKENS, weights[0].shape[-1], generator=torch.Generator().manual_seed(1)).requires_grad_()
+    indices_TK = chosen(layer.num_experts, idle=(1,))
+    gate_TK = torch.rand(TOKENS, TOP_K, generator=torch.Generator().manual_seed(2))
+    called = []
+    rounded = module.by_expert_rounded
+    monkeypatch.setattr(module, "by_expert_rounded", lambda *given: called.append(given) or rounded(*given))
+    monkeypatch.setattr(module, "MULTIPLE", 8)
+
+    def run(bf16):
+        with sorted_experts(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y_TD = experts(x_TD, indices_TK, gate_TK)
+        return y_TD, torch.autograd.grad(y_TD.float().square().sum(), [x_TD, *weights])
+
+    (y_TD, gradients), (expected_TD, expected) = run(True), run(False)
+    assert len(called) == 1
+    assert y_TD.dtype == x_TD.dtype
+    for found, wanted in zip((y_TD, *gradients), (expected_TD, *expected), strict=True):
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+    assert not gradients[1][1].any(), "no token went there"
