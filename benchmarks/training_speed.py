@@ -1,9 +1,10 @@
 """Training steps of mini-moe by precision, by how experts are gathered, and compiled: tokens a second, in one run.
 
-    python benchmarks/training_speed.py --out benchmarks/training/speed.json
+    python benchmarks/training_speed.py --out benchmarks/training/speed-text.json
 
 Arms take turns; the figure is the median over rounds of a few updates each (forward, router losses, backward, AdamW),
-first updates, and with them compiling, left out. Random tokens: speed does not depend on the text.
+first updates, and with them compiling, left out. Text of the built-in corpus in seven languages: random tokens, as in
+benchmarks/training/speed.json, nearly all go to the same few experts, whose products are large and fast.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 from cyclopts import run
 from transformers import TrainerCallback
 
+from dragoman.corpora.pack import KNOWN, load_pack
 from dragoman.errors import ConfigError
 from dragoman.methods import training
 from dragoman.methods.loop import Loop
-from dragoman.modeling import moe_layers, open_model
+from dragoman.modeling import moe_layers, open_model, open_tokenizer
 from dragoman.record import environment, write_json
 
 ARMS = {
@@ -30,6 +32,8 @@ ARMS = {
     "fp32, grouped_mm of transformers": {"precision": "fp32", "sorted": False},
     "fp32, sorted experts": {"precision": "fp32", "sorted": True},
     "fp32, sorted experts, compiled": {"precision": "fp32", "sorted": True, "compile": True},
+    "bf16, sorted experts": {"precision": "bf16", "sorted": True},
+    "bf16, sorted experts, compiled": {"precision": "bf16", "sorted": True, "compile": True},
 }
 UPDATES, SKIPPED = 7, 2
 
@@ -58,6 +62,13 @@ def _arm(clock: _Clock, ours: bool) -> Iterator[None]:
         yield
 
 
+def text_rows(rows: int, width: int = 256) -> np.ndarray:
+    """Translations one after the other, a language a segment in turn."""
+    codec, texts = open_tokenizer("mini-moe"), [load_pack().texts(g, "train") for g in KNOWN]
+    ids = [i for row in zip(*texts, strict=True) for segment in codec.encode(row) for i in segment]
+    return np.resize(np.array(ids, np.int32), (rows, width))
+
+
 def seconds_per_update(settings: dict, rows_NS: np.ndarray) -> float:
     """Median seconds of one update."""
     model, clock = open_model("mini-moe"), _Clock()
@@ -74,7 +85,7 @@ def speed(out: Path, rounds: int = 3) -> None:
     """Measure every arm in turn and write the record."""
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
-    rows_NS = np.random.default_rng(0).integers(100, 12_000, (12 * UPDATES, 256)).astype(np.int32)
+    rows_NS = text_rows(12 * UPDATES)
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
     for _ in range(rounds):
         for name, settings in ARMS.items():

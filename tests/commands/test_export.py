@@ -122,6 +122,11 @@ def test_an_adapted_model_is_held_against_its_base_and_plan(tmp_path, here):
         dragoman.export(str(tmp_path / "model"), base=base, plan=plan, out=tmp_path / "again")
     assert not (tmp_path / "again").exists()
     assert not dragoman.export(str(tmp_path / "model"), base=base, out=tmp_path / "third")["proof"]["known"]
+    model.resize_token_embeddings(len(CODEC.tokenizer) + 2)
+    save_model(model, CODEC, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"a vocabulary that grew .*: lm_head\.weight, model\.embed_tokens\.weight"):
+        dragoman.export(str(tmp_path / "model"), base=base, out=tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_a_bit_lost_in_storing_is_found_and_nothing_stays(tmp_path, here, monkeypatch):

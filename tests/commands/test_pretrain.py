@@ -86,6 +86,17 @@ def test_a_planted_leak_is_refused_before_anything_is_written(table, tmp_path):
         dragoman.pretrain(**settings(table, tmp_path / "run", held_out=other))
     with pytest.raises(DataError, match="held-out languages in the mix: es"):
         dragoman.pretrain(**settings(table, tmp_path / "run", held_out_languages=("es", "ca")))
+    learnt = Vocabulary(size=350, tags=("en",), languages=("en", "ca"))
+    with pytest.raises(DataError, match="held-out languages in the mix: ca"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", vocabulary=learnt))
+    i, columns = held.splits.index("devtest"), {g: list(c) for g, c in held.columns.items()}
+    columns["en"][train] = columns["en"][i]
+    sealed = tuple("test" if split == "devtest" else split for split in held.splits)
+    leaky = replace(held, columns=columns, splits=sealed).save(tmp_path / "leaky.tsv.gz")
+    with pytest.raises(DataError, match="1 held-out segments in toy"):
+        dragoman.pretrain(**settings(leaky, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"mix\.tables names tou; the tables are toy"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", mix=Mix(languages={"en": 1.0}, tables={"tou": 0.5})))
     assert not (tmp_path / "run").exists()
 
 
@@ -176,3 +187,38 @@ def test_a_finished_run_goes_on_for_longer(table, tmp_path, base):
     straight = dragoman.pretrain(**settings(table, tmp_path / "b", training=longer))
     assert resumed["training"]["losses"] == straight["training"]["losses"]
     assert resumed["training"]["tokens"] == 9 * 4 * 32
+
+
+@pytest.mark.parametrize("changes", [{"steps": 9}, {"steps": 9, "decay": 0}])
+def test_a_longer_run_that_was_killed_goes_on_with_its_own_schedule(table, tmp_path, base, changes, monkeypatch):
+    """Also where it had written no checkpoint yet, and the last one knows the old schedule alone."""
+    short = replace(training.Config(**base[1]["config"]["training"]), checkpoint_minutes=1e-9)  # after every step
+    longer = replace(short, **changes)
+    dragoman.pretrain(**settings(table, tmp_path / "a", training=short))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    again = settings(table, tmp_path / "a", training=longer, resume=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain, "_rows", killed)
+        dragoman.pretrain(**again)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Loop, "training_step", killed)
+        dragoman.pretrain(**again)
+    resumed = dragoman.pretrain(**again)
+    straight = dragoman.pretrain(**settings(table, tmp_path / "b", training=longer))
+    assert resumed["training"]["losses"] == straight["training"]["losses"]
+    assert resumed["training"]["decay_from"] == straight["training"]["decay_from"]
+
+
+def test_a_checkpoint_is_a_model_to_open_and_to_start_from(table, tmp_path, base):
+    often = replace(training.Config(**base[1]["config"]["training"]), checkpoint_steps=2)
+    dragoman.pretrain(**settings(table, tmp_path / "a", training=often))
+    checkpoint = str(tmp_path / "a" / "checkpoints" / "checkpoint-4")
+    model, codec = dragoman.open_model(checkpoint), dragoman.open_tokenizer(checkpoint)
+    assert len(codec.tokenizer) == model.config.vocab_size
+    slower = replace(often, learning_rate=1e-4)
+    given = {"start": checkpoint, "shape": {}, "training": slower}
+    record = dragoman.pretrain(**settings(table, tmp_path / "b", **given))
+    assert record["start_sha256"] == dragoman.modeling.model_checksum(checkpoint)

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from dragoman.corpora.mix import Mix, check_no_leak, pack, pad, stream
+from dragoman.corpora.mix import Mix, check_no_leak, pack, pad, require_named, stream
 from dragoman.errors import ConfigError, DataError
 from tests.texts import corpus
 
@@ -79,18 +79,47 @@ def test_only_train_text_is_read():
     assert set(seen) == set(corpus().texts("en", "train"))
 
 
+def test_weights_of_tables_hold_for_pairs_too():
+    one, two = corpus(), replace(corpus(), about={"name": "other"})
+    seen = []
+    mix = Mix(languages={"en": 1.0, "es": 1.0}, parallel=1.0, tables={"toy": 0.0})
+    samples = stream([one, replace(two, columns={g: [t and f"2 {t}" for t in c] for g, c in two.columns.items()})],
+        mix, lambda t: [[1] for _ in t], lambda s, t, *_: seen.extend(s) or [[1]], seed=0)  # fmt: skip
+    list(islice(samples, 60))
+    assert seen and all(text.startswith("2 ") for text in seen)
+
+
+def test_faults_of_weights_of_tables():
+    with pytest.raises(ConfigError, match=r"weights of tables are numbers from 0, not toy=-1, other=nan"):
+        Mix(tables={"toy": -1, "fine": 0.5, "other": float("nan")})
+    with pytest.raises(ConfigError, match=r"mix.tables names tou; the tables are toy"):
+        require_named([corpus()], Mix(tables={"tou": 0.5, "toy": 1}))
+
+
 class TestLeaks:
     def test_a_clean_mix_passes(self):
-        assert check_no_leak([corpus()], Mix(languages={"en": 1.0}), ["ca"], corpus()) is None
+        assert check_no_leak([corpus()], ["en"], ["ca"], corpus()) is None
 
-    def test_a_table_without_english_is_compared_by_its_first_language(self):
+    @pytest.mark.parametrize("planted", ["es", "ca"])
+    def test_a_table_without_english_is_compared_in_every_language(self, planted):
         table = corpus().select(["es", "ca"])
-        assert check_no_leak([table], Mix(languages={"es": 1.0}), [], table) is None
+        assert check_no_leak([table], ["es"], [], table) is None
         i, j = table.splits.index("devtest"), table.splits.index("train")
         columns = {g: list(c) for g, c in table.columns.items()}
-        columns["es"][j] = columns["es"][i]
+        columns[planted][j] = columns[planted][i]
+        for held_out in (table, corpus()):
+            with pytest.raises(DataError, match="1 held-out segments in toy"):
+                check_no_leak([replace(table, columns=columns)], ["es"], [], held_out)
+
+    def test_a_row_that_has_lost_its_english_is_compared_in_the_others(self):
+        table = corpus()
+        i, j = table.splits.index("devtest"), table.splits.index("train")
+        columns = {g: list(c) for g, c in table.columns.items()}
+        columns["en"][j], columns["es"][j] = None, columns["es"][i]
         with pytest.raises(DataError, match="1 held-out segments in toy"):
-            check_no_leak([replace(table, columns=columns)], Mix(languages={"es": 1.0}), [], table)
+            check_no_leak([replace(table, columns=columns)], ["es"], [], table)
+        columns["en"][j] = "something else"  # two sentences may have one translation
+        assert check_no_leak([replace(table, columns=columns)], ["es"], [], table) is None
 
     def test_a_planted_language_document_and_segment_are_named(self):
         table = corpus()
@@ -101,7 +130,7 @@ class TestLeaks:
         documents[j] = table.documents[i]
         leaky = replace(table, columns=columns, documents=tuple(documents))
         with pytest.raises(DataError) as e:
-            check_no_leak([leaky], Mix(languages={"en": 1.0, "ca": 0.1}), ["ca"], table)
+            check_no_leak([leaky], ["en", "ca"], ["ca"], table)
         for part in (
             "held-out languages in the mix: ca",
             f"1 held-out documents in toy: {table.documents[i]}",

@@ -297,6 +297,9 @@ def test_faults_of_flores(tmp_path):
     write(tmp_path / "g" / "devtest" / "eng_Latn.jsonl", ['{"text": "a"}', '{"sentence": "b"}'])
     with pytest.raises(DataError, match=r"eng_Latn.jsonl: line 2 is no row of FLORES\+"):
         open_test_set(tmp_path / "g")
+    write(flores_200(tmp_path / "h") / "dev" / "eng_Latn.jsonl", [json.dumps({"text": t}) for t in EN[:2]])
+    with pytest.raises(DataError, match=r"one language \(en: \S+/eng_Latn.dev, \S+/eng_Latn.jsonl\); keep one of each"):
+        open_test_set(tmp_path / "h")
 
 
 # NTREX
@@ -381,7 +384,7 @@ def test_faults_of_multiple_choice(tmp_path, name, lines, message):
 def test_two_files_of_one_language_are_refused(tmp_path):
     for name in ("en", "eng_Latn"):
         write(tmp_path / f"{name}.jsonl", [json.dumps(ITEM)])
-    with pytest.raises(DataError, match="has several files of en; keep one of each"):
+    with pytest.raises(DataError, match=r"of one language \(en: \S+/en.jsonl, \S+/eng_Latn.jsonl\); keep one of each"):
         read_choices(tmp_path)
 
 

@@ -12,11 +12,11 @@ import torch
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import loop, sharding, training
 from dragoman.methods.guard import Guard, Measured
-from dragoman.methods.losses import balance_loss, z_loss
+from dragoman.methods.losses import balance_loss, cross_entropy, z_loss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import WarmupStableDecay
 from dragoman.methods.training import Config, train
-from dragoman.modeling import moe_layers
+from dragoman.modeling import experts, moe_layers, sorted_experts
 from tests.models import tiny
 
 ROWS = np.random.default_rng(0).integers(3, 64, (32, 16)).astype(np.int32)
@@ -96,7 +96,6 @@ def test_the_sorted_experts_give_the_same_losses_and_are_taken_off(tmp_path, fam
         torch.testing.assert_close(fast.get_parameter(name), weight, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.slow  # half a minute of compiling
 def test_the_z_loss_alone_is_what_is_added(tmp_path):
     """Its gradient reaches the routers without a balance loss, whose scores are then not asked for."""
     states = []
@@ -105,6 +104,17 @@ def test_the_z_loss_alone_is_what_is_added(tmp_path):
         train(model, ROWS, config(z_loss=z), layers=moe_layers(model), folder=tmp_path / str(z))
         states.append(model.state_dict())
     assert any(not torch.equal(t, states[1][n]) for n, t in states[0].items())
+
+
+def test_what_a_model_cannot_is_told_before_it_trains(tmp_path, monkeypatch):
+    model = tiny("olmoe")
+    monkeypatch.setattr(loop, "are_probabilities", lambda _: True)  # as transformers 5.0.0 records of some families
+    with pytest.raises(ModelError, match=r"records probabilities of routers.*leave training\.z_loss out"):
+        train(model, ROWS, config(z_loss=0.1), layers=moe_layers(model), folder=tmp_path)
+    train(model, ROWS, config(balance=0.1, steps=1, warmup=0, decay=0), layers=moe_layers(model), folder=tmp_path / "b")
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(ModelError, match="OlmoeForCausalLM has no gradient checkpointing; leave it out"):
+        train(model, ROWS, config(gradient_checkpointing=True), folder=tmp_path / "c")
 
 
 def test_compiling_for_a_gpu_is_refused(tmp_path, monkeypatch):
@@ -123,6 +133,41 @@ def test_compiled_training_has_the_same_losses(tmp_path):
         for m, c in zip(models, (False, True), strict=True)
     ]
     np.testing.assert_allclose(logs[1].losses, logs[0].losses, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow  # half a minute of compiling
+def test_compiled_in_bfloat16_gradients_are_those_of_float32_but_for_rounding(monkeypatch, recwarn):
+    """With plain attention and rows rounded up; and what that does to a model is undone."""
+    monkeypatch.setattr(experts, "MULTIPLE", 2)
+    getattr(torch._dynamo.utils, "warn_once_cache", set()).clear()
+    model, ids = tiny("olmoe"), torch.from_numpy(ROWS.astype(np.int64))
+
+    def gradients(compiled):
+        model.zero_grad()
+        settings = config(compile=compiled, precision="bf16" if compiled else "fp32")
+        loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=compiled)
+        with sorted_experts(model), training._compiling(model, settings, ids.shape[1]), autocast:
+            loss_of(model, {"input_ids": ids}, ids).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    expected, found = gradients(False), gradients(True)
+    assert not [w for w in recwarn if "lru_cache" in str(w.message)]
+    for name, grad in expected.items():
+        assert (found[name] - grad).norm() < 0.15 * grad.norm(), name  # a few tokens go to other experts
+
+
+@pytest.mark.parametrize(
+    ("changes", "width", "expected"),
+    [({}, 16, "eager"), ({}, 1025, "sdpa"), ({"precision": "fp32"}, 16, "sdpa"), ({"compile": False}, 16, "sdpa")],
+)
+def test_plain_attention_is_for_compiled_bfloat16_alone_and_is_put_back(changes, width, expected):
+    model, settings = tiny("olmoe"), config(**({"compile": True, "precision": "bf16"} | changes))
+    with pytest.raises(KeyboardInterrupt), training._compiling(model, settings, width):
+        assert model.config._attn_implementation == expected
+        raise KeyboardInterrupt
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_prompts_and_filler_carry_no_loss(tmp_path):
@@ -265,6 +310,22 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(tmp_path):
     rows[13, 3] = 5  # in the fourth batch
     with pytest.raises(ModelError, match=r"became nan at step 4, rows 12 to 15 of .*train anew in another folder"):
         train(model, rows, config(), folder=tmp_path)
+
+
+def test_a_routers_or_methods_loss_that_is_not_finite_stops_at_its_step(tmp_path):
+    values = iter([0.0, 0.0, float("inf")])
+    with pytest.raises(ModelError, match=r"a loss of routers or of a method became inf at step 3, rows 8 to 11"):
+        train(tiny("olmoe"), ROWS, config(), folder=tmp_path, extra_loss=lambda *_: torch.tensor(next(values)))
+
+
+def test_a_last_update_that_breaks_the_weights_is_told_and_its_checkpoint_goes(tmp_path):
+    """No loss comes after it that would tell."""
+    model, seen = tiny("olmoe"), []
+    norm = model.model.norm.weight
+    norm.register_hook(lambda grad: seen.append(grad) or grad * (float("nan") if len(seen) == 8 else 1))
+    with pytest.raises(ModelError, match=r"not finite after step 8, .* the last good state is .*checkpoint-6"):
+        train(model, ROWS, config(checkpoint_steps=2), folder=tmp_path)
+    assert not (tmp_path / "checkpoint-8").exists()
 
 
 @pytest.mark.parametrize("every", [1, 5])

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from dragoman.commands.resuming import changes, completed, no_checkpoint
 from dragoman.corpora import mix as mixing
 from dragoman.corpora.languages import TABLE
-from dragoman.corpora.ntext import NText, load
+from dragoman.corpora.ntext import NText, load, without_test
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding, training
-from dragoman.methods.checkpoints import incomplete
+from dragoman.methods.checkpoints import discard_after, incomplete, log_of
 from dragoman.record import environment, read_json, sha256, write_json
 
 TOKEN = 4
@@ -107,11 +107,7 @@ def run(config: Config) -> dict[str, Any]:
 def _pretrained(config: Config) -> dict[str, Any]:
     from dragoman.modeling import find_routers, moe_layers, open_model, save_model
 
-    tables = [load(path) for path in config.data]
-    for table in tables:
-        mixing.check_no_leak(tables, config.mix, config.held_out_languages, table)
-    if config.held_out:
-        mixing.check_no_leak(tables, config.mix, (), load(config.held_out, open_test=True))
+    tables = _tables(config)
     codec = _codec(config, tables)
     model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
     sharding.require_spreadable(model, config.training.expert_parallel)
@@ -128,6 +124,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
         folder=folder,
         resume=resume,
         extended=extended,
+        tokenizer=codec.tokenizer,
         quiet=config.quiet,
     )
     if sharding.first():
@@ -135,8 +132,9 @@ def _pretrained(config: Config) -> dict[str, Any]:
     record = environment() | {
         "command": "pretrain",
         "config": asdict(config),
-        "test_opened": "for the leak check alone" if config.held_out else None,
-        "tables": {t.about.get("name", "?"): t.checksum() for t in tables},
+        "test_opened": "for the leak check alone",
+        "tables": {t.about["name"]: t.about["checksum"] for t in tables},
+        "start_sha256": read["start"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": asdict(log) | {"losses": [round(loss, 4) for loss in log.losses]},
         "processes": sharding.started(),
@@ -145,6 +143,16 @@ def _pretrained(config: Config) -> dict[str, Any]:
     if sharding.first():
         write_json(config.out / "record.json", record)
     return record
+
+
+def _tables(config: Config) -> list[NText]:
+    """What may be read, without the sealed split, which the leak check alone sees."""
+    opened = [load(path, open_test=True) for path in config.data]
+    mixing.require_named(opened, config.mix)
+    languages = (*config.mix.languages, *config.vocabulary.languages)
+    for table in [*opened, *([load(config.held_out, open_test=True)] if config.held_out else [])]:
+        mixing.check_no_leak(opened, languages, config.held_out_languages, table)
+    return [without_test(table) for table in opened]
 
 
 def show(record: dict[str, Any]) -> None:
@@ -284,18 +292,21 @@ def _resumable(config: Config, read: dict[str, Any]) -> tuple[Path | None, bool]
     changed = changes(completed(before, default), now, default)
     if fixed := [line for key, line in changed.items() if key not in (*LENGTH, *KEEPING)]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
-    extended = any(key in LENGTH for key in changed)
+    # a run of another length that was killed before its first checkpoint still has the old schedule in its last one
+    extended = any(key in LENGTH for key in changed) or log_of(found[-1]).steps == before.get("extended_at")
     if extended:
         decay_from = config.training.steps - config.training.decay
-        logs = {path: training.log_of(path) for path in found}
+        logs = {path: log_of(path) for path in found}
         found = [path for path, log in logs.items() if log.stable and log.steps <= decay_from]
         if not found:
             raise ConfigError(
                 f"every checkpoint in {config.out} is from the decay, or from after update {decay_from}, where the new "
                 "one would begin; resume with the old length or a greater one"
             )
+        discard_after(config.out / "checkpoints", log_of(found[-1]).steps)  # before the stamp says that they are gone
+    at = log_of(found[-1]).steps if extended else before.get("extended_at")
     if changed:
-        write_json(stamp, now | {"read": read})
+        write_json(stamp, now | {"read": read, "extended_at": at})
     return found[-1], extended
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dragoman.corpora.codes import tags_of
+from dragoman.corpora.codes import by_tag
 from dragoman.corpora.reading import HALF, read_lines
 from dragoman.errors import DataError
 
@@ -45,10 +45,7 @@ def read_choices(path: Path) -> dict[str, list[Choice]]:
     files = sorted(_files(path))
     if not files:
         raise DataError(f"there are no multiple-choice items at {path}; give {LAYOUTS}")
-    tags = tags_of([_code(file) for file in files])
-    if repeated := sorted({tag for tag in tags if tags.count(tag) > 1}):
-        raise DataError(f"{path} has several files of {', '.join(repeated)}; keep one of each")
-    return {tag: list(_items(file)) for tag, file in zip(tags, files, strict=True)}
+    return {tag: list(_items(file)) for tag, file in by_tag([(_code(file), file) for file in files]).items()}
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from dragoman.corpora.languages import SCRIPT_SUBTAGS, TABLE, normalise_tag
+from dragoman.errors import DataError
 
 # ISO 639-3 -> ISO 639-1; the second block names the member of a macrolanguage that test sets use for the whole.
 SHORT = dict(
@@ -60,6 +62,16 @@ def tags_of(codes: Sequence[str]) -> list[str]:
     tags = [tag_of(code) for code in codes]
     variants = Counter(tag.split("-")[0] for tag in tags)
     return [_without_region(tag) if tag not in TABLE and variants[tag.split("-")[0]] == 1 else tag for tag in tags]
+
+
+def by_tag(files: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Language tag -> file, of codes and files. Raises DataError where several files are of one language."""
+    found: dict[str, list[Path]] = {}
+    for tag, (_, file) in zip(tags_of([code for code, _ in files]), files, strict=True):
+        found.setdefault(tag, []).append(file)
+    if twice := [f"{tag}: {', '.join(map(str, those))}" for tag, those in found.items() if len(those) > 1]:
+        raise DataError(f"several files are of one language ({'; '.join(twice)}); keep one of each")
+    return {tag: file for tag, (file,) in found.items()}
 
 
 def _without_region(tag: str) -> str:

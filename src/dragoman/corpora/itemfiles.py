@@ -24,7 +24,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
-from dragoman.corpora.codes import tags_of
+from dragoman.corpora.codes import by_tag
 from dragoman.corpora.items import Item, TaskItems, task_items
 from dragoman.corpora.numbers import number_in, same_number
 from dragoman.corpora.reading import HALF, read_lines
@@ -48,7 +48,7 @@ def read_items(path: Path) -> TaskItems:
     if not files:
         raise DataError(f"there are no task items at {path}; give {SHAPES_IN_WORDS}")
     found, shapes = {}, {}
-    for tag, file in _by_language(path, files).items():
+    for tag, file in by_tag([(f.name.split(".")[0], f) for f in files]).items():
         rows = [_object(file, n, line) for n, line in enumerate(read_lines(file), 1) if line.strip()]
         shapes[tag] = _shape(file, rows[0])
         found[tag] = list(_items(file, rows, SHAPES[shapes[tag]]))
@@ -58,13 +58,6 @@ def read_items(path: Path) -> TaskItems:
     made = task_items(path.name, judged.pop(), found, about={"shapes": shapes})
     _require_same_answers(path, made)
     return made
-
-
-def _by_language(path: Path, files: list[Path]) -> dict[str, Path]:
-    tags = tags_of([f.name.split(".")[0] for f in files])
-    if twice := [f.name for f, tag in zip(files, tags, strict=True) if tags.count(tag) > 1]:
-        raise DataError(f"{path} has several files of one language, {', '.join(twice)}; keep one of each")
-    return dict(zip(tags, files, strict=True))
 
 
 class Shape(NamedTuple):

@@ -9,7 +9,8 @@ Shape letters: N blocks, S tokens per block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ class Mix:
     pivot: float = 0.5
     """Share of the parallel samples that have English on one side; the rest are between any two languages."""
     tables: dict[str, float] = field(default_factory=dict)
-    """Weight of each table, by its name; 1 where not named."""
+    """Weight of each table, by its name, in text of one language and in pairs; 1 where not named."""
 
     def __post_init__(self) -> None:
         bad = [f"{g}={w}" for g, w in self.languages.items() if w < 0]
@@ -41,37 +42,51 @@ class Mix:
             raise ConfigError(f"shares of languages must be positive, not {bad or self.languages}")
         if not 0 <= self.parallel <= 1 or not 0 <= self.pivot <= 1:
             raise ConfigError(f"parallel={self.parallel} and pivot={self.pivot} are shares between 0 and 1")
+        if odd := [f"{name}={w}" for name, w in self.tables.items() if not 0 <= w < math.inf]:
+            raise ConfigError(f"weights of tables are numbers from 0, not {', '.join(odd)}")
 
 
-def check_no_leak(tables: Sequence[NText], mix: Mix, held_out_languages: Sequence[str], held_out: NText | None) -> None:
-    """Refuse a mix with a held-out language, or train text of which a held-out split repeats a document or a segment.
+def check_no_leak(
+    tables: Sequence[NText], languages: Iterable[str], held_out_languages: Iterable[str], held_out: NText | None
+) -> None:
+    """Refuse to train on a held-out language, or on text of which a held-out split repeats a document or a segment.
 
-    `held_out` is any table whose dev, devtest and test rows must not be seen, by document name and by English text (by
-    that of its first language where it has no English).
+    languages: all that text is taken of. `held_out` is any table whose dev, devtest and test rows must not be seen, by
+    document name and by English text; rows without English by their text in every language.
     Raises DataError that names languages, documents and counts.
     """
     leaks = []
-    if wrong := sorted(set(mix.languages) & set(held_out_languages)):
+    if wrong := sorted(set(languages) & set(held_out_languages)):
         leaks.append(f"held-out languages in the mix: {', '.join(wrong)}")
     if held_out is not None:
         rows = [i for i, split in enumerate(held_out.splits) if split != "train"]
         documents = {held_out.documents[i] for i in rows}
-        tag = "en" if "en" in held_out.columns else held_out.languages[0]
-        texts = {t for i in rows if (t := held_out.columns[tag][i])}
+        texts = {g: {t for i in rows if (t := column[i])} for g, column in held_out.columns.items()}
         for table in tables:
-            leaks += _leaks_of(table, documents, texts, tag)
+            leaks += _leaks_of(table, documents, texts)
     if leaks:
         raise DataError(f"the training text leaks: {'; '.join(leaks)}; remove them, or mend the tables' splits")
 
 
-def _leaks_of(table: NText, documents: set[str], texts: set[str], tag: str) -> list[str]:
+def _leaks_of(table: NText, documents: set[str], texts: dict[str, set[str]]) -> list[str]:
     train = [i for i, split in enumerate(table.splits) if split == "train"]
     name = table.about.get("name", "a table")
     shared = sorted({table.documents[i] for i in train} & documents)
-    here = table.columns.get(tag) or [None] * len(table)
-    repeated = sorted({t for i in train if (t := here[i])} & texts)
+    english = table.columns.get("en", ()) if "en" in texts else ()
+    without = [i for i in train if not english or not english[i]]
+    found = {t for i in train if english and (t := english[i]) and t in texts["en"]}
+    for g in set(table.languages) & set(texts):
+        found |= {t for i in without if (t := table.columns[g][i]) and t in texts[g]}
+    repeated = sorted(found)
     leaks = [f"{len(shared)} held-out documents in {name}: {', '.join(shared[:3])}"] if shared else []
     return leaks + ([f"{len(repeated)} held-out segments in {name}: {repeated[0]!r} ..."] if repeated else [])
+
+
+def require_named(tables: Sequence[NText], mix: Mix) -> None:
+    """ConfigError for weights of tables that are not there."""
+    names = [table.about.get("name", "") for table in tables]
+    if absent := sorted(set(mix.tables) - set(names)):
+        raise ConfigError(f"mix.tables names {', '.join(absent)}; the tables are {', '.join(sorted(names))}")
 
 
 def stream(tables: Sequence[NText], mix: Mix, encode: EncodeText, pair: EncodePairs, *, seed: int) -> Iterator[Sample]:
@@ -108,11 +123,11 @@ def _monolingual(
             yield [token for segment in encode(documents[i]) for token in segment]
 
 
-def _weighted(documents: list, table: NText, mix: Mix, rng: np.random.Generator) -> list:
+def _weighted(parts: list, table: NText, mix: Mix, rng: np.random.Generator) -> list:
     weight = mix.tables.get(table.about.get("name", ""), 1.0)
     whole, rest = divmod(weight, 1)
-    chosen = rng.permutation(len(documents))[: round(rest * len(documents))]
-    return documents * int(whole) + [documents[i] for i in sorted(chosen)]
+    chosen = rng.permutation(len(parts))[: round(rest * len(parts))]
+    return parts * int(whole) + [parts[i] for i in sorted(chosen)]
 
 
 def _documents(table: NText, language: str) -> list[list[str]]:
@@ -125,7 +140,7 @@ def _documents(table: NText, language: str) -> list[list[str]]:
 
 def _parallel(tables: Sequence[NText], mix: Mix, pair: EncodePairs, rng: np.random.Generator) -> Iterator[Sample]:
     languages = [g for g, share in mix.languages.items() if share]
-    rows = [(table, i) for table in tables for i in _in_two(table, languages)]
+    rows = [(table, i) for table in tables for i in _weighted(_in_two(table, languages), table, mix, rng)]
     if not rows:
         raise DataError(f"no table has train rows in two of {', '.join(languages)}; fetch some or set parallel to 0")
     while True:

@@ -219,7 +219,12 @@ def load(path: Path | str, open_test: bool = False) -> NText:
     about = {"name": path.name.split(".")[0], "file": path.name, **about, "checksum": checksum}
     if open_test:
         return replace(text, about={**about, "test_opened": True})
-    return replace(text.take([i for i, s in enumerate(text.splits) if s != "test"]), about=about)
+    return replace(without_test(text), about=about)
+
+
+def without_test(text: NText) -> NText:
+    """Without the rows of the sealed split."""
+    return text.take([i for i, split in enumerate(text.splits) if split != "test"])
 
 
 def from_columns(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dragoman.corpora.codes import tags_of
+from dragoman.corpora.codes import by_tag, tags_of
 from dragoman.corpora.markup import read_tmx, read_wmt_xml
 from dragoman.corpora.ntext import NText, check_columns, from_columns, load
 from dragoman.corpora.parting import require_same_length
@@ -184,19 +184,18 @@ def _from_flores(path: Path, splits: Sequence[str]) -> NText:
 
 
 def _flores_split(path: Path, split: str) -> NText:
-    files = {f.name.split(".")[0]: f for f in sorted((path / split).iterdir()) if f.suffix in (f".{split}", ".jsonl")}
+    suffixes = (f".{split}", ".jsonl")
+    files = [(f.name.split(".")[0], f) for f in sorted((path / split).iterdir()) if f.suffix in suffixes]
     if not files:
         raise DataError(f"{path / split} has no files such as eng_Latn.{split} or eng_Latn.jsonl; get the data again")
-    tags = tags_of(list(files))
-    if repeated := sorted({tag for tag in tags if tags.count(tag) > 1}):
-        raise DataError(f"{path / split} has several files of {', '.join(repeated)}; keep one of each")
-    by_tag = dict(zip(tags, files.values(), strict=True))
-    read = {g: _flores_file(f) for g, f in by_tag.items()}
+    file_of = by_tag(files)
+    read = {g: _flores_file(f) for g, f in file_of.items()}
     columns = {g: texts for g, (texts, _) in read.items()}
-    _require_aligned(columns, by_tag)
-    pages = next((urls for _, urls in read.values() if urls), None) or _metadata(path, split, len(columns[tags[0]]))
+    _require_aligned(columns, file_of)
+    rows = len(next(iter(columns.values())))
+    pages = next((urls for _, urls in read.values() if urls), None) or _metadata(path, split, rows)
     documents = None if pages is None else [f"{split}/{page}" for page in pages]
-    return _held_out(columns, documents or [split] * len(columns[tags[0]]), str(path / split), split)
+    return _held_out(columns, documents or [split] * rows, str(path / split), split)
 
 
 def _flores_file(path: Path) -> tuple[list[str | None], list[str] | None]:
@@ -229,13 +228,11 @@ def _from_ntrex(folder: Path, files: Sequence[Path]) -> NText:
         kind, code = file.name.removesuffix(".txt").split(".", 1)
         if kind.endswith(("-src", "-ref")):  # others, such as ref-2, are second references
             codes.setdefault("eng" if kind.endswith("-src") else code, file)
-    tags = tags_of(list(codes))
-    if repeated := sorted({tag for tag in tags if tags.count(tag) > 1}):
-        raise DataError(f"{folder} has several files of {', '.join(repeated)}; keep one of each")
-    by_tag = dict(zip(tags, codes.values(), strict=True))
-    columns: Table = {g: list(read_lines(f)) for g, f in by_tag.items()}
-    _require_aligned(columns, by_tag)
-    return _held_out(columns, _document_ids(folder, len(columns[tags[0]])), str(folder), about={"layout": "NTREX"})
+    file_of = by_tag(list(codes.items()))
+    columns: Table = {g: list(read_lines(f)) for g, f in file_of.items()}
+    _require_aligned(columns, file_of)
+    rows = len(next(iter(columns.values())))
+    return _held_out(columns, _document_ids(folder, rows), str(folder), about={"layout": "NTREX"})
 
 
 def _document_ids(folder: Path, rows: int) -> list[str] | None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -59,6 +59,7 @@ class Loop(Trainer):
         self.staging: Path | None = None
         self.extended = False
         self.extra_loss: ExtraLoss | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self.cross_entropy = torch.compile(cross_entropy) if config.compile else cross_entropy
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
@@ -146,6 +147,8 @@ class Loop(Trainer):
             return
         if all(p.requires_grad for p in self._plain().parameters()):
             self._plain().save_pretrained(output_dir)
+            if self.tokenizer:
+                self.tokenizer.save_pretrained(output_dir)
             return
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,11 +196,16 @@ class Loop(Trainer):
         self.pending.append(float(self.mean))
         if self.extra is not None:
             self.pending_extra.append(float(self.extra))
-        if not math.isfinite(self.pending[-1]):
+        # of processes that share a training all stop or none does
+        whole = self.pending[-1] if self.shards else float(loss)
+        if not (math.isfinite(self.pending[-1]) and math.isfinite(whole)):
             size = self.ours.batch // self.args.gradient_accumulation_steps  # of all processes
             first = self.state.global_step * self.ours.batch + (len(self.pending) - 1) * size
             rows = f"rows {first} to {first + size - 1} of the stream"
-            self._diverged(f"the loss became {self.pending[-1]} at step {self.state.global_step + 1}, {rows}")
+            what = f"the loss became {self.pending[-1]}"
+            if math.isfinite(self.pending[-1]):
+                what = f"a loss of routers or of a method became {whole}"
+            self._diverged(f"{what} at step {self.state.global_step + 1}, {rows}")
         return loss
 
     def compute_loss(self, model: Any, inputs: dict, *_: Any, **__: Any) -> torch.Tensor:
@@ -245,7 +253,13 @@ class Loop(Trainer):
         losses, folder = self.log_.losses, Path(str(self.args.output_dir))
         good = sharding.on_first(lambda: last_good(folder, losses, self._highest(1.0)))
         kept = f"the last good state is {good}" if good else "there is no checkpoint from before, the base is as it was"
-        raise ModelError(f"{what}; {kept}: lower the learning rate or clip, and train anew in another folder")
+        anew = "train anew in another folder" + (f", with start: {good}" if good and self.tokenizer else "")
+        raise ModelError(f"{what}; {kept}: lower the learning rate or clip, and {anew}")
+
+    def require_finite_weights(self) -> None:
+        """ModelError where the last update, after which no loss is computed, left weights that are not finite."""
+        if odd := [name for name, p in self._own().items() if not torch.isfinite(p).all()]:
+            self._diverged(f"weights are not finite after step {self.log_.steps}, such as {odd[0]}")
 
     def _highest(self, part: float) -> float:
         """The largest loss of a good state; part: of the margin that divergence is told by."""
@@ -315,7 +329,7 @@ class Watch(TrainerCallback):
         now, shape = sharding.clock(), self.trainer.shape
         log.step_seconds.append(round(now - self.step_began, 4))
         log.seconds = self.before + now - self.started
-        if self.config.minutes and now - self.started > 60 * self.config.minutes:
+        if self.config.minutes and log.seconds > 60 * self.config.minutes:
             shape.decay_from = min(shape.decay_from, state.global_step)
         log.decay_from = shape.decay_from
         if state.global_step >= shape.decay_from + shape.decay:

@@ -39,10 +39,10 @@ class Config:
     clip: float = 1.0
     """Largest norm of the gradient."""
     precision: str = "auto"
-    """bf16 (autocast), fp32, or auto: bf16 where the machine is faster in it (a GPU, or a CPU with AMX)."""
+    """bf16 (autocast), fp32, or auto: bf16 on a GPU or a CPU with AMX. AMDs with AVX512_BF16 are faster in it, too."""
     compile: bool = False
-    """Compile model and loss with torch.compile, on a CPU (it needs a C++ compiler): about a third faster, after half
-    a minute. Losses differ from the plain ones by rounding. Refused on a GPU, where it did not learn."""
+    """Compile model and loss with torch.compile, on a CPU (it needs a C++ compiler): faster, in bf16 the most, after a
+    minute at most. Losses differ from the plain ones by rounding. Refused on a GPU, where it did not learn."""
     balance: float = 0.0
     """Weight of the load-balance loss, per MoE layer (0.01 is common in pretraining)."""
     z_loss: float = 0.0
@@ -63,7 +63,7 @@ class Config:
     checkpoint_steps: int = 0
     """Write one after every so many updates too; 0: not by count."""
     minutes: float = 0.0
-    """Start the decay after this long, wherever the step count is; 0 for no limit."""
+    """Start the decay after this long, parts before a resume included, wherever the step count is; 0 for no limit."""
     report_to: tuple[str, ...] = ()
     """Trackers that also get the curves: tensorboard, wandb."""
 

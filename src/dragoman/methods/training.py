@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.utils import deterministic
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
@@ -41,6 +42,9 @@ from dragoman.modeling import (
 
 __all__ = ["Config", "ExtraLoss", "Log", "checkpoints", "log_of", "train"]
 
+PLAIN_WIDTH = 1024
+"""Tokens per row up to which plain attention was measured."""
+
 
 def train(
     model: PreTrainedModel,
@@ -53,6 +57,7 @@ def train(
     positions_NS: np.ndarray | None = None,
     guard: Guard | None = None,
     pad_id: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     folder: Path,
     resume: Path | None = None,
     extended: bool = False,
@@ -64,6 +69,7 @@ def train(
         more than there are. `layers` are measured for balance, and router losses apply to them. `extra_loss` is
         added to the loss (not in the log) and sees what the routers of `layers` did.
     positions_NS: place of each token in its document, -1 on filler: no token then attends to another document.
+    tokenizer: kept in every checkpoint of a model that trains whole, which is then a model folder.
     guard: evaluates while the model trains, and may end it early.
     The log of a resumed run holds what came before; with `extended` the checkpoint is a stable one of a run with
     another number of steps: the schedule is that of `config`, later checkpoints go.
@@ -84,14 +90,15 @@ def train(
     started = time.monotonic()
     scores = score_names(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
-    with _deterministic(), recomputing, sorted_experts(model), _fused_attention(model, config), ExitStack() as stack:
+    compiling = _compiling(model, config, tokens_NS.shape[1])
+    with _deterministic(), recomputing, sorted_experts(model), compiling, ExitStack() as stack:
         shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
         given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
         given["data_collator"] = _collator(config, model)
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
-        trainer.extended, trainer.extra_loss = extended, extra_loss
+        trainer.extended, trainer.extra_loss, trainer.tokenizer = extended, extra_loss, tokenizer
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet or not sharding.first()))
         if guard:
@@ -100,12 +107,13 @@ def train(
             trainer.add_callback(trainer.guarding)
             if resume:
                 trainer.guarding.load(resume)
-        if resume and log.steps >= log.decay_from + config.decay:  # killed after its last step
+        if resume and not extended and log.steps >= log.decay_from + config.decay:  # killed after its last step
             trainer._load_from_checkpoint(str(resume))
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if shards:
             shards.fill()
+        trainer.require_finite_weights()
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
@@ -181,17 +189,21 @@ def _recomputing(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _fused_attention(model: PreTrainedModel, config: Config) -> Iterator[None]:
-    """Compiled in bfloat16, plain attention is faster on a CPU than torch's own kernel, whose backward pass is slow."""
-    ours = model.config.get_text_config()
-    if not (config.compile and config.bf16 and ours._attn_implementation == "sdpa"):
-        yield
-        return
-    model.set_attn_implementation("eager")
+def _compiling(model: PreTrainedModel, config: Config, width: int) -> Iterator[None]:
+    """What compiled code needs: in bfloat16 plain attention, which is faster on a CPU than torch's kernel, as that is
+    slow in its backward pass (docs/LOG.md, 2026-11-29). It keeps width * width numbers a head, so no longer rows.
+    """
+    attention = getattr(model.config, "_attn_implementation", None)
+    plain = config.compile and config.bf16 and width <= PLAIN_WIDTH and attention == "sdpa"
     try:
-        yield
+        if plain and not model.config.sub_configs:
+            model.set_attn_implementation("eager")
+        with warnings.catch_warnings():  # of how transformers asks for versions, which says nothing to users
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+            yield
     finally:
-        model.set_attn_implementation("sdpa")
+        if plain:
+            model.set_attn_implementation(attention)
 
 
 @contextmanager

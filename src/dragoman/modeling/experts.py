@@ -22,6 +22,8 @@ GROUPED = ("grouped_mm", BY_DEVICE)
 MULTIPLE = 32
 """A CPU's products in bfloat16 have a multiple of this many rows an expert: oneDNN compiles for each number of rows,
 which changes from pass to pass, and keeps 1,024 of what it compiled."""
+COMPILES_BFLOAT16 = torch.__version__ >= "2.11"
+"""With older torch transformers asks, while it is compiled, where weights in bfloat16 lie."""
 
 
 @contextlib.contextmanager
@@ -65,7 +67,7 @@ def _by_device(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weigh
 
 
 class _Permuted(torch.autograd.Function):
-    """Rows of x, each used K times, in the order of `slots`; `back` is its inverse permutation."""
+    """Rows of x, each used K times, in the order of `slots`; `back` says where each slot stands in it."""
 
     @staticmethod
     def forward(
@@ -73,7 +75,7 @@ class _Permuted(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(back_S)
         ctx.k, ctx.filler = k, filler
-        return x.index_select(0, (slots_P.clamp(min=0) if filler else slots_P) // k)
+        return x.index_select(0, slots_P // k)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -90,7 +92,7 @@ def permuted(
 ) -> torch.Tensor:
     """Rows of x, each used k times, in the order of `slots_P`; `back_S` is its inverse. The gradient is a gather.
 
-    filler: whether -1 stands in either order for a row that nobody reads: any, and its gradient is zero.
+    filler: whether `back_S` has -1 for rows of x that nobody reads: their gradient is zero.
     """
     return _Permuted.apply(x, slots_P, back_S, k, filler)
 
@@ -147,21 +149,27 @@ def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights
     if any(told) or not getattr(experts, "has_gate", True):
         return moe.grouped_mm_experts_forward(experts, x_TD, indices_TK, weights_TK)
     top_k, layout, given = indices_TK.shape[-1], {"is_transposed": experts.is_transposed}, x_TD.dtype
-    dtype = computing_dtype(experts.gate_up_proj)
-    if filler := _rounds(experts, x_TD, indices_TK):
-        dtype, x_TD = torch.bfloat16, x_TD.to(torch.bfloat16)
+    trains_bf16 = _trains_in_bfloat16(experts.down_proj)
+    dtype = torch.bfloat16 if trains_bf16 else computing_dtype(experts.down_proj)
+    # below, filler would be more than a quarter of the rows, and few numbers of rows come up
+    filler = trains_bf16 and indices_TK.numel() >= 2 * MULTIPLE * experts.num_experts
+    if filler:
         slots_P, back_S, ends_E = by_expert_rounded(indices_TK, experts.num_experts, MULTIPLE)
+        x_PD = permuted(x_TD.to(dtype), slots_P.clamp(min=0), back_S, top_k)
     else:
         slots_P, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
-    x_PD = permuted(x_TD, slots_P, back_S, top_k, filler)
+        x_PD = permuted(x_TD, slots_P, back_S, top_k)
     up, down = (w.to(dtype) for w in (experts.gate_up_proj, experts.down_proj))
     hidden_PF = experts._apply_gate(moe._grouped_linear(x_PD, up, ends_E, **layout))
     y_SD = permuted(moe._grouped_linear(hidden_PF, down, ends_E, **layout), back_S, slots_P, 1, filler)
     return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(given)
 
 
-def _rounds(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor) -> bool:
-    """Whether to compute in bfloat16 on a CPU, with filler: it has to be little beside the slots."""
+def _trains_in_bfloat16(weight_EXX: torch.Tensor) -> bool:
+    """Whether a CPU trains so. Without gradients it computes as without `sorted_experts`: a base that is measured
+    beside the model in training stays comparable. Grouped products want rows of whole 16 bytes.
+    """
     asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    many = indices_TK.numel() >= 2 * MULTIPLE * experts.num_experts
-    return x_TD.device.type == "cpu" and asked and many
+    even = all(size % 8 == 0 for size in weight_EXX.shape[1:])
+    compiles = COMPILES_BFLOAT16 or not torch.compiler.is_compiling()
+    return weight_EXX.device.type == "cpu" and asked and even and compiles and torch.is_grad_enabled()
