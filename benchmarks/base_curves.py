@@ -29,7 +29,7 @@ def curves(*records: Path, out: Path) -> None:
         losses = np.convolve(log["losses"], np.full(WINDOW, 1 / WINDOW), mode="valid")
         per_step = log["tokens"] / log["steps"] / 1e6
         speed = log["tokens"] / log["seconds"]
-        label = f"{path.stem}: {log['tokens'] / 1e6:.1f} M tokens, {speed:,.0f} a second"
+        label = f"{path.name.split(chr(46))[0]}: {log['tokens'] / 1e6:.1f} M tokens, {speed:,.0f} a second"
         updates = np.arange(WINDOW, WINDOW + len(losses))
         axes.plot(per_step * updates[::STEP], losses[::STEP], label=label, lw=1)
     axes.set(xlabel="million tokens of the run", ylabel="nats per token", ylim=(None, 6))

@@ -1,19 +1,18 @@
 """How good a built-in base is: bits per byte beside general compressors and an n-gram model, chrF beside copying.
 
-    python benchmarks/base_quality.py run --out benchmarks/base/quality-2.json
+    python benchmarks/base_quality.py run --data data/descriptions.tsv.gz data/help.tsv.gz --out FILE
     python benchmarks/base_quality.py table benchmarks/base/quality-2.json
 
-The compressors and the n-gram model are given the train text of the built-in corpus in the same language. xz reads
-train and devtest text as one stream and is charged for what devtest adds; zstd takes the train text as its prefix; the
+The compressors and the n-gram model are given all the text in the same language that a base was trained on: the train
+text of the tables named by --data, the help last, nearest to what is compressed. xz reads train and devtest text as one
+stream, with a window for both, and is charged for what devtest adds; zstd takes the train text as its prefix; the
 n-gram model is an order-5 byte model with Witten-Bell smoothing. Needs `xz` and `zstd` on the PATH.
 """
 
 from __future__ import annotations
 
-import math
 import subprocess
 import tempfile
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from cyclopts import App
 from tqdm import tqdm
 
 from dragoman.commands import scoring
-from dragoman.corpora.ntext import NText
+from dragoman.corpora.mix import check_no_leak
+from dragoman.corpora.ntext import NText, load
 from dragoman.corpora.pack import KNOWN, load_pack
 from dragoman.errors import ConfigError
 from dragoman.modeling import model_checksum, open_model, open_tokenizer
@@ -32,10 +32,11 @@ app = App()
 
 
 def xz_bytes(train: bytes, test: bytes) -> int:
-    """What the test text adds to the compressed train text; the window of -9 (64 MiB) holds all of it."""
+    """What the test text adds to the compressed train text, all of which is within the window."""
 
     def size(data: bytes) -> int:
-        return len(subprocess.run(["xz", "-9e", "-c"], input=data, capture_output=True, check=True).stdout)
+        options = ["--lzma2=preset=9e,dict=256MiB", "-c"]
+        return len(subprocess.run(["xz", *options], input=data, capture_output=True, check=True).stdout)
 
     return size(train + test) - size(train)
 
@@ -54,42 +55,56 @@ def ngram_bits(train: bytes, test: bytes, order: int = 5) -> float:
 
     p_n(b | c) = (count(c b) + distinct(c) p_{n-1}(b | c')) / (count(c) + distinct(c)), uniform over bytes at the end.
     Source: Witten & Bell 1991; recursion as in Chen & Goodman 1999, sec. 2.5.
+
+    Shape letters: G distinct n-grams, C distinct contexts, B bytes of the test text.
     """
-    after: defaultdict[bytes, Counter[int]] = defaultdict(Counter)
+    p_B = np.full(len(test), 1 / 256)
     for n in range(order):
-        for i in range(n, len(train)):
-            after[train[i - n : i]][train[i]] += 1
-    totals = {context: (sum(c.values()), len(c)) for context, c in after.items()}
-    bits = 0.0
-    for i, byte in enumerate(test):
-        p = 1 / 256
-        for n in range(min(order, i + 1)):
-            context = test[i - n : i]
-            if context not in totals:
-                break
-            count, distinct = totals[context]
-            p = (after[context][byte] + distinct * p) / (count + distinct)
-        bits -= math.log2(p)
-    return bits
+        gram_G, count_G = np.unique(_ngrams(train, n + 1), return_counts=True)
+        context_C, first_C = np.unique(gram_G >> np.uint64(8), return_index=True)
+        if not len(context_C):
+            break
+        total_C, distinct_C = np.add.reduceat(count_G, first_C), np.diff(first_C, append=len(gram_G))
+        gram_B = _ngrams(test, n + 1)  # of the bytes that have n before them
+        c = np.searchsorted(context_C, gram_B >> np.uint64(8)).clip(max=len(context_C) - 1)
+        g = np.searchsorted(gram_G, gram_B).clip(max=len(gram_G) - 1)
+        count_B = np.where(gram_G[g] == gram_B, count_G[g], 0)
+        known_B = context_C[c] == gram_B >> np.uint64(8)
+        next_B = (count_B + distinct_C[c] * p_B[n:]) / (total_C[c] + distinct_C[c])
+        p_B[n:] = np.where(known_B, next_B, p_B[n:])
+    return float(-np.log2(p_B).sum())
 
 
-def baselines(corpus: NText, language: str) -> dict[str, float]:
+def _ngrams(text: bytes, n: int) -> np.ndarray:
+    """Every run of n bytes as a number, uint64 [bytes - n + 1]; n is at most 8."""
+    byte_B = np.frombuffer(text, np.uint8).astype(np.uint64)
+    size = max(len(byte_B) - n + 1, 0)
+    return sum((byte_B[i : i + size] << np.uint64(8 * (n - 1 - i)) for i in range(n)), np.zeros(size, np.uint64))
+
+
+def baselines(corpus: NText, tables: list[NText], language: str) -> dict[str, float]:
     """Bits per byte of text that the three baselines spend on devtest; line ends are in their text and not counted."""
-    train, test = ("\n".join(corpus.texts(language, split)).encode() for split in ("train", "devtest"))
+    texts = [t for table in tables if language in table.languages for t in table.texts(language, "train")]
+    train, test = "\n".join(texts).encode(), "\n".join(corpus.texts(language, "devtest")).encode()
     size = sum(len(t.encode()) for t in corpus.texts(language, "devtest"))
     return {
         "xz -9e": 8 * xz_bytes(train + b"\n", test) / size,
         "zstd --ultra -22": 8 * zstd_bytes(train, test) / size,
         "order-5 byte n-gram": ngram_bits(train, test) / size,
+        "megabytes of text": len(train) / 1e6,
     }
 
 
 @app.command(name="run")
-def quality(out: Path, model: str = "mini-moe", pairs: int = 300) -> None:
-    """Score a base on devtest of the built-in corpus and write the record."""
+def quality(out: Path, data: tuple[Path, ...], model: str = "mini-moe", pairs: int = 300) -> None:
+    """Score a base on devtest of the built-in corpus and write the record.
+
+    data: the tables that it was trained on; their train text goes to the baselines.
+    """
     if out.exists():
         raise ConfigError(f"{out} exists; records are added, not changed: choose another name")
-    corpus, codec, opened = load_pack(), open_tokenizer(model), open_model(model)
+    corpus, codec, opened, tables = load_pack(), open_tokenizer(model), open_model(model), [load(t) for t in data]
+    check_no_leak(tables, (), (), corpus)
     into = scoring.score_model(
         opened, codec, corpus, corpus.languages, {g: ("en", g) for g in KNOWN[1:]}, segments=pairs
     )
@@ -109,7 +124,8 @@ def quality(out: Path, model: str = "mini-moe", pairs: int = 300) -> None:
         "signatures": into["signatures"],
         "from_english": scoring.values(scored, "chrf", 0),
         "into_english": back,
-        "baselines": {g: baselines(corpus, g) for g in tqdm(corpus.languages, desc="baselines")},
+        "trained_on": {t.about["name"]: t.about["checksum"] for t in tables},
+        "baselines": {g: baselines(corpus, tables, g) for g in tqdm(corpus.languages, desc="baselines")},
     }
     record |= scoring.values({"model": into}, "bits_per_byte", 0)
     write_json(out, record)
@@ -119,7 +135,7 @@ def markdown(record: dict[str, Any]) -> str:
     """The record as the table of a model card: bits per byte, and chrF with that of copying in brackets."""
     ours, chrf, back = record["bits_per_byte"]["model"], record["from_english"]["chrf"], record["into_english"]
     limits = record["bits_per_byte_interval"]["model"]
-    names = list(next(iter(record["baselines"].values())))
+    names = [name for name in next(iter(record["baselines"].values())) if name != "megabytes of text"]
     lines = [
         f"| | bits per byte [95 %] | {' | '.join(names)} | chrF from English (copy) | chrF into English (copy) |",
         "| --- |" + " ---: |" * (len(names) + 3),

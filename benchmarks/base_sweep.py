@@ -98,7 +98,8 @@ def sweep(config: Path, arms: Path, out: Path) -> None:
         found[name] |= {k: log[k] for k in ("tokens", "seconds", "losses")}
         means = {k: float(np.mean(list(v.values()))) for k, v in scores.items()}
         print(f"{name}: {means} {log['tokens']:,} tokens {log['seconds']:.0f} s", flush=True)
-        write_json(out, environment() | {"command": "base_sweep", "base": str(config), "dev": SEGMENTS, "arms": found})
+        about = {"command": "base_sweep", "base": str(config), "recipe": yaml.safe_load(config.read_text())}
+        write_json(out, environment() | about | {"dev": SEGMENTS, "arms": found})
 
 
 if __name__ == "__main__":

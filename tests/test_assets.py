@@ -1,6 +1,8 @@
 """The shipped bases are what the documents say: shape, size, vocabulary; weights and tokenizer belong together."""
 
+import math
 import subprocess
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,25 @@ def test_the_model_card_has_the_numbers_of_the_records(name):
     assert quality["model_sha256"] == model_checksum(name), "the record is of other weights"
     for record in RECORDS[name]:
         assert f"{read_json(folder / f'{record}.json')['training']['tokens'] / 1e6:.1f} M tokens" in card
+
+
+def test_the_ngram_model_by_its_recursion():
+    """Byte by byte, with counts in dictionaries."""
+    train, test, order = b"abracadabra, a cadaver; abba", "abrab\u00e4 cad\u00e4".encode(), 5
+    after = defaultdict(Counter)
+    for n in range(order):
+        for i in range(n, len(train)):
+            after[train[i - n : i]][train[i]] += 1
+
+    def p(i, n):
+        shorter = p(i, n - 1) if n else 1 / 256
+        seen = after.get(test[i - n : i])
+        return (seen[test[i]] + len(seen) * shorter) / (seen.total() + len(seen)) if seen else shorter
+
+    expected = -sum(math.log2(p(i, min(order - 1, i))) for i in range(len(test)))
+    assert base_quality.ngram_bits(train, test) == pytest.approx(expected)
+    assert base_quality.ngram_bits(b"", test) == 8 * len(test)
+    assert base_quality.ngram_bits(train, b"a") < 8 > base_quality.ngram_bits(b"ab", b"a")
 
 
 def test_the_repository_stays_small():

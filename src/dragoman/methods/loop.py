@@ -148,7 +148,7 @@ class Loop(Trainer):
         if all(p.requires_grad for p in self._plain().parameters()):
             self._plain().save_pretrained(output_dir)
             if self.tokenizer:
-                self.tokenizer.save_pretrained(output_dir)
+                self.tokenizer.save_pretrained(str(output_dir))
             return
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)

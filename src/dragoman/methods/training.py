@@ -193,17 +193,17 @@ def _compiling(model: PreTrainedModel, config: Config, width: int) -> Iterator[N
     """What compiled code needs: in bfloat16 plain attention, which is faster on a CPU than torch's kernel, as that is
     slow in its backward pass (docs/LOG.md, 2026-11-29). It keeps width * width numbers a head, so no longer rows.
     """
-    attention = getattr(model.config, "_attn_implementation", None)
-    plain = config.compile and config.bf16 and width <= PLAIN_WIDTH and attention == "sdpa"
+    theirs = model.config._attn_implementation == "sdpa" and not model.config.sub_configs
+    plain = config.compile and config.bf16 and width <= PLAIN_WIDTH and theirs
     try:
-        if plain and not model.config.sub_configs:
+        if plain:
             model.set_attn_implementation("eager")
         with warnings.catch_warnings():  # of how transformers asks for versions, which says nothing to users
             warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
             yield
     finally:
         if plain:
-            model.set_attn_implementation(attention)
+            model.set_attn_implementation("sdpa")
 
 
 @contextmanager
