@@ -14,10 +14,10 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from cyclopts import App
+from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from dragoman.commands import scoring
@@ -29,6 +29,7 @@ from dragoman.modeling import model_checksum, open_model, open_tokenizer
 from dragoman.record import environment, read_json, write_json
 
 app = App()
+Several = Annotated[tuple[Path, ...], Parameter(consume_multiple=True)]
 
 
 def xz_bytes(train: bytes, test: bytes) -> int:
@@ -96,7 +97,7 @@ def baselines(corpus: NText, tables: list[NText], language: str) -> dict[str, fl
 
 
 @app.command(name="run")
-def quality(out: Path, data: tuple[Path, ...], model: str = "mini-moe", pairs: int = 300) -> None:
+def quality(out: Path, data: Several, model: str = "mini-moe", pairs: int = 300) -> None:
     """Score a base on devtest of the built-in corpus and write the record.
 
     data: the tables that it was trained on; their train text goes to the baselines.
