@@ -4,7 +4,8 @@ import re
 import pytest
 
 from dragoman.corpora.ntext import load, split_of
-from dragoman.corpora.packages import SOURCES, build_table, fetch
+from dragoman.corpora.pack import load_pack
+from dragoman.corpora.packages import SOURCES, Fetched, build_table, fetch
 from dragoman.errors import ConfigError, DataError
 
 NOUNS = ("frame", "table", "image", "chapter", "margin", "footnote", "column", "header", "bullet", "caption")
@@ -89,6 +90,25 @@ def test_rows_of_a_page_stand_in_the_order_of_the_english_page(made, offline, tm
     assert load(again).headless == text.headless
     again.write_text("".join(line for line in again.read_text().splitlines(True) if "#hd_id3" not in line))
     assert load(again).headless is None, "what a changed table has under what is not known"
+
+
+def test_what_the_built_in_corpus_holds_out_is_left_out_of_train():
+    """Wherever another version of the source has it."""
+    pack = load_pack()
+    held = {split: pack.select(["en", "de"], split).columns for split in ("train", "dev", "devtest")}
+    pages = {name: split_of(name, SOURCES["help"].shares, SOURCES["help"].salt) for name in PAGES}
+    train, dev = (next(name for name in PAGES if pages[name] == split) for split in ("train", "dev"))
+    rows = {
+        f"{page}#{split}": {"en": columns["en"][0], "de": columns["de"][0]}
+        for page, splits in ((train, held), (dev, ("devtest",)))
+        for split, columns in held.items()
+        if split in splits
+    }
+    keys = [key for key in rows if key != f"{dev}#devtest"]
+    text = build_table("help", Fetched({key: rows[key] for key in keys}, {}))
+    assert text.keys == (f"{train}#train",)
+    assert text.about["cleaning"]["train_rows_that_the_built_in_corpus_holds_out"] == 2
+    assert build_table("help", Fetched({f"{dev}#devtest": rows[f"{dev}#devtest"]}, {})).splits == ("dev",)
 
 
 def test_fetching_twice_gives_the_same_bytes(offline, tmp_path):

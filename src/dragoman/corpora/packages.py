@@ -22,6 +22,7 @@ from dragoman.corpora import archives, sources
 from dragoman.corpora.clean import DEFAULT_RULES, Rules, clean
 from dragoman.corpora.languages import TABLE, is_tag, nearest, normalise_tags
 from dragoman.corpora.ntext import NText, from_columns, is_heading, split_of
+from dragoman.corpora.pack import load_pack, load_pages
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import cache_folder
 
@@ -95,7 +96,8 @@ def build_table(
 ) -> NText:
     """Clean, split NText of what a reader found; columns as asked, otherwise English first and then by tag.
 
-    The rules are the source's own unless given. Rows of a document stand as in the source.
+    The rules are the source's own unless given. Rows of a document stand as in the source. Train rows whose English the
+    built-in corpus has in dev or devtest are left out: another version of a source may say it in another document.
     """
     made = SOURCES[source]
     there = {tag for row in fetched.rows.values() for tag in row if is_tag(tag)}
@@ -108,6 +110,7 @@ def build_table(
     columns = {tag: [fetched.rows[key].get(tag) for key in keys] for tag in tags}
     raw = from_columns(tags, columns, {"key": keys, "document": documents, "split": splits}, where=source)
     text, report = clean(raw, rules or made.rules, quiet)
+    text, held_out = _without_held_out(text)
     about = {
         "name": source,
         "origin": made.origin,
@@ -115,11 +118,20 @@ def build_table(
         "packages": fetched.packages,
         "splits": {"by": "sha256 of the document's name", "shares": made.shares, "salt": made.salt},
         **fetched.notes,
-        "cleaning": report,
+        "cleaning": report | {"train_rows_that_the_built_in_corpus_holds_out": held_out},
         "counts": text.counts(),
     }
     headless = _headless(keys, fetched.headings, set(text.keys)) if fetched.headings else None
     return replace(text, about=about, headless=headless)
+
+
+def _without_held_out(text: NText) -> tuple[NText, int]:
+    """And how many rows that leaves out."""
+    built_in = [pack.select(["en"], split) for pack in (load_pack(), load_pages()) for split in ("dev", "devtest")]
+    held = {t for part in built_in for t in part.columns["en"]}
+    english = text.columns.get("en") or [None] * len(text)
+    rows = [i for i, split in enumerate(text.splits) if split != "train" or english[i] not in held]
+    return text.take(rows), len(text) - len(rows)
 
 
 def _headless(keys: Sequence[str], headings: Container[str], kept: Container[str]) -> frozenset[str]:
