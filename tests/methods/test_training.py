@@ -3,7 +3,6 @@
 import contextlib
 import math
 import resource
-import shutil
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ import torch
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import loop, sharding, training
 from dragoman.methods.guard import Guard, Measured
-from dragoman.methods.losses import balance_loss, cross_entropy, z_loss
+from dragoman.methods.losses import balance_loss, z_loss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import WarmupStableDecay
 from dragoman.methods.training import Config, train
-from dragoman.modeling import experts, moe_layers, sorted_experts
+from dragoman.modeling import moe_layers
 from tests.models import tiny
 
 ROWS = np.random.default_rng(0).integers(3, 64, (32, 16)).astype(np.int32)
@@ -115,59 +114,6 @@ def test_what_a_model_cannot_is_told_before_it_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(ModelError, match="OlmoeForCausalLM has no gradient checkpointing; leave it out"):
         train(model, ROWS, config(gradient_checkpointing=True), folder=tmp_path / "c")
-
-
-def test_compiling_for_a_gpu_is_refused(tmp_path, monkeypatch):
-    model = tiny("olmoe")
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    with pytest.raises(ConfigError, match="compiled training is for a CPU"):
-        train(model, ROWS, config(compile=True), folder=tmp_path)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_training_has_the_same_losses(tmp_path):
-    settings = {"balance": 0.1, "z_loss": 0.1}
-    models = [tiny("olmoe") for _ in range(2)]
-    logs = [
-        train(m, ROWS, config(compile=c, **settings), layers=moe_layers(m), folder=tmp_path / str(c))
-        for m, c in zip(models, (False, True), strict=True)
-    ]
-    np.testing.assert_allclose(logs[1].losses, logs[0].losses, rtol=1e-4)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.slow  # half a minute of compiling
-def test_compiled_in_bfloat16_gradients_are_those_of_float32_but_for_rounding(monkeypatch, recwarn):
-    """With plain attention and rows rounded up; and what that does to a model is undone."""
-    monkeypatch.setattr(experts, "MULTIPLE", 2)
-    getattr(torch._dynamo.utils, "warn_once_cache", set()).clear()
-    model, ids = tiny("olmoe"), torch.from_numpy(ROWS.astype(np.int64))
-
-    def gradients(compiled):
-        model.zero_grad()
-        settings = config(compile=compiled, precision="bf16" if compiled else "fp32")
-        loss_of = torch.compile(cross_entropy) if compiled else cross_entropy
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=compiled)
-        with sorted_experts(model), training._compiling(model, settings, ids.shape[1]), autocast:
-            loss_of(model, {"input_ids": ids}, ids).backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters()}
-
-    expected, found = gradients(False), gradients(True)
-    assert not [w for w in recwarn if "lru_cache" in str(w.message)]
-    for name, grad in expected.items():
-        assert (found[name] - grad).norm() < 0.15 * grad.norm(), name  # a few tokens go to other experts
-
-
-@pytest.mark.parametrize(
-    ("changes", "width", "expected"),
-    [({}, 16, "eager"), ({}, 1025, "sdpa"), ({"precision": "fp32"}, 16, "sdpa"), ({"compile": False}, 16, "sdpa")],
-)
-def test_plain_attention_is_for_compiled_bfloat16_alone_and_is_put_back(changes, width, expected):
-    model, settings = tiny("olmoe"), config(**({"compile": True, "precision": "bf16"} | changes))
-    with pytest.raises(KeyboardInterrupt), training._compiling(model, settings, width):
-        assert model.config._attn_implementation == expected
-        raise KeyboardInterrupt
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_prompts_and_filler_carry_no_loss(tmp_path):

@@ -99,7 +99,7 @@ class Config:
     dtype: Dtype = "float32"
     """Of the weights; auto: as the model was saved."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """To compute in (autocast): auto takes bf16 on a GPU or a CPU with AMX."""
+    """To compute in (autocast): auto takes bf16 where the machine is faster in it."""
     micro_batch: int = 0
     """Rows per forward pass, a divisor of text.batch; less needs less memory. Default: all of text.batch."""
     gradient_checkpointing: Switch = False

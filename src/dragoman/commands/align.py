@@ -91,7 +91,7 @@ class Config:
     micro_batch: int = 0
     """Items per pass, of which an update may take several to save memory; 0: all at once."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """To compute in (autocast): auto takes bf16 on a GPU or a CPU with AMX. A CPU may do short items faster in fp32."""
+    """To compute in (autocast): auto takes bf16 where long rows are faster in it; short ones may be in fp32."""
     balance: float = 0.0
     """Weight of a load-balance loss."""
     block: int = 512

@@ -136,6 +136,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
         "tables": {t.about["name"]: t.about["checksum"] for t in tables},
         "start_sha256": read["start"],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "computed_in": "bf16" if config.training.bf16 else "fp32",
         "training": asdict(log) | {"losses": [round(loss, 4) for loss in log.losses]},
         "processes": sharding.started(),
         "tokens_per_second": round(log.tokens / log.seconds, 1),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dragoman.errors import ConfigError
+from dragoman.record import machine
 
 NOT_BELOW_0 = (
     *("learning_rate", "weight_decay", "clip", "balance", "z_loss", "diverged", "minutes"),
@@ -39,7 +40,7 @@ class Config:
     clip: float = 1.0
     """Largest norm of the gradient."""
     precision: str = "auto"
-    """bf16 (autocast), fp32, or auto: bf16 on a GPU or a CPU with AMX. AMDs with AVX512_BF16 are faster in it, too."""
+    """bf16 (autocast), fp32, or auto: bf16 where the machine is faster in it (a GPU, AMX, AMD with AVX512_BF16)."""
     compile: bool = False
     """Compile model and loss with torch.compile, on a CPU (it needs a C++ compiler): faster, in bf16 the most, after a
     minute at most. Losses differ from the plain ones by rounding. Refused on a GPU, where it did not learn."""
@@ -94,8 +95,10 @@ class Config:
 def _computes_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    check = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # with AVX512 alone, fp32 is faster
-    return bool(check())
+    names = ("amx_tile", "avx512_bf16")
+    amx, avx512 = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in names)
+    # with AVX512_BF16 alone Intel is slower than in fp32 (docs/LOG.md, 2026-11-22) and AMD faster (2026-11-29)
+    return bool(amx or (avx512 and "AMD" in machine()["processor"]))
 
 
 class WarmupStableDecay:
