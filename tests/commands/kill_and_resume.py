@@ -105,7 +105,7 @@ def child(out, point=None, resume=False):
 
 def result(out):
     record = json.loads((out / "record.json").read_text())
-    log = record["log"]
+    log = record.get("log") or record["training"]  # of pretrain
     return {
         "losses": log["losses"],
         "evaluations": log["evaluations"],

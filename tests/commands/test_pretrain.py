@@ -1,10 +1,16 @@
 """`dragoman pretrain` on toy text: a model from nothing, further training, resuming, leaks."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 import dragoman
 from dragoman.commands import pretrain
@@ -191,7 +197,7 @@ def test_a_finished_run_goes_on_for_longer(table, tmp_path, base):
 
 @pytest.mark.parametrize("changes", [{"steps": 9}, {"steps": 9, "decay": 0}])
 def test_a_longer_run_that_was_killed_goes_on_with_its_own_schedule(table, tmp_path, base, changes, monkeypatch):
-    """Also where it had written no checkpoint yet, and the last one knows the old schedule alone."""
+    """Also where it had written no checkpoint yet, so that the last one knows the old schedule alone."""
     short = replace(training.Config(**base[1]["config"]["training"]), checkpoint_minutes=1e-9)  # after every step
     longer = replace(short, **changes)
     dragoman.pretrain(**settings(table, tmp_path / "a", training=short))
@@ -210,6 +216,32 @@ def test_a_longer_run_that_was_killed_goes_on_with_its_own_schedule(table, tmp_p
     straight = dragoman.pretrain(**settings(table, tmp_path / "b", training=longer))
     assert resumed["training"]["losses"] == straight["training"]["losses"]
     assert resumed["training"]["decay_from"] == straight["training"]["decay_from"]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, pytest.param({"precision": "bf16", "compile": True}, marks=pytest.mark.slow)], ids=["fp32", "compiled"]
+)
+def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(table, tmp_path, how):
+    steps = {"steps": 6, "batch": 4, "micro_batch": 4, "warmup": 2, "decay": 2, "balance": 0.01, "checkpoint_steps": 2}
+    recipe = {
+        "data": [str(table)],
+        "shape": SHAPE,
+        "vocabulary": {"size": 350, "tags": ["en", "es", "ca"]},
+        "mix": {"languages": {"en": 1.0, "es": 1.0}, "parallel": 0.5},
+        "block": 64,
+        "training": steps | {"precision": "fp32"} | how,
+        "quiet": True,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "words.json").write_text(json.dumps(["pretrain", "--config", str(tmp_path / "recipe.yaml")]))
+    line = [sys.executable, Path(__file__).with_name("kill_and_resume.py"), tmp_path, "step:5", "torch_save:5"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] == 6
+    for kill in found["kills"]:
+        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
+        assert kill["resumed"] == 0 and kill["same"], kill
 
 
 def test_a_checkpoint_is_a_model_to_open_and_to_start_from(table, tmp_path, base):
