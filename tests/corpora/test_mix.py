@@ -100,18 +100,17 @@ class TestLeaks:
     def test_a_clean_mix_passes(self):
         assert check_no_leak([corpus()], ["en"], ["ca"], corpus()) is None
 
-    @pytest.mark.parametrize("planted", ["es", "ca"])
-    def test_a_table_without_english_is_compared_in_every_language(self, planted):
+    def test_a_table_without_english_is_compared_in_its_first_language(self):
         table = corpus().select(["es", "ca"])
         assert check_no_leak([table], ["es"], [], table) is None
         i, j = table.splits.index("devtest"), table.splits.index("train")
         columns = {g: list(c) for g, c in table.columns.items()}
-        columns[planted][j] = columns[planted][i]
+        columns["es"][j] = columns["es"][i]
         for held_out in (table, corpus()):
             with pytest.raises(DataError, match="1 held-out segments in toy"):
                 check_no_leak([replace(table, columns=columns)], ["es"], [], held_out)
 
-    def test_a_row_that_has_lost_its_english_is_compared_in_the_others(self):
+    def test_a_row_that_has_lost_its_english_is_compared_in_the_next_language(self):
         table = corpus()
         i, j = table.splits.index("devtest"), table.splits.index("train")
         columns = {g: list(c) for g, c in table.columns.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dragoman.methods import METHODS, expert_tuning
+from dragoman.modeling import experts as module
 from dragoman.modeling import moe_layers, runs_planned, sorted_experts
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.models import tiny
@@ -83,6 +84,23 @@ def test_logits_to_the_bit_and_gradients_as_autograd_through_the_stacks(family, 
     for key, gradient in theirs.items():
         torch.testing.assert_close(mine[key], gradient, msg=lambda m, key=key: f"{key}: {m}")
         assert gradient.any(), key
+
+
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
+def test_in_bfloat16_on_a_cpu_it_is_what_untuned_experts_compute_there(family, monkeypatch):
+    """With rows rounded up; but for biases, with which untuned experts stay in float32, and so choose others above."""
+    monkeypatch.setattr(module, "MULTIPLE", 2)
+    model, plain, plan = tuned(family)
+    with sorted_experts(model), sorted_experts(plain), torch.autocast("cpu", torch.bfloat16):
+        found, expected = model(ids(), labels=ids()), plain(ids(), labels=ids())
+        found.loss.backward()
+        expected.loss.backward()
+    biased = family == "gpt_oss"
+    assert torch.equal(found.logits, expected.logits) or biased
+    mine, theirs = gradients(model, plan), gradients(plain, plan)
+    assert mine.keys() == theirs.keys()
+    for key, gradient in theirs.items():
+        assert (mine[key] - gradient).norm() < (0.3 if biased else 0.02) * gradient.norm(), key
 
 
 def test_planned_expert_without_a_token_has_the_gradient_zero():

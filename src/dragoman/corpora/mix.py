@@ -52,7 +52,7 @@ def check_no_leak(
     """Refuse to train on a held-out language, or on text of which a held-out split repeats a document or a segment.
 
     languages: all that text is taken of. `held_out` is any table whose dev, devtest and test rows must not be seen, by
-    document name and by English text; rows without English by their text in every language.
+    document name and by English text; rows without English by the first language of theirs that it has.
     Raises DataError that names languages, documents and counts.
     """
     leaks = []
@@ -72,12 +72,9 @@ def _leaks_of(table: NText, documents: set[str], texts: dict[str, set[str]]) -> 
     train = [i for i, split in enumerate(table.splits) if split == "train"]
     name = table.about.get("name", "a table")
     shared = sorted({table.documents[i] for i in train} & documents)
-    english = table.columns.get("en", ()) if "en" in texts else ()
-    without = [i for i in train if not english or not english[i]]
-    found = {t for i in train if english and (t := english[i]) and t in texts["en"]}
-    for g in set(table.languages) & set(texts):
-        found |= {t for i in without if (t := table.columns[g][i]) and t in texts[g]}
-    repeated = sorted(found)
+    common = sorted((g for g in table.languages if g in texts), key=lambda g: g != "en")
+    first = [next(((g, t) for g in common if (t := table.columns[g][i])), None) for i in train]
+    repeated = sorted({pair[1] for pair in first if pair and pair[1] in texts[pair[0]]})
     leaks = [f"{len(shared)} held-out documents in {name}: {', '.join(shared[:3])}"] if shared else []
     return leaks + ([f"{len(repeated)} held-out segments in {name}: {repeated[0]!r} ..."] if repeated else [])
 

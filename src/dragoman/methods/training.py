@@ -80,18 +80,16 @@ def train(
     _require_possible(model, config, isolated=positions_NS is not None)
     require_shareable(config, extra_loss is not None)
     log = log_of(resume)
-    before = log.seconds
     if extended:
         sharding.on_first(lambda: discard_after(folder, log.steps))
     rows = Rows(tokens_NS, labels_NS, pad_id, config.steps * config.batch, positions_NS)
     model.train()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    started = time.monotonic()
+    started, width = time.monotonic() - log.seconds, tokens_NS.shape[1]
     scores = score_names(model, layers) if config.balance else ("",) * len(layers)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
-    compiling = _compiling(model, config, tokens_NS.shape[1])
-    with _deterministic(), recomputing, sorted_experts(model), compiling, ExitStack() as stack:
+    with _deterministic(), recomputing, sorted_experts(model), _compiling(model, config, width), ExitStack() as stack:
         shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
@@ -100,7 +98,7 @@ def train(
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss, trainer.tokenizer = extended, extra_loss, tokenizer
         trainer.balance, trainer.scores = Balance(layers), scores
-        trainer.add_callback(Watch(trainer, config, tokens_NS.shape[1], quiet or not sharding.first()))
+        trainer.add_callback(Watch(trainer, config, width, quiet or not sharding.first()))
         if guard:
             with shards.filled() if shards and guard.keeps else nullcontext():  # what it keeps are the base's weights
                 trainer.guarding = Guarding(guard, model, log, trainer.log if config.report_to else None, shards)
@@ -117,7 +115,7 @@ def train(
     # Trainer leaves the model's forward wrapped in autocast: it would be evaluated in bf16 beside a base in fp32.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
-    log.seconds = before + time.monotonic() - started
+    log.seconds = time.monotonic() - started
     return log
 
 

@@ -98,7 +98,11 @@ def permuted(
 
 
 def computing_dtype(weight: torch.Tensor) -> torch.dtype:
-    """What grouped products of a weight are computed in: autocast does not reach them, and a GPU loops in float32."""
+    """What grouped products of a weight [E, ...] are computed in: autocast does not reach them, and a GPU loops in
+    float32.
+    """
+    if _trains_in_bfloat16(weight):
+        return torch.bfloat16
     if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         return torch.get_autocast_dtype("cuda")
     return weight.dtype
@@ -148,21 +152,41 @@ def _forward(experts: Any, x_TD: torch.Tensor, indices_TK: torch.Tensor, weights
     told = [getattr(experts, flag, False) for flag in ("has_bias", "has_post_expert_norm", "_is_expert_parallel")]
     if any(told) or not getattr(experts, "has_gate", True):
         return moe.grouped_mm_experts_forward(experts, x_TD, indices_TK, weights_TK)
-    top_k, layout, given = indices_TK.shape[-1], {"is_transposed": experts.is_transposed}, x_TD.dtype
-    trains_bf16 = _trains_in_bfloat16(experts.down_proj)
-    dtype = torch.bfloat16 if trains_bf16 else computing_dtype(experts.down_proj)
-    # below, filler would be more than a quarter of the rows, and few numbers of rows come up
-    filler = trains_bf16 and indices_TK.numel() >= 2 * MULTIPLE * experts.num_experts
-    if filler:
-        slots_P, back_S, ends_E = by_expert_rounded(indices_TK, experts.num_experts, MULTIPLE)
-        x_PD = permuted(x_TD.to(dtype), slots_P.clamp(min=0), back_S, top_k)
-    else:
-        slots_P, back_S, _, ends_E = by_expert(indices_TK, experts.num_experts)
-        x_PD = permuted(x_TD, slots_P, back_S, top_k)
-    up, down = (w.to(dtype) for w in (experts.gate_up_proj, experts.down_proj))
-    hidden_PF = experts._apply_gate(moe._grouped_linear(x_PD, up, ends_E, **layout))
-    y_SD = permuted(moe._grouped_linear(hidden_PF, down, ends_E, **layout), back_S, slots_P, 1, filler)
-    return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(given)
+    layout = {"is_transposed": experts.is_transposed}
+    placed = Placed(indices_TK, experts.num_experts, computing_dtype(experts.down_proj))
+    up, down = (w.to(placed.dtype) for w in (experts.gate_up_proj, experts.down_proj))
+    hidden_PF = experts._apply_gate(moe._grouped_linear(placed.there(x_TD), up, placed.ends_E, **layout))
+    return placed.back(moe._grouped_linear(hidden_PF, down, placed.ends_E, **layout), weights_TK).to(x_TD.dtype)
+
+
+class Placed:
+    """Where the rows of a pass go for grouped products in a dtype, and how they come back."""
+
+    def __init__(self, indices_TK: torch.Tensor, num_experts: int, dtype: torch.dtype):
+        self.top_k, self.dtype = indices_TK.shape[-1], dtype
+        on_cpu = indices_TK.device.type == "cpu"
+        # below, filler would be more than a quarter of the rows, and few numbers of rows come up
+        self.filler = on_cpu and dtype == torch.bfloat16 and indices_TK.numel() >= 2 * MULTIPLE * num_experts
+        if self.filler:
+            self.slots_P, self.back_S, self.ends_E = by_expert_rounded(indices_TK, num_experts, MULTIPLE)
+        else:
+            self.slots_P, self.back_S, _, self.ends_E = by_expert(indices_TK, num_experts)
+
+    def there(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """The rows of their slots, [P, D]."""
+        if self.filler:
+            return permuted(x_TD.to(self.dtype), self.slots_P.clamp(min=0), self.back_S, self.top_k)
+        return permuted(x_TD, self.slots_P, self.back_S, self.top_k).to(self.dtype)
+
+    def back(self, y_PD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of each token's slots, [T, D]."""
+        y_SD = permuted(y_PD, self.back_S, self.slots_P, 1, self.filler)
+        return (y_SD.view(-1, self.top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1)
+
+    def expert_P(self) -> torch.Tensor:
+        """The expert of each place; of what is behind the last one's end, the last."""
+        places_P = torch.arange(len(self.slots_P), device=self.ends_E.device)
+        return torch.searchsorted(self.ends_E, places_P, right=True).clamp(max=len(self.ends_E) - 1)
 
 
 def _trains_in_bfloat16(weight_EXX: torch.Tensor) -> bool:

@@ -4,8 +4,8 @@ Autograd's gradient of a stack has all E rows, and its forward pass keeps what a
 of the experts is one step of the graph, which keeps the inputs of planned experts only. Where nothing below trains, its
 backward pass runs through planned experts only.
 
-Shape letters: T tokens, K chosen per token, S = T * K slots in the order of experts, R slots of planned experts,
-E experts, P planned experts, D model width, F width of an expert.
+Shape letters: T tokens, K chosen per token, S slots in the order of experts (T * K, and filler), R those of planned
+experts, E experts, P planned experts, D model width, F width of an expert.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations import moe
 
-from dragoman.modeling.experts import GROUPED, SORTED, by_expert, computing_dtype, permuted
+from dragoman.modeling.experts import GROUPED, SORTED, Placed, computing_dtype
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,12 @@ def planned_forward(
     weights_TK: torch.Tensor,
 ) -> torch.Tensor:
     """What transformers' `grouped_mm` computes with the tuned rows in the stacks, to the bit."""
-    top_k = indices_TK.shape[-1]
-    slots_S, back_S, expert_S, ends_E = by_expert(indices_TK, experts.num_experts)
     ordered = [rows[name] for name in _names(experts)]
-    stacks = [(stack := r.write()).to(computing_dtype(stack)) for r in ordered]
-    network = _Network(experts, stacks, expert_S, ends_E, ordered[0].planned)
-    x_SD = permuted(x_TD, slots_S, back_S, top_k).to(stacks[0].dtype)
-    y_SD = _Planned.apply(network, x_SD, *(r.tuned for r in ordered))
-    y_SD = permuted(y_SD, back_S, slots_S, 1)
-    return (y_SD.view(-1, top_k, y_SD.shape[-1]) * weights_TK[..., None]).sum(1).to(x_TD.dtype)
+    placed = Placed(indices_TK, experts.num_experts, computing_dtype(rows["down_proj"].stack))
+    stacks = [r.write().to(placed.dtype) for r in ordered]
+    network = _Network(experts, stacks, placed, ordered[0].planned)
+    y_SD = _Planned.apply(network, placed.there(x_TD), *(r.tuned for r in ordered))
+    return placed.back(y_SD, weights_TK).to(x_TD.dtype)
 
 
 class _Network:
@@ -78,16 +75,16 @@ class _Network:
         self,
         experts: Any,
         stacks: Sequence[torch.Tensor],
-        expert_S: torch.Tensor,
-        ends_E: torch.Tensor,
+        placed: Placed,
         planned: tuple[int, ...],
     ):
         self.transposed = experts.is_transposed
         self.gate = experts._apply_gate if getattr(experts, "has_gate", True) else experts.act_fn
         self.up, self.down = stacks[:2]
         self.biases = stacks[2:]
-        self.expert_S, self.ends_E = expert_S, ends_E
-        ends = [0, *ends_E.tolist()]
+        self.expert_S = placed.expert_P() if self.biases else None
+        self.ends_E = placed.ends_E
+        ends = [0, *self.ends_E.tolist()]
         self.spans = [(ends[e], ends[e + 1]) for e in planned]
         sizes = [end - start for start, end in self.spans]
         self.inner_spans = [(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
