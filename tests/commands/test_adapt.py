@@ -1,11 +1,6 @@
 """`dragoman adapt` on a toy: evaluation, guard, early stop, dry run, resuming after kills, bad input."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +13,7 @@ from dragoman.commands.training_text import Text
 from dragoman.errors import ConfigError, DataError, ModelError, UserError
 from dragoman.modeling import TextCodec, open_both, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
+from tests.killing import killed
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
@@ -162,32 +158,21 @@ def test_a_dry_run_says_what_trains_and_writes_nothing(toy, tmp_path, capsys):
     assert all(name in printed for name in names) and "expected:" in printed
 
 
-def killed(toy, tmp_path, *points):
+def linked(toy, folder):
     for name in ("model", "text.tsv", "plan.json"):
-        (tmp_path / name).symlink_to(toy / name)
-    script = Path(__file__).with_name("kill_and_resume.py")
-    done = subprocess.run([sys.executable, script, tmp_path, *points], capture_output=True, text=True, timeout=1100)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def require_same(found):
-    for kill in found["kills"]:
-        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
-        assert kill["resumed"] == 0 and kill["same"], kill
+        (folder / name).symlink_to(toy / name)
+    return folder
 
 
 def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(toy, tmp_path):
-    found = killed(toy, tmp_path, "step:5", "torch_save:3")
+    found = killed(linked(toy, tmp_path), "step:5", "torch_save:3")
     assert found["steps"] >= 6, "the kills have to come before the end"
-    require_same(found)
 
 
 @pytest.mark.slow  # forty toy trainings
 @pytest.mark.timeout(1200)
 def test_killed_at_twenty_random_points_it_resumes_to_the_bit(toy, tmp_path):
-    found = killed(toy, tmp_path, *map(str, range(20)))
-    require_same(found)
+    found = killed(linked(toy, tmp_path), *map(str, range(20)), seconds=1100)
     points = {kill["point"].split(":")[0] for kill in found["kills"]}
     assert "step" in points and points & {"save_file", "torch_save"}, "some inside a save, some not"
 

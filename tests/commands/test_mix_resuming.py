@@ -1,13 +1,8 @@
 """`dragoman mix train`: what is refused before anything is trained, and what a killed stage goes on from."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +14,7 @@ from dragoman.commands.mixing_text import Train, Training
 from dragoman.errors import ConfigError, DataError
 from dragoman.methods import sharding
 from dragoman.modeling import TextCodec, open_model, save_model
+from tests.killing import killed
 from tests.models import tiny
 from tests.texts import corpus, tokenizer
 
@@ -95,15 +91,7 @@ def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(folder, tmp_pa
     words += ["--corpus", str(folder / "toy.tsv.gz"), "--segments", "4", "--only-after"]
     words += [w for name, value in STEPS.items() for w in (f"--training.{name.replace('_', '-')}", str(value))]
     (tmp_path / "words.json").write_text(json.dumps(words))
-    script = Path(__file__).with_name("kill_and_resume.py")
-    line = [sys.executable, script, tmp_path, "step:5", "torch_save:3"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["steps"] == 6
-    for kill in found["kills"]:
-        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
-        assert kill["resumed"] == 0 and kill["same"], kill
+    assert killed(tmp_path, "step:5", "torch_save:3")["steps"] == 6
 
 
 def test_a_stage_is_resumed_with_its_own_settings_alone(folder, tmp_path):

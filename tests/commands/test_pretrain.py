@@ -1,13 +1,8 @@
 """`dragoman pretrain` on toy text: a model from nothing, further training, resuming, leaks."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -21,6 +16,7 @@ from dragoman.errors import ConfigError, DataError
 from dragoman.methods import training
 from dragoman.methods.checkpoints import seal
 from dragoman.record import write_json
+from tests.killing import killed
 from tests.models import FAMILIES, SHARED
 from tests.texts import corpus
 
@@ -202,15 +198,15 @@ def test_a_longer_run_that_was_killed_goes_on_with_its_own_schedule(table, tmp_p
     longer = replace(short, **changes)
     dragoman.pretrain(**settings(table, tmp_path / "a", training=short))
 
-    def killed(*_, **__):
+    def ends(*_, **__):
         raise KeyboardInterrupt
 
     again = settings(table, tmp_path / "a", training=longer, resume=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain, "_rows", killed)
+        patch.setattr(pretrain, "_rows", ends)
         dragoman.pretrain(**again)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Loop, "training_step", killed)
+        patch.setattr(training.Loop, "training_step", ends)
         dragoman.pretrain(**again)
     resumed = dragoman.pretrain(**again)
     straight = dragoman.pretrain(**settings(table, tmp_path / "b", training=longer))
@@ -234,14 +230,7 @@ def test_killed_at_a_step_and_inside_a_save_it_resumes_to_the_bit(table, tmp_pat
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "words.json").write_text(json.dumps(["pretrain", "--config", str(tmp_path / "recipe.yaml")]))
-    line = [sys.executable, Path(__file__).with_name("kill_and_resume.py"), tmp_path, "step:5", "torch_save:5"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["steps"] == 6
-    for kill in found["kills"]:
-        assert os.WIFSIGNALED(kill["killed"]) and os.WTERMSIG(kill["killed"]) == signal.SIGKILL, kill
-        assert kill["resumed"] == 0 and kill["same"], kill
+    assert killed(tmp_path, "step:5", "torch_save:5")["steps"] == 6
 
 
 def test_a_checkpoint_is_a_model_to_open_and_to_start_from(table, tmp_path, base):

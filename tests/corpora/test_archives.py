@@ -1,4 +1,5 @@
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -71,6 +72,20 @@ def test_lists_are_fetched_once_a_language(tools, tmp_path):
     apt.update(["fr"])
     assert (tmp_path / "calls").read_text().count("update") == 2
     assert 'Acquire::Languages { "de"; "en"; "fr"; };' in (tmp_path / "conf").read_text(), "earlier ones stay"
+
+
+def test_of_two_that_fetch_into_one_cache_the_second_waits_and_fetches_nothing(tools, tmp_path, capfd):
+    for name in ("sleep", "touch"):
+        (tools / name).symlink_to(f"/bin/{name}")
+    busy = f"{tmp_path}/busy"
+    once = f'[ -e {busy} ] && exit 100; touch {busy}; sleep 0.5; rm {busy}; echo "$@" >> {tmp_path}/calls; '
+    (tools / "rm").symlink_to("/bin/rm")
+    tool(tools, "apt-get", once + 'case "$*" in *update) ;; *) touch whole_1_all.deb;; esac')
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: archives.Apt(tmp_path / "apt", quiet=False).download(["whole"]), range(2)))
+    assert found[0] == found[1] == {"whole": tmp_path / "apt" / "packages" / "whole_1_all.deb"}
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2, "the lists and the package, once each"
+    assert f"another command fetches into {tmp_path / 'apt'}; this one waits for it" in capfd.readouterr().err
 
 
 def test_a_failed_download_names_what_failed_and_leaves_nothing(tools, tmp_path):

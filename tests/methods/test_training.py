@@ -11,7 +11,6 @@ import torch
 from dragoman.errors import ConfigError, ModelError
 from dragoman.methods import loop, sharding, training
 from dragoman.methods.guard import Guard, Measured
-from dragoman.methods.losses import balance_loss, z_loss
 from dragoman.methods.rows import Rows
 from dragoman.methods.settings import WarmupStableDecay
 from dragoman.methods.training import Config, train
@@ -35,17 +34,6 @@ def test_schedule_by_hand():
     assert shape(11) == pytest.approx(1 - math.sqrt(3 / 4))
     shape.decay_from = 5
     assert shape(6) == pytest.approx(0.5)
-
-
-def test_balance_loss_by_hand():
-    # two tokens, two experts, top-1: both chose expert 0; probabilities 0.75 / 0.25 and 0.5 / 0.5
-    logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
-    chosen = torch.tensor([[0], [0], [1]])
-    real = torch.tensor([True, True, False])
-    assert balance_loss(logits, chosen, real).item() == pytest.approx(2 * (1.0 * 0.625 + 0.0))
-    uniform = torch.zeros(4, 4)
-    assert balance_loss(uniform, torch.arange(4)[:, None], torch.ones(4, dtype=bool)).item() == pytest.approx(1.0)
-    assert z_loss(torch.zeros(3, 4), real).item() == pytest.approx(math.log(4) ** 2)
 
 
 def test_training_lowers_the_loss_and_logs_every_step(tmp_path):

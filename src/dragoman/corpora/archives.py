@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from dragoman.errors import ConfigError, DataError
@@ -52,22 +53,44 @@ class Apt:
     def update(self, languages: Sequence[str] = ("en",)) -> Path:
         """Folder with the package lists and the `Translation-XX` lists of these languages; fetched if it lacks any."""
         lists = self.folder / "lists"
-        stamp = self.folder / "languages"
-        had = stamp.read_text().split() if stamp.is_file() else []
-        if set(languages) <= set(had):
+        if set(languages) <= self._had():
             return lists
         if not shutil.which("apt-get"):
             if any(lists.glob("*_Packages")):
                 return lists
             raise _no_apt(f"the lists *_Packages and *i18n_Translation-XX of a Debian mirror, unpacked, into {lists}")
+        with self._alone():
+            if not set(languages) <= self._had():
+                self._fetch_lists(lists, sorted({*self._had(), *languages}))
+        return lists
+
+    def _had(self) -> set[str]:
+        stamp = self.folder / "languages"
+        return set(stamp.read_text().split()) if stamp.is_file() else set()
+
+    def _fetch_lists(self, lists: Path, languages: Sequence[str]) -> None:
         for part in (lists / "partial", self.folder / "cache" / "archives" / "partial"):
             part.mkdir(parents=True, exist_ok=True)
-        wanted = sorted({*had, *languages})
-        quoted = " ".join(f'"{name}";' for name in wanted)
+        quoted = " ".join(f'"{name}";' for name in languages)
         (self.folder / "apt.conf").write_text(APT_CONFIG.format(languages=quoted, folder=self.folder))
         run([*self._command("apt-get"), "update"], lists, "the package lists", self.quiet)
-        stamp.write_text(" ".join(wanted))
-        return lists
+        (self.folder / "languages").write_text(" ".join(languages))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of two commands that fetch into one cache the second waits for the first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not self.quiet:
+                print(f"another command fetches into {self.folder}; this one waits for it", file=sys.stderr)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def names(self, pattern: str, example: str) -> list[str]:
         """Names of the packages that match a regular expression, from the cache alone where there is no apt-cache."""
@@ -91,9 +114,10 @@ class Apt:
                 raise _no_apt(f"{', '.join(f'{name}_*.deb' for name in missing)} into {packages}")
             self.update()
             packages.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder) as fresh:
-                what = f"{len(missing)} packages ({', '.join(missing[:3])} ...)"
-                run([*self._command("apt-get"), "download", *missing], Path(fresh), what, self.quiet)
+            with self._alone(), tempfile.TemporaryDirectory(dir=self.folder) as fresh:
+                if missing := sorted(set(names) - set(self.cached())):
+                    what = f"{len(missing)} packages ({', '.join(missing[:3])} ...)"
+                    run([*self._command("apt-get"), "download", *missing], Path(fresh), what, self.quiet)
                 for path in Path(fresh).glob("*.deb"):
                     path.replace(packages / path.name)
         cached = self.cached()

@@ -29,7 +29,7 @@ from dragoman.methods.guard import Guarding
 from dragoman.methods.losses import ExtraLoss, balance_loss, cross_entropy, z_loss
 from dragoman.methods.rows import without_needless_mask
 from dragoman.methods.settings import Config, WarmupStableDecay
-from dragoman.modeling import Routed, are_probabilities
+from dragoman.modeling import PlainHead, Routed, are_probabilities
 from dragoman.record import write_json
 
 TRAINED_FILE = "trained.safetensors"
@@ -61,6 +61,7 @@ class Loop(Trainer):
         self.extra_loss: ExtraLoss | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.cross_entropy = torch.compile(cross_entropy) if config.compile else cross_entropy
+        self.head: PlainHead | None = None
         self.model_accepts_loss_kwargs = False
         self.pending: list[float] = []
         self.pending_extra: list[float] = []
@@ -244,9 +245,9 @@ class Loop(Trainer):
         """
         passes = self.args.gradient_accumulation_steps
         if passes == 1 and not self.shards:
-            loss = self.cross_entropy(model, inputs, labels_BS, labelled_T=labelled_T)
+            loss = self.cross_entropy(model, inputs, labels_BS, labelled_T=labelled_T, head=self.head)
             return loss, loss.detach()
-        loss = self.cross_entropy(model, inputs, labels_BS, "sum", labelled_T) * (passes / self.labels)
+        loss = self.cross_entropy(model, inputs, labels_BS, "sum", labelled_T, self.head) * (passes / self.labels)
         return loss * self.args.world_size, sharding.summed(loss.detach().clone())
 
     def _diverged(self, what: str) -> NoReturn:

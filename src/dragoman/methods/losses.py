@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dragoman.modeling import SCORES, Routed, logits_at, router_probabilities, slots_per_expert
+from dragoman.modeling import SCORES, PlainHead, Routed, logits_at, router_probabilities, slots_per_expert
 
 ExtraLoss = Callable[[dict[str, torch.Tensor], torch.Tensor, list[Routed]], torch.Tensor]
 """A method's own term: (inputs of the pass, row_B: which rows of the text it holds, on the CPU, what the tapped routers
@@ -53,20 +53,42 @@ def _mean(x_T: torch.Tensor, real_T: torch.Tensor) -> torch.Tensor:
     return x_T.masked_fill(filler_T, 0.0).sum(0) / real_T.sum()
 
 
+CHUNK = 512
+"""Tokens whose logits lie in memory at a time; from 128 to 512 as fast (docs/LOG.md, 2026-11-29)."""
+IN_CHUNKS = hasattr(torch.nn, "LinearCrossEntropyOptions")
+"""Whether torch computes the loss of a head in chunks (2.13 does)."""
+
+
 def cross_entropy(
     model: Any,
     inputs: dict,
     labels_BS: torch.Tensor,
     reduction: str = "mean",
     labelled_T: torch.Tensor | None = None,
+    head: PlainHead | None = None,
 ) -> torch.Tensor:
     """Mean nats per token that has a label, or their sum; a label stands under its own token.
 
     labelled_T: where in the flattened rows the next token has one, if that is known: other logits are not needed then.
+    head: of a model that has a plain one; logits are then never all in memory, nor are their gradients.
     """
     shifted_T = torch.nn.functional.pad(labels_BS[:, 1:], (0, 1), value=-100).flatten()
+    if head is not None:
+        states_TD = head.states(inputs).flatten(0, 1)
+        if labelled_T is not None:
+            states_TD, shifted_T = states_TD[labelled_T], shifted_T[labelled_T]
+        return _in_chunks(states_TD, head, shifted_T, reduction)
     if labelled_T is None:
         logits_TV = model(**inputs, use_cache=False).logits.flatten(0, 1)
     else:
         logits_TV, shifted_T = logits_at(model, labelled_T, **inputs, use_cache=False), shifted_T[labelled_T]
     return torch.nn.functional.cross_entropy(logits_TV.float(), shifted_T, reduction=reduction)
+
+
+@torch.compiler.disable  # compiled, torch's function keeps its gradients twice, and is not faster
+def _in_chunks(states_TD: torch.Tensor, head: PlainHead, shifted_T: torch.Tensor, reduction: str) -> torch.Tensor:
+    weight, bias = head.linear.weight, head.linear.bias
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+    return torch.nn.functional.linear_cross_entropy(
+        states_TD, weight, shifted_T, linear_bias=bias, reduction=reduction, options=options
+    )

@@ -27,13 +27,15 @@ from dragoman.methods.balance import Balance
 from dragoman.methods.checkpoints import Log, checkpoints, discard_after, log_of
 from dragoman.methods.guard import Guard, Guarding
 from dragoman.methods.loop import Loop, Watch
-from dragoman.methods.losses import ExtraLoss
+from dragoman.methods.losses import IN_CHUNKS, ExtraLoss
 from dragoman.methods.rows import Rows, cut_to_need
 from dragoman.methods.settings import Config
 from dragoman.modeling import (
     MoELayer,
+    PlainHead,
     has_cached_trunk,
     isolates,
+    plain_head,
     quantisation,
     score_names,
     sorted_experts,
@@ -87,7 +89,7 @@ def train(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     started, width = time.monotonic() - log.seconds, tokens_NS.shape[1]
-    scores = score_names(model, layers) if config.balance else ("",) * len(layers)
+    scores, head = score_names(model, layers) if config.balance else ("",) * len(layers), _head(model, config)
     recomputing = _recomputing(model) if config.gradient_checkpointing else nullcontext()
     with _deterministic(), recomputing, sorted_experts(model), _compiling(model, config, width), ExitStack() as stack:
         shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
@@ -96,7 +98,7 @@ def train(
         given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
         given["data_collator"] = _collator(config, model)
         trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
-        trainer.extended, trainer.extra_loss, trainer.tokenizer = extended, extra_loss, tokenizer
+        trainer.extended, trainer.extra_loss, trainer.tokenizer, trainer.head = extended, extra_loss, tokenizer, head
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, width, quiet or not sharding.first()))
         if guard:
@@ -163,6 +165,15 @@ def require_shareable(config: Config, extra_loss: bool = False) -> None:
     if sharding.active() and (found := [name for name, there in odd.items() if there]):
         raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
     sharding.rows_each(config.batch, config.micro_batch)
+
+
+def _head(model: PreTrainedModel, config: Config) -> PlainHead | None:
+    """What the loss is computed from in chunks: in float32 on a CPU, where that was measured, and in one process."""
+    if not IN_CHUNKS or config.bf16 or sharding.active() or has_cached_trunk(model) or model.config.sub_configs:
+        return None
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return None
+    return plain_head(model)
 
 
 def _collator(config: Config, model: PreTrainedModel) -> Callable | None:

@@ -11,7 +11,7 @@ from dragoman.modeling.depth import (
 )
 from dragoman.modeling.experts import slots_per_expert, sorted_experts
 from dragoman.modeling.feed_forwards import dense_maps
-from dragoman.modeling.heads import logits_at
+from dragoman.modeling.heads import PlainHead, logits_at, plain_head
 from dragoman.modeling.kinds import (
     SCORES,
     active_parameters,
@@ -82,6 +82,7 @@ __all__ = [
     "SCORES",
     "MoELayer",
     "Packaged",
+    "PlainHead",
     "Routed",
     "TextCodec",
     "TunedRows",
@@ -127,6 +128,7 @@ __all__ = [
     "outline",
     "packaged_folder",
     "parameter_counts",
+    "plain_head",
     "planned_forward",
     "positions",
     "quantisation",
