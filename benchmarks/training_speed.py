@@ -1,4 +1,5 @@
-"""Training steps of mini-moe by precision, by how experts are gathered, and compiled: tokens a second, in one run.
+"""Training steps of mini-moe by precision, by how experts are gathered, by whether the loss is computed in chunks
+(in float32 alone), and compiled: tokens a second, in one run.
 
     python benchmarks/training_speed.py --out benchmarks/training/speed-text.json
 
@@ -28,12 +29,19 @@ from dragoman.modeling import moe_layers, open_model, open_tokenizer
 from dragoman.record import environment, write_json
 
 ARMS = {
-    "bf16, grouped_mm of transformers": {"precision": "bf16", "sorted": False},
-    "fp32, grouped_mm of transformers": {"precision": "fp32", "sorted": False},
-    "fp32, sorted experts": {"precision": "fp32", "sorted": True},
-    "fp32, sorted experts, compiled": {"precision": "fp32", "sorted": True, "compile": True},
-    "bf16, sorted experts": {"precision": "bf16", "sorted": True},
-    "bf16, sorted experts, compiled": {"precision": "bf16", "sorted": True, "compile": True},
+    "bf16, grouped_mm of transformers": {"precision": "bf16", "sorted": False, "chunks": False},
+    "fp32, grouped_mm of transformers": {"precision": "fp32", "sorted": False, "chunks": False},
+    "fp32, sorted experts": {"precision": "fp32", "sorted": True, "chunks": False},
+    "fp32, sorted experts, loss in chunks": {"precision": "fp32", "sorted": True, "chunks": True},
+    "fp32, sorted experts, compiled": {"precision": "fp32", "sorted": True, "chunks": False, "compile": True},
+    "fp32, sorted experts, loss in chunks, compiled": {
+        "precision": "fp32",
+        "sorted": True,
+        "chunks": True,
+        "compile": True,
+    },
+    "bf16, sorted experts": {"precision": "bf16", "sorted": True, "chunks": False},
+    "bf16, sorted experts, compiled": {"precision": "bf16", "sorted": True, "chunks": False, "compile": True},
 }
 UPDATES, SKIPPED = 7, 2
 
@@ -47,8 +55,8 @@ class _Clock(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _arm(clock: _Clock, ours: bool) -> Iterator[None]:
-    """The trainer with a clock, and without our experts where the arm has none."""
+def _arm(clock: _Clock, ours: bool, chunks: bool) -> Iterator[None]:
+    """The trainer with a clock, and without our experts and the loss in chunks where the arm has none."""
     made = Loop.__init__
 
     def with_clock(self: Loop, *args: object, **kwargs: object) -> None:
@@ -57,6 +65,8 @@ def _arm(clock: _Clock, ours: bool) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(Loop, "__init__", with_clock))
+        if not chunks:
+            stack.enter_context(mock.patch.object(training, "IN_CHUNKS", False))
         if not ours:
             stack.enter_context(mock.patch.object(training, "sorted_experts", return_value=contextlib.nullcontext()))
         yield
@@ -72,11 +82,11 @@ def text_rows(rows: int, width: int = 256) -> np.ndarray:
 def seconds_per_update(settings: dict, rows_NS: np.ndarray) -> float:
     """Median seconds of one update."""
     model, clock = open_model("mini-moe"), _Clock()
-    chosen = {k: v for k, v in settings.items() if k != "sorted"}
+    chosen = {k: v for k, v in settings.items() if k not in ("sorted", "chunks")}
     config = training.Config(
         steps=UPDATES, warmup=1, decay=1, batch=12, micro_batch=12, balance=0.01, z_loss=0.001, **chosen
     )
-    with tempfile.TemporaryDirectory() as folder, _arm(clock, settings["sorted"]):
+    with tempfile.TemporaryDirectory() as folder, _arm(clock, settings["sorted"], settings["chunks"]):
         training.train(model, rows_NS, config, layers=moe_layers(model), folder=Path(folder))
     return float(np.median(np.diff(clock.times)[SKIPPED - 1 :]))
 

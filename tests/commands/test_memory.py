@@ -164,6 +164,21 @@ def test_missing_terms_are_doubts_and_the_next_strategy_mends_them(tmp_path, eng
     assert "unjudged: there is no quality estimate without the extra embedding" in capsys.readouterr().out
 
 
+def test_folders_of_held_out_sentences_go_by_what_is_in_them(tmp_path, engine):
+    store = Memory.open("m.sqlite")
+    store.add([("Save", "Sichern")], "en", "de")
+    store.close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    for name, text in {"dev/eng_Latn.dev": "Save\n", "dev/deu_Latn.dev": "Speichern\n"}.items():
+        (tmp_path / "flores" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flores" / name).write_text(text)
+    config = translate.Config(("a.txt",), to="de", memory=Path("m.sqlite"), held_out=(Path("flores"),), quiet=True)
+    assert translate.run(config)["prompts"]["from_memory"] == 0
+    (tmp_path / "flores/dev/deu_Latn.dev").write_text("Sichern\n")
+    with pytest.raises(ConfigError, match="another job: held_out differ"):
+        translate.run(config)
+
+
 @pytest.mark.parametrize(("model", "draft"), [("", "FINAL"), ("drafter", "DRAFT")])
 def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, draft):
     class Named(Copier):
@@ -184,6 +199,19 @@ def test_another_model_writes_the_drafts(tmp_path, engine, monkeypatch, model, d
     settings = {"memory": Path("m.sqlite"), "draft_model": model, "quiet": True, "steps": ("scale",)}
     translate.run(translate.Config(("a.txt",), to="de", server="http://x", concurrency=2, **settings))
     assert engines["mini-moe"].asked == [("scale", draft)]
+
+
+def test_apertium_drafts_in_the_language_of_the_drafts(tmp_path, engine, monkeypatch):
+    """All directions that will be asked for are opened at the start, and no other."""
+    opened = []
+    monkeypatch.setattr(translate, "_engine", lambda config: opened.append((config.model, config.to)) or engine)
+    Memory.open("m.sqlite").close()
+    (tmp_path / "a.txt").write_text("Save\n")
+    settings = {"memory": Path("m.sqlite"), "via": "nl", "quiet": True, "draft_model": "apertium"}
+    for strategies, into in ((("scale_pivot",), ["nl"]), (("pmp", "scale"), ["nl", "de"])):
+        translate.run(translate.Config(("a.txt",), to="de", strategy=strategies, out=Path(strategies[0]), **settings))
+        assert opened == [("mini-moe", "de"), *(("apertium", to) for to in into)]
+        opened.clear()
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,26 @@ def test_normalising_a_tag_twice_changes_nothing(tag):
 def test_a_subtag_overrides_the_script_and_unknown_languages_have_none():
     assert language("sr").scripts == ("Cyrillic",)
     assert language("sr-Latn").scripts == ("Latin",)
-    assert language("pt-AO").name == "Portuguese"
     assert language("qqq").scripts == ()
     assert language("qqq").name == "qqq"
     assert script_share("qqq", ["any text"]) is None
 
 
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [("zh-Hant", "Chinese (Traditional)"), ("zh-Hans-SG", "Chinese (Simplified, Singapore)"),
+     ("pt-AO", "Portuguese (Angola)"), ("sr-Latn", "Serbian (Latin)"), ("pt-PT", "Portuguese (Portugal)"),
+     ("es-419", "Spanish (Latin America)"),
+     ("en-FJ", "English (FJ)"), ("pa-Guru", "Punjabi (Guru)"), ("ca-valencia", "Catalan"), ("qqq-Latn", "qqq-Latn"),
+     ("zh-TW", "Chinese (Taiwan)"), ("pt-BR", "Brazilian Portuguese"), ("zh", "Chinese")],
+)  # fmt: skip
+def test_a_name_says_script_and_region(tag, name):
+    assert language(tag).name == name
+
+
 def test_nearest_prefers_the_same_language_and_never_lists_hundreds():
     assert nearest("pt", ["de", "pt-BR"]) == "did you mean pt-BR (Brazilian Portuguese)?"
+    assert nearest("Chinese", ["de", "zh-Hant"]) == "did you mean zh-Hant (Chinese (Traditional))?"
     assert nearest("uk", ["de", "fr"]) == "known are de, fr"
     assert listed([str(i) for i in range(50)]).endswith("39 and 10 more")
 

@@ -11,6 +11,8 @@ class ServerFault:
     does: str
     message: str
     """Reason of a segment whose every try met with it."""
+    passes: bool = True
+    """The next run asks again; else the next step does."""
 
 
 SERVER_FAULTS = (
@@ -25,9 +27,9 @@ SERVER_FAULTS = (
     ServerFault("two", "answers with two choices", "not of the OpenAI form"),
     ServerFault("index", "answers with another choice than was asked for", "not of the OpenAI form"),
     ServerFault("error", "answers with an error under status 200", "not of the OpenAI form"),
-    ServerFault("null", "answers with null in place of text", "not of the OpenAI form"),
+    ServerFault("null", "answers with null in place of text", "empty", passes=False),
     ServerFault("parts", "answers with a list in place of text", "not of the OpenAI form"),
-    ServerFault("empty", "answers with white space", "empty"),
+    ServerFault("empty", "answers with white space", "empty", passes=False),
 )
 
 

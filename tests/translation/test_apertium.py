@@ -31,8 +31,8 @@ def program(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
 
-def ask(engine, *texts):
-    answers = dict(engine.answers([Request(text, "en", "es") for text in texts], "zero_shot"))
+def ask(engine, *texts, to="es"):
+    answers = dict(engine.answers([Request(text, "en", to) for text in texts], "zero_shot"))
     assert sorted(answers) == list(range(len(texts)))
     return [answers[i] for i in range(len(texts))]
 
@@ -40,7 +40,7 @@ def ask(engine, *texts):
 @pytest.mark.parametrize("tags", [("en", "es"), ("en-GB", "es-MX")])
 def test_the_direction_is_found_and_lines_come_back(program, tags):
     engine = ApertiumEngine(*tags)
-    assert engine.mode == "eng-spa"
+    assert engine.modes == {tags: "eng-spa"}
     one, silent, two = ask(engine, "Open {1}it{2}.", "silent", "שלום now")
     assert (one.text, two.text) == ("OPEN {1}IT{2}.", "שלום NOW")
     assert silent.text is None and "no text" in silent.fault
@@ -52,10 +52,19 @@ def test_what_is_not_installed_is_told(program, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no eng-cat among its installed directions \(eng-spa, en-gl\)"):
         ApertiumEngine("en", "ca")
     with pytest.raises(ModelError, match="status 3: no such dictionary"):
-        ask(ApertiumEngine("en", "gl"), "One")
+        ask(ApertiumEngine("en", "gl"), "One", to="gl")
+    with pytest.raises(ConfigError, match="no eng-cat among its installed directions"):
+        ask(ApertiumEngine("en", "es"), "One", to="ca")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="apertium is not installed: apt install"):
         ApertiumEngine("en", "es")
+
+
+def test_each_request_is_asked_in_its_direction(program, tmp_path):
+    (tmp_path / "apertium").write_text(PROGRAM.replace("tr a-z A-Z", 'sed "s/^./$2: &/"').replace("exit 3", "true"))
+    requests = [Request("One", "en", "es"), Request("Two", "en", "gl"), Request("Three", "en", "es")]
+    answers = dict(ApertiumEngine("en", "es").answers(requests, "zero_shot"))
+    assert [answers[i].text for i in range(3)] == ["eng-spa: One", "en-gl: Two", "eng-spa: Three"]
 
 
 @needs_pair

@@ -16,8 +16,8 @@ import pytest
 from dragoman.errors import ConfigError, DataError
 from dragoman.translation import job
 from dragoman.translation.documents import read_document
-from dragoman.translation.formats import Options, apply
-from dragoman.translation.journal import Journal
+from dragoman.translation.formats import Options, apply, lines_of
+from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.request import Answer
 
 OPTIONS = Options("en", "ca")
@@ -128,6 +128,35 @@ def test_faults_that_pass_are_asked_again_by_the_next_run(tmp_path):
     assert (new, engine.asked) == ("ONE.\n\nAND TWO.\n", ["And two."])
 
 
+def test_a_fault_that_passes_leaves_the_better_step_to_the_next_run(tmp_path):
+    def by_pieces_alone(text):
+        return Answer(text.upper()) if "{1}" not in text else Answer(None, "status 429", passing=True)
+
+    new, lines, engine = work(tmp_path, "Open {x} now.\n", by_pieces_alone)
+    assert (new, lines[0].state, lines[0].reasons) == ("Open {x} now.\n", "failed", ("status 429",))
+    assert engine.asked == ["Open {1} now."], "no step behind it is asked"
+    new, lines, engine = work(tmp_path, "Open {x} now.\n", lambda text: Answer(text.upper()))
+    assert (new, engine.asked) == ("OPEN {x} NOW.\n", ["Open {1} now."])
+
+
+def test_what_another_process_has_answered_goes_before_a_fault_that_passes(tmp_path):
+    document, path = tmp_path / "a.txt", tmp_path / "j.sqlite"
+    document.write_text("One.\n")
+    units = job.units_of([read_document(document, OPTIONS)])
+    (key,) = units
+
+    def other(text):
+        journal = Journal(path, {})
+        journal.add(key, "zero_shot", Attempt("UN.", ()))
+        journal.close()
+        return Answer(None, "status 429", passing=True)
+
+    journal = Journal(path, {})
+    best = job.run(units, Talker(other), journal, ("en", "ca"), STEPS, {}, lambda done: None)
+    journal.close()
+    assert best[key].answer == "UN."
+
+
 def test_markup_that_an_answer_brings_is_a_failure(tmp_path):
     new, lines, _ = work(tmp_path, "Sail north.\n", lambda text: Answer("# Sail *north*"))
     assert new == "Sail north.\n"
@@ -151,6 +180,24 @@ def test_markup_that_only_its_surroundings_make_is_a_failure(tmp_path):
     for bad in ("Dos\n===", "# Dos", "*Dos*", "    Dos", "`Dos`", "![Dos](x)", "[x]: y", "a | b\n---|---"):
         assert misfits(document, [*fine[:1], edit("Two", bad), *fine[2:]]) == {1}, bad
     assert misfits(document, [edit("One", "# Un"), *fine[1:4], edit("Five", "1. Cinc")]) == {0, 4}
+
+
+def test_lines_of_places_are_found_without_counting_from_the_start(tmp_path):
+    """The naive count is the oracle; in `fill` it would take time with the square of a file's size."""
+
+    class Read(str):
+        def count(self, *what):
+            pytest.fail("a text is read once")
+
+    for text in ("a\nb\r\nc\n\n", "\ra\r\rb", "a", ""):
+        line_at = lines_of(text)
+        naive = [(text.count("\n", 0, at) or text.count("\r", 0, at)) + 1 for at in range(len(text) + 1)]
+        assert [line_at(at) for at in range(len(text) + 1)] == naive
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\nOne.\n")
+    document = read_document(tmp_path / "a.txt", OPTIONS)
+    best = {key: Attempt("Un.", ()) for key in job.units_of([document])}
+    _, lines = job.fill(replace(document, text=Read(document.text)), "a.txt", best, set())
+    assert [line.line for line in lines] == [1, 3, 4]
 
 
 def test_processes_share_a_job(tmp_path):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dragoman.translation.engines import Stops, translate_greedy
 from dragoman.translation.local import LocalEngine
 from dragoman.translation.request import Draft, Neighbour, Pair, Request, Version, render
 
@@ -41,6 +42,29 @@ def test_prompts_with_tags(opened):
     prompt = engine._fitting(many, "zero_shot", 1024)
     assert 800 < len(prompt) < 1024
     assert "79file" in codec.tokenizer.decode(prompt).replace(" ", ""), "the most similar stays"
+
+
+def test_an_answer_that_fills_the_context_is_too_long(opened, monkeypatch):
+    """The context has room for the answer and its end, then for all but the end, which is cut for all one can tell."""
+    model, codec = opened
+    request, engine = Request("Open the file", "en", "de"), LocalEngine(model, codec, batch=2)
+    prompt, ids = engine.prompt(request, "zero_shot"), []
+    monkeypatch.setattr(engine, "_needed", lambda request: 1)
+
+    def answer(context):
+        monkeypatch.setattr("dragoman.modeling.context_length", lambda model: context)
+        ((_, found),) = engine.answers([request], "zero_shot")
+        return found
+
+    whole = answer(1024)
+    ids = translate_greedy(model, [prompt], stops=engine._stops, pad_id=codec.pad_id)[0]
+    assert whole.text and ids[-1] not in engine._stops.lines
+    assert answer(len(prompt) + len(ids) + 1) == whole
+    for less in range(3):
+        found = answer(len(prompt) + len(ids) - less)
+        assert (found.text, found.too_long) == (None, True)
+    engine.__dict__["_stops"] = Stops(engine._stops.ends, frozenset(ids[2:3]))
+    assert answer(len(prompt) + 3).text, "a line end ends it, be there room or not"
 
 
 def test_no_more_than_a_batch_at_once(opened):

@@ -29,6 +29,11 @@ GOLDEN = {
         Request("Sail {1}north{2}", "en", "ca"),
         ["English: Sail {1}north{2}", "Catalan:"],
     ),
+    "a region and a script": (
+        "zero_shot",
+        Request("Abrir", "pt-PT", "sr-Latn"),
+        ["Portuguese (Portugal): Abrir", "Serbian (Latin):"],
+    ),
     "few shot": (
         "zero_shot",
         PAIRS,
@@ -143,6 +148,16 @@ GOLDEN = {
             "English: Go.",
             "Catalan: Vés.",
             "English: Sail {1}north{2}",
+            "Catalan:",
+        ],
+    ),
+    "instruction, a later sentence's marks": (
+        "instruct",
+        Request("Sail {3}north{4}", "en", "ca"),
+        [
+            "Translate the following text from English into Catalan. Answer with the translation alone, in one line.",
+            "Keep each mark such as {1} exactly once, where it belongs in Catalan.",
+            "English: Sail {3}north{4}",
             "Catalan:",
         ],
     ),

@@ -110,6 +110,8 @@ def test_a_neighbour_is_drafted_without_sight_of_its_translation():
     engine = Scribe(lambda r, t: "x")
     ask("scale_several", engine, memory=memory(*PAIRS[:1]))
     assert not any(p.count("Open a file") > 1 for p in engine.prompts)
+    ask("scale_several", engine, [replace(TEXT, source="Open file {1}")], memory=memory(("Open file {0}", "Datei {0}")))
+    assert not any(p.count("Open file {0}") > 1 for p in engine.prompts)
 
 
 def test_pivot_and_auxiliary_language():
@@ -194,10 +196,59 @@ def test_an_improvement_that_loses_marks_is_never_taken():
     assert asked.tallies["scale"] == {"lost": 1, "unchanged": 0}
 
 
+def test_an_answer_with_all_marks_goes_before_a_draft_that_has_lost_some():
+    used = load(["scale", "post_edit_terms", "zero_shot"])
+    aids = {"memory": memory(), "quality": by_length, "accept_if_better": True}
+    aids["glossary"] = Glossary([Term("file", ("Datei",))], "en", "de")
+    for name in ("scale", "post_edit_terms"):
+        engine = Scribe(lambda r, t: "ein längerer Entwurf" if t == "zero_shot" else "{1}auf{2}")
+        answers, asked = ask(name, engine, [replace(TEXT, source="{1}Open{2} the file")], strategies=used, **aids)
+        assert answers == ["{1}auf{2}"]
+        assert +asked.tallies[name] == {"won": 1}
+
+
 def test_failed_drafts_are_the_answer():
     engine = Scribe(lambda r, t: Answer(None, too_long=True))
     strategist = Strategist(engine, load(["scale", "zero_shot"]), Aids(memory=memory(*PAIRS)), "zero_shot")
     assert dict(strategist.answers([TEXT], "scale")) == {0: Answer(None, too_long=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "failing"),
+    [
+        ("pmp", "English: Open the file\nDutch:"),
+        ("scale", "English: Open the file\nGerman:"),
+        ("scale", "English: Open a file\nGerman:"),  # a neighbour's draft
+        ("scale_several", "English: Open a file\nGerman: Eine Datei öffnen\nEnglish: Open the file\nGerman:"),
+    ],
+)
+def test_an_aid_that_fails_for_now_leaves_its_text_for_the_next_run(name, failing):
+    down = [failing]
+
+    def say(request, template):
+        return Answer(None, "429", passing=True) if render(request, template) in down else "final"
+
+    aids = {"memory": memory(*PAIRS[:1]), "via": "nl"}
+    engine = Scribe(say)
+    snow = replace(TEXT, source="Snow")
+    asked = Strategist(engine, load([name, "zero_shot"]), Aids(**aids), "zero_shot")
+    found = dict(asked.answers([TEXT, snow], name))
+    assert found[0] == Answer(None, "429", passing=True)
+    assert (found[1].text is None) == (failing.startswith("English: Open a file\nGerman:") and name == "scale")
+    assert engine.prompts.count(failing) == 1
+    down.clear()
+    assert dict(asked.answers([TEXT], name)) == {0: Answer("final")}, "and nothing of it is remembered"
+
+
+def test_terms_stand_in_requests_of_the_glossarys_languages_alone():
+    used = load(["scale_pivot", "pmp"]) | {"zero_shot": Strategy("instruct", terms=5)}
+    for name in ("scale_pivot", "pmp"):
+        engine = Scribe(lambda r, t: "x")
+        glossary = Glossary([Term("file", ("Datei",))], "en", "de")
+        ask(name, engine, strategies=used, memory=memory(), via="nl", glossary=glossary)
+        assert "into Dutch" in engine.prompts[0] and "Datei" not in engine.prompts[0]
+        ask("zero_shot", engine, strategies=used, glossary=glossary)
+        assert 'Translate "file" as "Datei".' in engine.prompts[-1]
 
 
 def test_another_engine_drafts():

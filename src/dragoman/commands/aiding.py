@@ -22,7 +22,7 @@ from dragoman.translation.glossary import Glossary
 from dragoman.translation.memory import Memory
 from dragoman.translation.memory_files import HeldOut
 from dragoman.translation.protection import Masked, unmarked
-from dragoman.translation.strategies import PLAIN, Strategy, load
+from dragoman.translation.strategies import PLAIN, VIA, Strategy, load
 from dragoman.translation.strategist import Aids, Strategist
 
 if TYPE_CHECKING:
@@ -127,12 +127,19 @@ def strategist(
     used = _used([*steps, plain])
     engine, drafter = open_engine(config), None
     if config.draft_model:
-        drafter = open_engine(
-            type(config)(
-                config.files, to=config.to, source=config.source, model=config.draft_model, batch=config.batch
-            )
-        )
+        source, model, batch = config.source, config.draft_model, config.batch
+        into = _drafted_into(config, used) if model == APERTIUM else [config.to]
+        drafter, *_ = [  # of Apertium the rest is opened to be told now, not amid the job, which pairs are missing
+            open_engine(type(config)(config.files, to=to, source=source, model=model, batch=batch)) for to in into
+        ]
     return Strategist(engine, used, aids, plain, drafter)
+
+
+def _drafted_into(config: Config, used: Mapping[str, Strategy]) -> list[str]:
+    """The languages that the drafter is asked for."""
+    named = [s.auxiliary for s in used.values() if s.auxiliary]
+    named += [s.drafts_in or config.to for s in used.values() if PLAIN in s.drafts]
+    return list(dict.fromkeys(config.via if name == VIA else name for name in named))
 
 
 def steering(config: Config) -> Steering | None:
@@ -168,9 +175,14 @@ def identity(config: Config, steps: Sequence[str]) -> dict[str, Any]:
     files = {"glossary": config.glossary, "steer": config.steer}
     sums = {name: sha256(path) for name, path in files.items() if path and path.is_file()}
     said = {"via": config.via, "accept_if_better": config.accept_if_better}
-    said["held_out"] = sorted(map(sha256, config.held_out))
+    said["held_out"] = sorted(sha256(*_files(path)) for path in config.held_out)
     used = {name: asdict(s) for name, s in _used(steps).items()}
     return {"strategies": used} | sums | {k: v for k, v in said.items() if v}
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a folder such as FLORES."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def account(engine: Strategist, known: Mapping[str, Any]) -> dict[str, Any]:

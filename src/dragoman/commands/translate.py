@@ -1,7 +1,8 @@
 """`dragoman translate`: documents, every segment accounted for.
 
-The record holds `counts` (segments by state, and their total), `files` (name, format, checksum, segments, output),
-`segments` (file, line, state, reasons and source of every one that is doubtful or failed).
+The record holds `counts` (segments by state, and their total), `files` (name, checksum, segments by state, output or
+null where it could not be written), `segments` (file, line, state, reasons and source of every one that is doubtful or
+failed).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from tqdm import tqdm
 from dragoman.commands import Paths, Switch, Tags, aiding
 from dragoman.commands.aiding import APERTIUM
 from dragoman.corpora.languages import normalise_tag
-from dragoman.errors import ConfigError, UserError
+from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.evaluation.kept import Kept
 from dragoman.evaluation.rates import OVER_GENERATION, Copies, OffTarget, OverGeneration
-from dragoman.record import atomic_write, claim_folder, environment, write_json
+from dragoman.record import atomic_write, claim_folder, environment, sha256, write_json
 from dragoman.translation import job
 from dragoman.translation.documents import Document, read_document
 from dragoman.translation.formats import Options
@@ -33,6 +34,9 @@ from dragoman.translation.journal import Journal
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = RESERVED[0]
 NESTED, TABLES, PLAIN = (".json", ".yaml", ".yml"), (".csv", ".tsv"), (".txt",)
+READING = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""Files of a model's folder that its answers depend on, beside config and weights."""
+UNWRITTEN = "the file's encoding lacks letters of the translation"
 SHORT = 20
 """Letters under which a copy of the source is no reason for doubt: names and commands stay as they are."""
 
@@ -134,9 +138,11 @@ def run(config: Config) -> dict[str, Any]:
             bar.update(len(asked) - bar.n)
     finally:
         journal.close()
-    told = _written(documents, names, config.out, best, {*known})
+    told, refused = _written(documents, names, config.out, best, {*known})
     record = environment() | about | aiding.account(engine, known) | told
     write_json(config.out / "record.json", record)
+    if refused:
+        raise DataError(f"{'; '.join(refused)}; all else is written, and the same command then asks for no text again")
     return record
 
 
@@ -203,12 +209,17 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
 
 
 def _identity(model: str) -> str:
-    """A model by its content where it is on this disk, else by its name."""
+    """A model by its content where it is on this disk, how it reads and ends texts included, else by its name."""
     if model == APERTIUM:
         return model
-    from dragoman.modeling import model_checksum
+    from dragoman.methods.delta import base_of
+    from dragoman.modeling import model_checksum, model_path
 
-    return model_checksum(model) or model
+    checksum = model_checksum(model)
+    if checksum is None:
+        return model
+    folders = dict.fromkeys(Path(model_path(name)) for name in (model, base_of(model)))
+    return sha256(checksum, *(path for f in folders for name in READING for path in [f / name] if path.is_file()))
 
 
 def _engine(config: Config) -> job.Engine:
@@ -242,20 +253,28 @@ def _estimate(config: Config, documents: Sequence[Document], units: dict[str, jo
 
 def _written(
     documents: Sequence[Document], names: Sequence[Path], out: Path, best: dict[str, job.Attempt], seen: set[str]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
+    """The account, and why files are not written: all segments of one are failed then, whatever became of them."""
     counts: Counter[str] = Counter()
-    files, told = [], []
+    files, told, refused = [], [], []
     for document, name in zip(documents, names, strict=True):
         edits, lines = job.fill(document, str(name), best, seen)
         assert len(lines) == len(document.places)
-        with atomic_write(out / name) as partial:
-            partial.write_bytes(document.filled(edits))
+        output: str | None = str(out / name)
+        try:
+            filled = document.filled(edits)
+        except DataError as e:
+            output, lines = None, [replace(line, state="failed", reasons=(UNWRITTEN,)) for line in lines]
+            refused.append(str(e))
+        else:
+            with atomic_write(out / name) as partial:
+                partial.write_bytes(filled)
         own = Counter(line.state for line in lines)
         counts += own
-        files.append({"file": str(document.path), "sha256": document.checksum, "output": str(out / name), **own})
+        files.append({"file": str(document.path), "sha256": document.checksum, "output": output, **own})
         told += [asdict(line) for line in lines if line.reasons]
     total = {"segments": sum(counts.values())} | {state: counts[state] for state in STATES}
-    return {"counts": total, "files": files, "segments": told}
+    return {"counts": total, "files": files, "segments": told}, refused
 
 
 def show(record: dict[str, Any]) -> None:

@@ -31,6 +31,23 @@ SCRIPT_SUBTAGS = {
     "Java": "Javanese",
 }  # fmt: skip
 
+SCRIPT_NAMES = SCRIPT_SUBTAGS | {"Hans": "Simplified", "Hant": "Traditional"}
+REGIONS = {
+    "AE": "United Arab Emirates", "AO": "Angola", "AR": "Argentina", "AT": "Austria", "AU": "Australia",
+    "BE": "Belgium", "BO": "Bolivia", "BR": "Brazil", "CA": "Canada", "CH": "Switzerland", "CL": "Chile",
+    "CN": "China", "CO": "Colombia", "CR": "Costa Rica", "CU": "Cuba", "CY": "Cyprus", "DE": "Germany",
+    "DO": "Dominican Republic", "DZ": "Algeria", "EC": "Ecuador", "EG": "Egypt", "ES": "Spain", "FR": "France",
+    "GB": "United Kingdom", "GR": "Greece", "GT": "Guatemala", "HK": "Hong Kong", "IE": "Ireland", "IN": "India",
+    "IQ": "Iraq", "IR": "Iran", "IT": "Italy", "JO": "Jordan", "JP": "Japan", "KR": "South Korea", "LB": "Lebanon",
+    "LU": "Luxembourg", "MA": "Morocco", "MD": "Moldova", "ME": "Montenegro", "MO": "Macao", "MX": "Mexico",
+    "MY": "Malaysia", "MZ": "Mozambique", "NG": "Nigeria", "NL": "Netherlands", "NO": "Norway", "NZ": "New Zealand",
+    "PE": "Peru", "PH": "Philippines", "PK": "Pakistan", "PR": "Puerto Rico", "PT": "Portugal", "PY": "Paraguay",
+    "RO": "Romania", "RS": "Serbia", "RU": "Russia", "SA": "Saudi Arabia", "SE": "Sweden", "SG": "Singapore",
+    "SY": "Syria", "TN": "Tunisia", "TW": "Taiwan", "UA": "Ukraine", "US": "United States", "UY": "Uruguay",
+    "VE": "Venezuela", "ZA": "South Africa", "419": "Latin America",
+}  # fmt: skip
+"""Names of regions that tags often bear; another one is named by its subtag."""
+
 # The first word of a letter's Unicode name is its script, apart from these.
 SCRIPT_OF_NAME = {
     "CJK": "Han", "IDEOGRAPHIC": "Han", "CANADIAN": "Canadian Aboriginal", "TAI": "Tai Tham", "MICRO": "Common",
@@ -46,6 +63,7 @@ class Language:
 
     tag: str
     name: str
+    """With the script or region that the tag bears: Chinese (Traditional), Portuguese (Portugal)."""
     scripts: tuple[str, ...]
     """Unicode scripts that its letters come from; empty where nothing is known."""
     family: str
@@ -231,9 +249,11 @@ def language(tag: str) -> Language:
     match = TAG.fullmatch(tag)
     assert match, tag
     row = TABLE.get(tag) or TABLE.get(match["language"].lower())
-    if row is None:
-        row = (tag, "", "", "")
-    name, scripts, family, langid = row
+    name, scripts, family, langid = row or (tag, "", "", "")
+    if row and tag not in TABLE:
+        script, region = (match["script"] or "").title(), (match["region"] or "").upper()
+        more = [SCRIPT_NAMES.get(script, script), REGIONS.get(region, region)]
+        name += f" ({', '.join(filter(None, more))})" if any(more) else ""
     subtag = match["script"] and SCRIPT_SUBTAGS.get(match["script"].title())
     found = (subtag,) if subtag else () if match["script"] else tuple(scripts.split())
     return Language(tag, name, found, family, langid)
@@ -242,7 +262,8 @@ def language(tag: str) -> Language:
 def nearest(given: str, known: Iterable[str]) -> str:
     """`did you mean ca (Catalan)?`, by tag or English name; known tags where nothing is near."""
     tags = list(known)
-    names = {language(tag).name.lower(): tag for tag in reversed(tags)}
+    full = {language(tag).name.lower(): tag for tag in reversed(tags)}
+    names = {name.split(" (")[0]: tag for name, tag in full.items()} | full
     by_lower = {tag.lower(): tag for tag in tags}
     wanted = given.strip().lower().replace("_", "-")
     close = difflib.get_close_matches(wanted, [*names, *by_lower], n=1, cutoff=0.6)

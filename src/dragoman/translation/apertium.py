@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,33 +29,41 @@ CODES = {
 
 
 class ApertiumEngine:
-    """source, target: language tags. Raises ConfigError where the program or the pair is not installed."""
+    """source, target: language tags. Raises ConfigError where the program or the pair is not installed.
+
+    Requests in other directions are asked in theirs, or raise the same error.
+    """
 
     def __init__(self, source: str, target: str, *, batch: int = 64, timeout: float = 300.0) -> None:
         self.batch, self.timeout = batch, timeout
-        self.mode = _mode(source, target)
+        self.modes = {(source, target): _mode(source, target)}
         self._environment = os.environ | {"LC_ALL": "C.UTF-8"}
 
     def answers(self, requests: Sequence[Request], template: str) -> Iterator[tuple[int, Answer]]:
-        texts = [request.source for request in requests]
-        found = self._translated(texts)
-        if len(found) != len(texts):  # a text that it took apart, so each by itself
-            found = [" ".join(self._translated([text])) for text in texts]
-        for i, text in enumerate(found):
-            yield i, Answer(text) if text else Answer(None, "apertium gave no text")
+        directions: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            directions[request.source_lang, request.target_lang].append(i)
+        for languages, chosen in directions.items():
+            mode = self.modes.get(languages) or self.modes.setdefault(languages, _mode(*languages))
+            texts = [requests[i].source for i in chosen]
+            found = self._translated(texts, mode)
+            if len(found) != len(texts):  # a text that it took apart, so each by itself
+                found = [" ".join(self._translated([text], mode)) for text in texts]
+            for i, text in zip(chosen, found, strict=True):
+                yield i, Answer(text) if text else Answer(None, "apertium gave no text")
 
-    def _translated(self, texts: Sequence[str]) -> list[str]:
+    def _translated(self, texts: Sequence[str], mode: str) -> list[str]:
         """One translation a text; an empty line between two texts keeps it from reading them as one sentence."""
         asked = "".join(f"{' '.join(text.split())}\n\n" for text in texts)
         settings: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "timeout": self.timeout}
         try:
-            done = subprocess.run(["apertium", "-u", self.mode], input=asked, env=self._environment, **settings)
+            done = subprocess.run(["apertium", "-u", mode], input=asked, env=self._environment, **settings)
         except (OSError, subprocess.TimeoutExpired) as e:
             raise ModelError(f"apertium does not answer ({type(e).__name__}); the same command goes on later") from None
         if done.returncode:
             said = " ".join(done.stderr.split())[:200]
-            raise ModelError(f"apertium {self.mode} ended with status {done.returncode}: {said}; install it again")
-        return [line.strip() for line in re.split(r"\n\n", done.stdout.removesuffix("\n\n"))] if texts else []
+            raise ModelError(f"apertium {mode} ended with status {done.returncode}: {said}; install it again")
+        return [line.strip() for line in re.split(r"\n\n", done.stdout.removesuffix("\n\n"))]
 
 
 def _mode(source: str, target: str) -> str:

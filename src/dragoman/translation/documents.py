@@ -51,7 +51,7 @@ class Document:
             return self.mark + new.encode(self.encoding, lacking)
         except UnicodeEncodeError as e:
             raise DataError(
-                f"{self.path} is in {self.encoding}, which has no {e.object[e.start]!r}; convert it to UTF-8 first"
+                f"{self.path} is in {self.encoding}, which has no {e.object[e.start]!r}; convert it to UTF-8"
             ) from None
 
 

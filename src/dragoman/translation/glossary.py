@@ -54,6 +54,7 @@ class Glossary:
 
     def __init__(self, terms: Iterable[Term], source_lang: str, target_lang: str, where: str = "the glossary") -> None:
         self.terms = tuple(dict.fromkeys(terms))
+        self.languages = source_lang, target_lang
         self._endings = ending_of(source_lang), ending_of(target_lang)
         _require_one_translation(self.terms, where)
         self._patterns = [(t, *_pattern(t.source, self._endings[0])) for t in self.terms]

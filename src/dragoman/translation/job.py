@@ -9,7 +9,8 @@ faults:
 
 Lost or broken pieces are fatal: such an answer is never used. Doubts (the checks that the caller gives) are not: where
 every step leaves some, the answer with the fewest is used and named in the summary. Without any answer the source stays
-and the segment counts as failed.
+and the segment counts as failed. A step that fails for a reason that passes (a server's) is not written down, and the
+text gets no further step in this run: the next run asks this step again, so no better one is missed for good.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sentencex
 
 from dragoman.record import sha256
 from dragoman.translation.documents import Document, misfits
-from dragoman.translation.formats import Broken, Edit, Place, line_of
+from dragoman.translation.formats import Broken, Edit, Place, lines_of
 from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.protection import Masked, bare, marked, mask, stretches, unmarked, unmask
 from dragoman.translation.request import Answer, Request
@@ -73,10 +74,14 @@ class Line:
 
 
 def unit_of(place: Place) -> Unit:
-    """The unit of a place: places with the same text, pieces and sense share it."""
+    """The unit of a place: places with the same text, pieces, sense and notes share it.
+
+    Where it stands is no part of it: numbers of cues and keys of lists shift, and a text is translated once a job.
+    """
     masked = mask(place.parts)
     pieces = [f"{part.kind}:{part.text}" for part in masked.pieces]
     told = [masked.text, *pieces, *([f"sense:{place.sense}"] if place.sense else [])]
+    told += [f"note:{note}" for note in place.notes]  # none: the key of journals that were written without notes
     return Unit(sha256("\0".join(told)), masked, place.context, place.notes)
 
 
@@ -135,15 +140,16 @@ def run(
             journal.release()
             if not batch:  # another process asks for all that is left
                 time.sleep(POLL)
-            others = {asked: a for asked, a in journal.news().items() if asked not in known}
+            others = {asked: a for asked, a in journal.news().items() if asked not in known or known[asked].passing}
             known |= others
             progress(sum(not a.faults for (key, _), a in others.items() if key in units))
     return {key: _best([known[key, step] for step in steps if (key, step) in known]) for key in units}
 
 
 def _open(unit: Unit, known: Mapping[tuple[str, str], Attempt], steps: Sequence[str]) -> bool:
+    """Whether a text wants a further step: none has given a faultless answer, and none is to be asked again later."""
     tried = [known[unit.key, step] for step in steps if (unit.key, step) in known]
-    return not any(attempt.answer is not None and not attempt.faults for attempt in tried)
+    return not any(a.passing or (a.answer is not None and not a.faults) for a in tried)
 
 
 def _applies(unit: Unit, step: str, known: Mapping[tuple[str, str], Attempt], steps: Sequence[str]) -> bool:
@@ -211,13 +217,13 @@ def _best(attempts: Sequence[Attempt]) -> Attempt:
 
 def fill(document: Document, name: str, best: Mapping[str, Attempt], seen: set[str]) -> tuple[list[Edit], list[Line]]:
     """Edits of a document, and a line for each of its segments. seen: units of documents before, added to."""
-    placed = [_placed(place, best, seen) for place in document.places]
+    placed, line_at = [_placed(place, best, seen) for place in document.places], lines_of(document.text)
     for n in misfits(document, [edits for _, _, edits in placed]):
         placed[n] = ("failed", ("it would change the markup around it",), [])
     lines = []
     for place, (state, reasons, _) in zip(document.places, placed, strict=True):
         source = "".join(part.text for part in place.parts)
-        lines.append(Line(name, line_of(document.text, place.at), state, reasons, source))
+        lines.append(Line(name, line_at(place.at), state, reasons, source))
     return [edit for _, _, edits in placed for edit in edits], lines
 
 

@@ -50,8 +50,14 @@ class LocalEngine:
             batch=self.batch,
         )
         for i, ids in zip(fits, new, strict=True):
-            text = " ".join(self.codec.decode(ids).strip().split("\n")[0].split())
-            yield i, Answer(text, "") if text else Answer(None, "no text")
+            yield i, self._answer(ids, full=len(prompts[i]) + len(ids) >= context)
+
+    def _answer(self, ids: Sequence[int], full: bool) -> Answer:
+        """full: the context has no room for another token, so an answer without a line end is cut."""
+        if full and ids[-1] not in self._stops.lines:
+            return Answer(None, too_long=True)
+        text = " ".join(self.codec.decode(ids).strip().split("\n")[0].split())
+        return Answer(text) if text else Answer(None, "no text")
 
     def confidences(
         self, requests: Sequence[Request], template: str, texts: Sequence[str]

@@ -1,8 +1,9 @@
 """The engine on a server that speaks the OpenAI API: vLLM, llama.cpp, SGLang, hosted ones.
 
 Requests run side by side, at most so many a minute; each is tried again after 429, 5xx, time-outs and cut or odd
-answers, with waits that double (or as the server asks). What still fails is that segment's fault; where a server is
-down, the job stops. Models without a chat template are asked to complete the prompt's last line.
+answers, with waits that double (or as the server asks). What still fails is that segment's fault, and passes, unless
+every answer was empty; where a server is down, the job stops. Models without a chat template are asked to complete the
+prompt's last line.
 The key comes from the environment and is in no message and no record.
 """
 
@@ -26,6 +27,8 @@ from dragoman.translation.request import Answer, Request, render
 KEY = "DRAGOMAN_API_KEY"
 EXAMPLE = "http://localhost:8000/v1"
 LONGEST_WAIT = 60.0
+EMPTY = "the server's answer is empty"
+"""A fault of the model, not of the server: it may say something to the prompt of another step."""
 
 
 class Pace:
@@ -133,7 +136,7 @@ class RemoteEngine:
             if isinstance(found, Answer):
                 return found
             fault, wait = found, asked if asked is not None else 2 * wait if n else wait
-        return Answer(None, fault, passing=True)
+        return Answer(None, fault, passing=fault != EMPTY)
 
     def _is_down(self, headers: dict[str, str]) -> bool:
         try:
@@ -164,7 +167,7 @@ class RemoteEngine:
             return "the server's answer is not of the OpenAI form", None
         if reason == "length":
             return Answer(None, "the answer was cut at the server's limit", too_long=True), None
-        return (Answer(text), None) if text else ("the server's answer is empty", None)
+        return (Answer(text), None) if text else (EMPTY, None)
 
 
 def _said(answer: Any) -> tuple[str, str | None]:
@@ -173,4 +176,4 @@ def _said(answer: Any) -> tuple[str, str | None]:
     if choice.get("index", 0) != 0:
         raise ValueError("a choice that was not asked for")
     said = choice["message"]["content"] if "message" in choice else choice["text"]
-    return said.strip(), choice.get("finish_reason")
+    return (said or "").strip(), choice.get("finish_reason")

@@ -18,6 +18,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from dragoman.corpora.languages import language
+from dragoman.translation.protection import MARK
 
 TEMPLATES = {
     "zero_shot": "zero_shot.yaml",
@@ -92,7 +93,7 @@ class Request:
     @property
     def marks(self) -> bool:
         """Whether it has marks such as {1} to keep."""
-        return "{1}" in self.source
+        return bool(MARK.search(self.source))
 
 
 @dataclass(frozen=True)

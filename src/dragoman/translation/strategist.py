@@ -3,13 +3,17 @@
 To a job it is an engine whose templates are the names of strategies. Where a strategy improves a draft, the two are
 held against each other:
 
-    won        the answer lacks fewer terms than the draft, or as many and its quality estimate is higher
+    won        it has all marks and the draft has not; else it lacks fewer terms than the draft, or as many and its
+               quality estimate is higher
     lost       it lacks more, or its estimate is lower, or it has lost marks
     unchanged  the same text, or as many terms and the same estimate; also where no answer came
     unjudged   another text, and nothing to judge it by
 
 An answer that has lost marks is never taken; nor is, after `only_missing_terms`, one that has not won; with
 `accept_if_better` no other answer than one that has won is. The draft stands then.
+
+Where a draft or another version fails for a reason that passes, its text has no answer now: asked without it, it would
+be answered with less, and for good.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from dragoman.translation.glossary import Glossary, Term
@@ -27,6 +32,8 @@ from dragoman.translation.protection import MARK, bare
 from dragoman.translation.request import Answer, Draft, Neighbour, Request, Version
 from dragoman.translation.strategies import PLAIN, VIA, Strategy
 
+Key = tuple[str, str, str]
+"""Text of a neighbour, its language, and that of its drafts."""
 Quality = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(sources, translations) -> an estimate of each, higher is better; both without marks."""
 
@@ -82,19 +89,24 @@ class Strategist:
     ) -> Iterator[tuple[int, Answer]]:
         """alone: the text itself is in the memory and may not be its own neighbour."""
         strategy = self._strategies[name]
-        full = [self._filled(request, strategy, alone) for request in requests]
-        if strategy.auxiliary:
-            full = self._with_auxiliary(full, self._language(strategy.auxiliary, ""))
-        if not strategy.drafts:
-            yield from engine.answers(full, strategy.template)
-            return
-        full = self._with_neighbour_drafts(full, strategy)
-        drafted, silent = self._with_drafts(full, strategy, alone)
-        yield from silent.items()
-        yield from self._improved(drafted, name, engine)
+        full = {i: self._filled(request, strategy, alone) for i, request in enumerate(requests)}
+        for aid in (self._with_auxiliary, self._with_neighbour_drafts, partial(self._with_drafts, alone=alone)):
+            full, silent = aid(full, strategy)
+            yield from silent.items()
+        if strategy.drafts:
+            yield from self._improved(full, name, engine)
+        elif full:
+            order = list(full)
+            yield from ((order[n], answer) for n, answer in engine.answers(list(full.values()), strategy.template))
+
+    def _all_asked(
+        self, requests: Mapping[int, Request], name: str, engine: Engine, alone: bool = False
+    ) -> dict[int, Answer]:
+        order = list(requests)
+        return {order[n]: answer for n, answer in self._asked(list(requests.values()), name, engine, alone)}
 
     def _filled(self, request: Request, strategy: Strategy, alone: bool) -> Request:
-        text, glossary = bare(request.source), self.aids.glossary
+        text, glossary = bare(request.source), self._glossary(request)
         terms = glossary.found(text) if glossary and strategy.terms and not strategy.only_missing_terms else []
         pairs = tuple(dict.fromkeys(term.pair for term in terms))[: strategy.terms]
         neighbours = tuple(self._neighbours(request, strategy, text, alone))
@@ -113,7 +125,7 @@ class Strategist:
             found = self._drawn[*languages, many]
         else:
             found = [m for m in memory.search(text, *languages, many, strategy.threshold) if not self._leaks(m)]
-        kept = [match for match in found if not (alone and match.source == text)]
+        kept = [match for match in found if not (alone and match.source == request.source)]
         for match in reversed(kept[: strategy.neighbours]):
             yield Neighbour(match.source, match.target, match.similarity)
 
@@ -125,45 +137,53 @@ class Strategist:
     def _language(self, named: str, default: str) -> str:
         return self.aids.via if named == VIA else named or default
 
-    def _with_auxiliary(self, requests: Sequence[Request], language: str) -> list[Request]:
+    def _glossary(self, request: Request) -> Glossary | None:
+        """The glossary where it is of the request's languages: a pivot's are others."""
+        glossary = self.aids.glossary
+        return glossary if glossary and glossary.languages == (request.source_lang, request.target_lang) else None
+
+    def _with_auxiliary(
+        self, requests: Mapping[int, Request], strategy: Strategy
+    ) -> tuple[dict[int, Request], dict[int, Answer]]:
         """The version of the memory where it has one, else one that the engine writes first."""
-        memory, found = self.aids.memory, dict[int, str]()
-        for i, request in enumerate(requests):
+        if not strategy.auxiliary:
+            return dict(requests), {}
+        language, memory, found = self._language(strategy.auxiliary, ""), self.aids.memory, dict[int, str]()
+        for i, request in requests.items():
             known = memory.exact(request.source, request.source_lang, language) if memory else None
             if known is not None and not (self.aids.held_out and self.aids.held_out.leaks(request.source, known)):
                 found[i] = known
-        unknown = [i for i in range(len(requests)) if i not in found]
-        asked = [replace(bared(requests[i]), target_lang=language) for i in unknown]
-        for n, answer in self._asked(asked, self._plain, self._drafter):
-            if answer.text is not None:
-                found[unknown[n]] = answer.text
-        return [
-            replace(request, auxiliary=(Version(found[i], language),)) if i in found else request
-            for i, request in enumerate(requests)
-        ]
+        unknown = {i: replace(bared(r), target_lang=language) for i, r in requests.items() if i not in found}
+        answers = self._all_asked(unknown, self._plain, self._drafter)
+        found |= {i: answer.text for i, answer in answers.items() if answer.text is not None}
+        versions = {i: (Version(text, language),) for i, text in found.items()}
+        later = {i: answer for i, answer in answers.items() if answer.passing}
+        return {i: replace(r, auxiliary=versions.get(i, ())) for i, r in requests.items() if i not in later}, later
 
     def _with_drafts(
-        self, requests: Sequence[Request], strategy: Strategy, alone: bool
+        self, requests: Mapping[int, Request], strategy: Strategy, alone: bool
     ) -> tuple[dict[int, Request], dict[int, Answer]]:
-        """Requests with drafts, and the answer of those of which every draft failed."""
-        drafts: list[list[Draft]] = [[] for _ in requests]
+        """Requests with drafts, and the answer of those of which every draft failed, or one for now."""
+        drafts: dict[int, list[Draft]] = {i: [] for i in requests}
         faults: dict[int, Answer] = {}
         for name in strategy.drafts:
-            for i, draft in self._drafted(requests, strategy, name, alone):
+            todo = {i: r for i, r in requests.items() if i not in faults or not faults[i].passing}
+            for i, draft in self._drafted(todo, strategy, name, alone):
                 if isinstance(draft, Draft):
                     drafts[i].append(draft)
                 else:
                     faults[i] = draft
-        full = {i: replace(r, drafts=tuple(d)) for i, (r, d) in enumerate(zip(requests, drafts, strict=True)) if d}
-        return full, {i: answer for i, answer in faults.items() if i not in full}
+        silent = {i: answer for i, answer in faults.items() if answer.passing or not drafts[i]}
+        return {i: replace(r, drafts=tuple(drafts[i])) for i, r in requests.items() if i not in silent}, silent
 
     def _drafted(
-        self, requests: Sequence[Request], strategy: Strategy, name: str, alone: bool
+        self, requests: Mapping[int, Request], strategy: Strategy, name: str, alone: bool
     ) -> Iterator[tuple[int, Draft | Answer]]:
         engine = self._drafter if name == PLAIN else self.engine
         name = self._plain if name == PLAIN else name
-        asked = [replace(bared(r), target_lang=self._language(strategy.drafts_in, r.target_lang)) for r in requests]
-        found = dict(self._asked(asked, name, engine, alone))
+        into = {i: self._language(strategy.drafts_in, r.target_lang) for i, r in requests.items()}
+        asked = {i: replace(bared(r), target_lang=into[i]) for i, r in requests.items()}
+        found = self._all_asked(asked, name, engine, alone)
         texts = {i: answer.text for i, answer in found.items() if answer.text is not None}
         sure: dict[int, tuple[float, ...]] = {}
         if strategy.confidence and isinstance(engine, Confident) and texts:
@@ -173,30 +193,32 @@ class Strategist:
         for i, answer in found.items():
             yield i, Draft(texts[i], asked[i].target_lang, sure.get(i, ())) if i in texts else answer
 
-    def _with_neighbour_drafts(self, requests: Sequence[Request], strategy: Strategy) -> list[Request]:
+    def _with_neighbour_drafts(
+        self, requests: Mapping[int, Request], strategy: Strategy
+    ) -> tuple[dict[int, Request], dict[int, Answer]]:
         """Drafts of the neighbours, each made once. They are made without sight of their own translation."""
         if not strategy.neighbour_drafts:
-            return list(requests)
-        rows: dict[tuple[str, str, str], list[Draft]] = {
-            (n.source, r.source_lang, self._language(strategy.drafts_in, r.target_lang)): []
-            for r in requests
-            for n in r.neighbours
-        }
+            return dict(requests), {}
+        keys = {i: self._keys(request, strategy) for i, request in requests.items()}
+        rows: dict[Key, list[Draft]] = {key: [] for own in keys.values() for key in own}
+        later: dict[Key, Answer] = {}
         for name in strategy.drafts:
-            new = [key for key in rows if (name, *key) not in self._drafts]
-            asked = [Request(*key) for key in new]
-            for i, draft in self._drafted(asked, strategy, name, alone=True) if asked else ():
-                self._drafts[name, *new[i]] = draft if isinstance(draft, Draft) else None
+            new = [key for key in rows if (name, *key) not in self._drafts and key not in later]
+            for n, draft in self._drafted({n: Request(*k) for n, k in enumerate(new)}, strategy, name, alone=True):
+                if isinstance(draft, Answer) and draft.passing:
+                    later[new[n]] = draft
+                else:
+                    self._drafts[name, *new[n]] = draft if isinstance(draft, Draft) else None
             for key, drafts in rows.items():
-                drafts += [draft for draft in [self._drafts[name, *key]] if draft]
-        return [self._with_rows(request, strategy, rows) for request in requests]
+                drafts += [draft for draft in [self._drafts.get((name, *key))] if draft]
+        silent = {i: later[key] for i, own in keys.items() for key in own if key in later}
+        pairs = {i: zip(r.neighbours, keys[i], strict=True) for i, r in requests.items() if i not in silent}
+        shown = {i: tuple(replace(n, drafts=tuple(rows[key])) for n, key in own) for i, own in pairs.items()}
+        return {i: replace(requests[i], neighbours=own) for i, own in shown.items()}, silent
 
-    def _with_rows(
-        self, request: Request, strategy: Strategy, rows: Mapping[tuple[str, str, str], Sequence[Draft]]
-    ) -> Request:
-        languages = (request.source_lang, self._language(strategy.drafts_in, request.target_lang))
-        drafted = (replace(n, drafts=tuple(rows[n.source, *languages])) for n in request.neighbours)
-        return replace(request, neighbours=tuple(drafted))
+    def _keys(self, request: Request, strategy: Strategy) -> list[Key]:
+        language = self._language(strategy.drafts_in, request.target_lang)
+        return [(neighbour.source, request.source_lang, language) for neighbour in request.neighbours]
 
     def _improved(self, drafted: Mapping[int, Request], name: str, engine: Engine) -> Iterator[tuple[int, Answer]]:
         strategy = self._strategies[name]
@@ -249,8 +271,9 @@ class Strategist:
         return {i: judged.get(i, "unchanged") for i in answers}
 
     def _verdict(self, request: Request, draft: str, text: str, gain: float, strategy: Strategy) -> str:
-        if marks(text) != marks(request.source) == marks(draft):
-            return "broken"
+        kept, had = (marks(some) == marks(request.source) for some in (text, draft))
+        if kept != had:
+            return "won" if kept else "broken"
         fewer = len(self._lacking(request, draft)) - len(self._lacking(request, text))
         if strategy.only_missing_terms and not fewer:
             gain = min(gain, 0.0)  # asked for terms, it has not won with other words
@@ -259,7 +282,8 @@ class Strategist:
         return "unchanged" if self.aids.quality else "unjudged"
 
     def _lacking(self, request: Request, text: str) -> list[Term]:
-        return self.aids.glossary.missing(bare(request.source), bare(text)) if self.aids.glossary else []
+        glossary = self._glossary(request)
+        return glossary.missing(bare(request.source), bare(text)) if glossary else []
 
 
 def bared(request: Request) -> Request:

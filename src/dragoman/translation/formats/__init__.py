@@ -12,7 +12,7 @@ from dragoman.translation.formats import (
     xliff,
     yaml_values,
 )
-from dragoman.translation.formats.base import Broken, Edit, Format, Options, Part, Place, apply, line_of
+from dragoman.translation.formats.base import Broken, Edit, Format, Options, Part, Place, apply, line_of, lines_of
 
 FORMATS: dict[str, Format] = {
     ".txt": plain,
@@ -37,4 +37,16 @@ FORMATS: dict[str, Format] = {
 SKELETONS = {".md": markdown.skeleton, ".markdown": markdown.skeleton}
 """What must be the same of a document and its translation, for formats whose text can be markup by accident."""
 
-__all__ = ["FORMATS", "SKELETONS", "Broken", "Edit", "Format", "Options", "Part", "Place", "apply", "line_of"]
+__all__ = [
+    "FORMATS",
+    "SKELETONS",
+    "Broken",
+    "Edit",
+    "Format",
+    "Options",
+    "Part",
+    "Place",
+    "apply",
+    "line_of",
+    "lines_of",
+]

@@ -6,6 +6,8 @@ byte, so a format never writes a file: it only finds places.
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -167,9 +169,15 @@ def _with_copies(text: str, edit: Edit, inner: Sequence[Edit]) -> str:
     return "".join(done) + edit.text[at:]
 
 
+def lines_of(text: str) -> Callable[[int], int]:
+    """Number of the line, from 1, of each place of a text, which is read once."""
+    new_lines, returns = ([m.start() for m in re.finditer(end, text)] for end in "\n\r")
+    return lambda at: (bisect_left(new_lines, at) or bisect_left(returns, at)) + 1
+
+
 def line_of(text: str, at: int) -> int:
-    """Number of the line, from 1."""
-    return (text.count("\n", 0, at) or text.count("\r", 0, at)) + 1
+    """Number of the line, from 1, of one place; of many, `lines_of` gives it."""
+    return lines_of(text[:at])(at)
 
 
 def unreadable(kind: str, error: Exception) -> DataError:
