@@ -67,6 +67,25 @@ def test_rates_of_the_references_stand_beside(files):
     assert "references" not in record["chrf"]
 
 
+def test_a_rate_with_nothing_judged_is_no_value_and_wins_nothing(files, capsys):
+    """There is no placeholder in the files."""
+    record = score()
+    assert record["placeholders"] == {"good.de": {}, "bad.de": {}, "references": {}}
+    assert record["placeholders_judged"]["good.de"] == {"de": 0}
+    assert record["off_target_judged"]["good.de"] == record["off_target_judged"]["references"] == {"de": 40}
+    assert not [c for c in record["comparisons"] if c["metric"] == "placeholders"]
+    evaluate.show(record)
+    assert "– (n 0)" in capsys.readouterr().out
+
+
+def test_the_folder_is_asked_for_before_anything_is_scored(files, monkeypatch):
+    (files / "run").mkdir()
+    (files / "run" / "old").write_text("x")
+    monkeypatch.setattr(scoring, "add_texts", lambda *_: 1 / 0)
+    with pytest.raises(ConfigError, match="the output folder run is not empty"):
+        score(out="run")
+
+
 def test_comparisons_are_flagged_with_holm(files):
     record = score(metrics=("chrf", "bleu"))
     (chrf,) = [c for c in record["comparisons"] if c["metric"] == "chrf"]
@@ -351,6 +370,11 @@ def test_weights_bring_their_metric(files):
     expected = Comet(folder).all_sums(short["few.de"], short["few.en"], short["few.ref"])[:, 0].mean()
     assert record["comet"]["few.de"]["de"] == pytest.approx(expected, rel=1e-5)
     assert record["metrics"]["comet"] == {"title": "COMET", "higher_is_better": True}
+    assert not any("beginning" in warning for warning in record["warnings"])
+    (files / "few.de").write_text(f"b a\n{'c d ' * 9}\n")
+    long = score(hypotheses=("few.de",), references="few.ref", source="few.en", weights={"comet": folder})
+    (told,) = [warning for warning in long["warnings"] if "beginning" in warning]
+    assert "comet of de by few.de, 2. " in told
 
 
 @pytest.mark.parametrize(

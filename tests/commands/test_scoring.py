@@ -67,3 +67,34 @@ def test_translations_have_room_for_the_reference_and_its_normal_form(monkeypatc
     references = codec.encode(["το αρχείο", "αποθήκευση του αρχείου"])
     assert len(references[1]) > len(prompts[1]), "else the limit is the prompt's"
     assert seen[0]["max_new"] == [2 * max(len(p), len(r)) + 20 for p, r in zip(prompts, references, strict=True)]
+
+
+def test_a_rate_of_nothing_has_no_value():
+    rates = {"copies": {"en-de": [[0, 1], [1, 1], [0, 0]], "de-en": [[0, 0]] * 3}}
+    documents = {"copies": dict.fromkeys(rates["copies"], ["d"] * 3)}
+    found = scoring.values({"m": rates | {"documents": documents}, "n": {}}, "copies", seed=0)
+    assert found["copies"] == {"m": {"en-de": 50}} and found["copies_judged"] == {"m": {"en-de": 2, "de-en": 0}}
+    assert "bits_per_byte_judged" not in scoring.values({"m": BITS}, "bits_per_byte", seed=0)
+
+
+def test_rows_of_a_test_set_are_spread():
+    from dragoman.corpora.ntext import from_columns
+
+    texts = {g: [f"{g} {i}" for i in range(10)] for g in ("en", "de")}
+    table = from_columns(("en", "de"), texts)
+    table = table.take(range(10))
+    split = table.splits[0]
+    rows = {evenly: scoring.parallel(table, "en", "de", split, 4, evenly) for evenly in (False, True)}
+    there = scoring.cells(table.select(["en"], split), "en")
+    n = len(there)
+    assert scoring.cells(rows[False], "en") == there[:4]
+    assert scoring.cells(rows[True], "en") == [there[i * n // 4] for i in range(4)]
+    assert scoring.cells(scoring.held_out(table, ["de"], split, 4, True)["de"], "de")[1] == f"de {there[n // 4][3:]}"
+
+
+def test_systems_with_other_settings_are_told():
+    scored = {"m": BITS | {"signatures": {"bits_per_byte": "context:512"}}, "n": BITS | {"signatures": {}}}
+    assert not [w for w in warnings_of(scored, []) if "settings" in w]
+    other = {"o": BITS | {"signatures": {"bits_per_byte": "context:64"}}}
+    (told,) = [w for w in warnings_of(scored | other, []) if "settings" in w]
+    assert told == "systems were scored with different settings of bits_per_byte (m: context:512; o: context:64)"

@@ -166,3 +166,17 @@ def test_numbers_and_exact_answers_are_what_the_model_goes_on_with(place, tmp_pa
         if judged == "exact":
             assert tasking.points_of(tasking.task_of(items), found, right).tolist() == [1, 1, 1]
         assert tasking.points_of(tasking.task_of(items), ["no"] * 3, items.items["ca"]).tolist() == [0, 0, 0]
+
+
+def test_generated_answers_are_kept_with_the_keys_of_their_items(place, tmp_path):
+    rows = [{"question": f"the house {n}?", "answer_number": n} for n in range(3)]
+    (tmp_path / "t").mkdir()
+    for tag in ("en", "ca"):
+        (tmp_path / "t" / f"{tag}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    name, settings = str(place / "model"), {"languages": ("ca",), "quiet": True}
+    record = dragoman.evaluate(name, task=str(tmp_path / "t"), out=tmp_path / "out", **settings)
+    kept = json.loads((tmp_path / "out" / record["segments"]["file"]).read_text())
+    items = tasking.open_task(str(tmp_path / "t"), ["ca"], corpus="help", split=None)
+    model, codec = dragoman.open_model(name), dragoman.open_tokenizer(name)
+    assert kept["outputs"][name]["ca"] == tasking.answers_of(model, codec, items, tasking.task_of(items), "ca")
+    assert kept["keys"]["task_accuracy"]["ca"] == [item.key for item in items.items["ca"]]

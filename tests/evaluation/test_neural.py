@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast, XLMRobertaConfig
 
-from dragoman.errors import DataError, ModelError
+from dragoman.errors import ModelError
 from dragoman.evaluation.base import score, sums_per_segment
 from dragoman.evaluation.neural import Comet, MetricX
 from dragoman.modeling import estimators
@@ -129,11 +129,13 @@ def test_sparsemax_is_the_nearest_point_of_the_simplex():
     assert (weight - point).norm() <= (weight - others).norm(dim=1).min()
 
 
-def test_long_texts_are_refused_not_cut(comet):
-    limit = "a " * 10  # 12 positions with both ends
-    assert comet.segment_sums(limit, *([limit] * len(comet.needs)))[1] == 1
-    with pytest.raises(DataError, match=r"have up to 13 tokens, but the model reads 12 and nothing is cut"):
-        comet.segment_sums("a " * 11, *(["a"] * len(comet.needs)))
+def test_of_long_texts_the_beginning_is_read_and_told(comet):
+    limit, more = "a b " * 5, "a b " * 5 + "k k"  # 12 positions with both ends
+    against = [["a"] * 3 for _ in comet.needs]
+    sums_N2 = comet.all_sums([limit, more, "a"], *against)
+    assert sums_N2[1] == pytest.approx(sums_N2[0]) and abs(sums_N2[2] - sums_N2[0]).max() > 1e-4
+    assert comet.cut([limit, more, "a"], *against) == [1]
+    assert comet.cut([limit, limit, "a"], ["a", "a", more], *against[1:]) == [2], "a source counts too"
 
 
 def test_comet_folders_that_do_not_fit(tmp_path):
@@ -161,7 +163,7 @@ def test_signature_names_weights_and_settings(tmp_path):
     for part in (
         "kind:regression_metric",
         "weights:",
-        "truncation:refused",
+        "truncation:end",
         "layer:mix,softmax,norm False",
         "pool:avg",
     ):
@@ -204,11 +206,17 @@ def test_metricx_reads_one_logit_without_the_end_token(metricx_folder):
     assert "shown:source|" in metric.signature()
 
 
+def test_metricx_reads_the_beginning_of_a_long_input(metricx_folder):
+    """By hand: `source : a b c candidate :` are 7 tokens, and the end token, which is taken away, is the 8th."""
+    metric = MetricX(metricx_folder, reference=False, max_tokens=8)
+    whole = MetricX(metricx_folder, reference=False)
+    assert metric.segment_sums("b a", "a b c") == pytest.approx(whole.segment_sums("", "a b c"), abs=1e-4)
+    assert metric.cut(["b a", ""], ["a b c", "a b c"]) == [0] and whole.cut(["b a"], ["a b c"]) == []
+
+
 def test_metricx_refusals(metricx_folder, tmp_path):
     with pytest.raises(ModelError, match=r"no MetricX weights in .*: config.json, \*.safetensors not found"):
         MetricX(tmp_path)
-    with pytest.raises(DataError, match="have up to 9 tokens, but the model reads 8"):
-        MetricX(metricx_folder, reference=False, max_tokens=8).segment_sums("b a", "a b c")
     small = MT5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_decoder_layers=1, num_heads=2)
     MT5ForConditionalGeneration(small).save_pretrained(tmp_path)
     tokenizer(tmp_path, "$A </s>")

@@ -5,7 +5,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.base import score, sums_per_segment
 from dragoman.evaluation.metrics import METRICS
-from dragoman.evaluation.rates import OVER_GENERATION, Copies, LengthRatio, OffTarget, OverGeneration
+from dragoman.evaluation.rates import OVER_GENERATION, Copies, LengthRatio, OffTarget, OverGeneration, letters
 
 GERMAN = "Wählen Sie die Zellen aus, die formatiert werden sollen."
 ENGLISH = "Select the cells that you want to format."
@@ -13,12 +13,39 @@ CATALAN = "Seleccioneu les cel·les que voleu formatar."
 
 
 def test_off_target_by_hand():
-    sums_NS = sums_per_segment(OffTarget("de"), [GERMAN, ENGLISH, CATALAN, "OK"])
+    sums_NS = sums_per_segment(OffTarget("de"), [GERMAN, ENGLISH, CATALAN, "OK"], [GERMAN, GERMAN, GERMAN, "OK"])
     assert sums_NS.tolist() == [[0, 1], [1, 1], [1, 1], [0, 0]]
     ours = score(OffTarget("de"), sums_NS)
     assert ours.value == pytest.approx(200 / 3)
-    assert ours.signature.startswith("target:de|label:de|among:all|min_letters:20|identifier:py3langid|version:")
+    assert ours.signature.startswith("target:de|label:de|among:all|min_letters:20|letters:Han 3,Hangul 2|")
+    assert "|judged_by:reference|identifier:py3langid|version:" in ours.signature
     assert OffTarget.higher_is_better is False
+
+
+def test_an_answer_does_not_choose_what_is_judged():
+    """An untranslated answer is long enough to be judged, so its short right translation has to be judged too."""
+    metric, reference = OffTarget("zh"), "选择要设置格式的单元格。"  # 11 signs of Han, as long as 33 letters
+    answers = [reference, "选择单元格。", ENGLISH, "", "1 + 2"]
+    assert [metric.segment_sums(answer, reference)[1] for answer in answers] == [1] * 5
+    assert [metric.segment_sums(answer, reference)[0] for answer in answers[2:]] == [1] * 3
+    assert metric.segment_sums(ENGLISH, "确定") == [0, 0]
+    with pytest.raises(DataError, match="off target needs references"):
+        sums_per_segment(metric, answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("a é 1!", 2), ("日本のOK", 3 + 3 + 1 + 2), ("한국어", 6), ("हिन्दी", 6), ("", 0)]
+)
+def test_letters_by_hand(text, count):
+    assert letters(text) == count
+
+
+def test_segments_of_the_corpus_are_judged_alike_in_every_language():
+    from dragoman.corpora.pack import load_pack
+
+    texts = load_pack().select(["en", "zh", "ja"], "devtest", complete=True)
+    judged = {g: sum(letters(t) >= 20 for t in column) / len(texts) for g, column in texts.columns.items()}
+    assert min(judged.values()) > 0.9, judged
 
 
 def test_off_target_asks_py3langid(sentences):
@@ -125,3 +152,6 @@ def test_length_ratio_by_hand():
 def test_rates_of_nothing_judged_are_zero():
     for name in ("copies", "numbers"):
         assert float(METRICS[name]().from_sums(np.zeros(4))) == 0
+        assert METRICS[name]().judged(np.zeros(4)) == 0, "so that nobody takes the 0 for a value"
+    assert METRICS["copies"]().judged(np.array([1, 3])) == 3
+    assert METRICS["chrf"]().judged(np.zeros(4)) is None

@@ -111,3 +111,32 @@ def test_csv_reads_back():
     difference = rows[-1]
     assert (difference["against"], float(difference["value"]), difference["verdict"]) == ("copy", 21.22, "better")
     assert rows[0]["against"] == ""
+
+
+def test_what_lies_between_0_and_1_has_three_decimals():
+    one = {"a": {"en-de": 0.8432}}, {"a": {"en-de": [0.8394, 0.8468]}}
+    record = RECORD | {"metrics": {n: {"title": n, "higher_is_better": True} for n in ("comet", "embedding")}}
+    for name in record["metrics"]:
+        record |= {name: one[0], f"{name}_interval": one[1]}
+        record |= {"signatures": RECORD["signatures"] | record["signatures"] | {name: "k:v"}}
+        record |= {"means": record["means"] | {name: {}}}
+    for form in ("txt", "md", "tex", "html"):
+        assert render(record, form).count("0.843 [0.839, 0.847]") == 2
+
+
+def test_a_rate_tells_of_how_many_and_is_none_of_none():
+    judged = {"chrf_judged": {"a_b": {"en-de": 7, "de-en": 300}, "copy": {"en-de": 0, "de-en": 0}, "x": {"en-de": 9}}}
+    values = {"chrf": RECORD["chrf"] | {"copy": {}}}
+    table = tables_of(RECORD | judged | values | {"means": {"chrf": {}, "length_ratio": {}}})[0]
+    assert table.rows[0][1:] == ["31.3 [30.0, 32.0] (n 7)", "– (n 0)", "1.0 [0.5, 1.5] (n 9)"]
+    assert table.rows[1][1:] == ["20.0 [19.0, 21.0] (n 300)", "– (n 0)", "–"]
+    assert "n: segments judged" in table.note
+    rows = list(csv.DictReader(io.StringIO(render(RECORD | judged | values, "csv"))))
+    assert [row["judged"] for row in rows[:3]] == ["7", "300", "9"]
+
+
+def test_a_system_with_other_settings_is_told():
+    other = RECORD | {"signatures_of": {"a_b": {"chrf": "nrefs:1|case:mixed"}, "x": {"chrf": "nrefs:1|case:lower"}}}
+    assert tables_of(other)[0].note == "95 % intervals; nrefs:1|case:mixed; x: nrefs:1|case:lower"
+    rows = list(csv.DictReader(io.StringIO(render(other, "csv"))))
+    assert {r["system"]: r["signature"] for r in rows if not r["against"]}["x"] == "nrefs:1|case:lower"

@@ -1,35 +1,39 @@
 """`dragoman evaluate`: models, or files that any system wrote, on held-out text: values, intervals, paired comparisons.
 
 The record holds, for each metric, `{metric: {system: {label: value}}}` and `{metric}_interval`; a label is a language
-or a direction such as `en-de`. `comparisons` lists paired tests, `means` what the tables show beside the labels,
+or a direction such as `en-de`. A rate has `{metric}_judged`, the segments that it is of, and no value where they are 0.
+`signatures_of` has the signatures by system, `segments_there` the rows of which `segments_scored` were taken.
+`comparisons` lists paired tests, `means` what the tables show beside the labels,
 `left_out` metrics that could not be had and why, `warnings` what to mind, `texts` checksums of what was scored
 (`{"references" | "sources" | "likelihoods" | "choices": {label: sha256}}`), `task` the items that were answered, with
 their checksum. The sums of every segment, from which `segments.json` beside the record gives all of it again, are too
-many to read: `{"documents": {metric: {label: [N]}}, "sums": {system: {metric: {label: [N][S]}}}, "outputs": {system:
-{label: [N]}}}`.
+many to read: `{"documents": {metric: {label: [N]}}, "keys": {metric: {label: [N]}}, "sums": {system: {metric:
+{label: [N][S]}}}, "outputs": {system: {label: [N]}}}`; the answers that a model generates for a task are outputs in a
+language, and `keys` names its items. Of models the file is written anew after each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, measures, require_sample, scoring
+from dragoman.commands import Switch, Tags, measures, require_sample, scoring, systems
 from dragoman.commands.directions import only_direction, parse_directions
 from dragoman.commands.judging import verdict, warnings_of
-from dragoman.commands.tasking import Installed, add_task, open_items, require_room, systems_of
+from dragoman.commands.tasking import add_task, open_items
 from dragoman.corpora.languages import normalise_tag
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.parting import refuse_untranslated, require_same_length
 from dragoman.corpora.reading import read_lines
 from dragoman.corpora.testsets import open_test_set
-from dragoman.errors import ConfigError, UserError
+from dragoman.errors import ConfigError
 from dragoman.evaluation.metrics import METRICS, Metric
 from dragoman.record import claim_folder, environment, read_json, sha256, write_json
 from dragoman.reporting.tables import FORMS, render, write_table
@@ -37,7 +41,6 @@ from dragoman.reporting.tables import FORMS, render, write_table
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dragoman.corpora.items import TaskItems
     from dragoman.modeling import TextCodec
 
 
@@ -70,13 +73,14 @@ class Config:
     normalise: str = ""
     """How likelihoods of a task's options are compared: bytes, pmi or none; default: the task's."""
     steer: Tags = ()
-    """Files that `dragoman steer` wrote: the model steered by each is compared with the model as it is."""
+    """Files that `dragoman steer` wrote: the model steered by the first is compared with the model steered by each
+    other one, with the model as it is and with those of --against."""
     metrics: Tags = ()
     """Metrics of translations; default: all that apply."""
     split: str = "devtest"
     """Which split to read; test stays sealed."""
     segments: int = 300
-    """At most so many segments per language or direction."""
+    """At most so many segments per language or direction: the first of a corpus, spread evenly over a test set."""
     hypotheses: Tags = ()
     """Without a model: files of translations, one a line; the first is compared with the others."""
     references: Path | None = None
@@ -150,13 +154,13 @@ def run(config: Config) -> dict[str, Any]:
     """Score systems on the same held-out segments: tables with intervals and paired comparisons, and a record."""
     out = Path(config.out or "evaluation") if config.model or config.out else None
     if config.hypotheses:
-        scored, left_out, about = _score_files(config)
-        out = out and claim_folder(out)
+        scored, left_out, about = _score_files(config, out)
     else:
         assert out
         scored, left_out, about = _score_models(config, out)
     record = environment() | {"command": "evaluate", "config": asdict(config)} | about
     record |= summary(scored, config.seed) | {"left_out": left_out}
+    record["warnings"] += _part_of_the_set(config, about)
     if out:
         record["segments"] = scoring.write_segments(out / "segments.json", scored)
         write_json(out / "record.json", record)
@@ -176,7 +180,7 @@ Result = tuple[dict[str, Any], dict[str, str], dict[str, Any]]
 """What the systems scored, metrics left out, what the record says of the text."""
 
 
-def _score_files(config: Config) -> Result:
+def _score_files(config: Config, out: Path | None) -> Result:
     assert config.references
     target = normalise_tag(config.target)
     lines = {file: read_lines(Path(file)) for file in config.hypotheses}
@@ -192,6 +196,8 @@ def _score_files(config: Config) -> Result:
     table = _table_of(target, references, read)
     metrics, left_out = measures.metrics_for(target, config.metrics, _from_files(config))
     terms = measures.read_terms(beside["terms"]) if config.terms else None
+    if out:
+        claim_folder(out)  # before hours of scoring
     scored: dict[str, Any] = {}
     for file, texts in lines.items():
         scored[file] = scoring.empty_sums()
@@ -202,7 +208,7 @@ def _score_files(config: Config) -> Result:
     scored |= reference_rates({target: table}, {target: metrics})
     files = [*map(Path, config.hypotheses), Path(config.references), *beside.values()]
     about: dict[str, Any] = {"segments_scored": {target: len(references)}, "files": {str(f): sha256(f) for f in files}}
-    about |= {"texts": scoring.text_checksums({target: table}, {}, {})}
+    about |= {"texts": systems.text_checksums({target: table}, {}, {})}
     if terms is not None:
         about["texts"]["terms"] = {target: sha256(json.dumps(terms))}
     return scored, left_out, about
@@ -239,68 +245,54 @@ def _score_models(config: Config, out: Path) -> Result:
     of_items = (config.choices or config.task) and not spoken
     languages = () if config.task else config.languages or (() if of_items else tuple(spoken) or corpus.languages)
     corpus.require([*languages, *spoken])
-    settings: dict[str, Any] = {"split": config.split, "segments": config.segments}
+    settings: dict[str, Any] = {"split": config.split, "segments": config.segments, "evenly": bool(config.test_set)}
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
     held_out = scoring.held_out(corpus, languages, **settings)
     metrics, left_out = _metrics(directions, config)
-    choices, items = _read_choices(config), open_items(config, corpus)
-    systems = systems_of(config.model, config.steer, config.against)
-    opened = open_both(config.model)
-    _require_ready(*opened, [how for name, how in systems.values() if name == config.model], items)
-    _require_others(config.against, items)
+    asked = systems.Asked(pairs, _read_choices(config), open_items(config, corpus))
+    named = systems.systems_of(config.model, config.steer, config.against)
+    opened = {config.model: open_both(config.model)}
+    systems.require_ready(*opened[config.model], [how for name, how in named.values() if name == config.model], asked)
+    systems.require_others(config.against, asked)
     claim_folder(out)  # nothing is written where a model cannot be opened
-    scored: dict[str, Any] = {}
-    for label, (name, how) in systems.items():
-        model, codec = opened if name == config.model else open_both(name)
-        with how(model):
-            scored[label] = scoring.score_model(
-                model, codec, corpus, languages, directions, metrics=metrics, quiet=config.quiet, **settings
-            )
-            scoring.add_choices(scored[label], model, codec, choices, config.quiet)
-            add_task(scored[label], model, codec, items, config.normalise, config.quiet)
+    text: dict[str, Any] = {"corpus": corpus, "languages": languages, "directions": directions, "metrics": metrics}
+    score, scored = partial(scoring.score_model, quiet=config.quiet, **text, **settings), {}
+    for label, (name, how) in named.items():
+        if name not in opened:
+            opened.clear()  # one model at a time is in memory
+            opened[name] = open_both(name)
+        with how(opened[name][0]):
+            scored[label] = _score_model(config, score, asked, *opened[name])
+        scoring.write_segments(out / "segments.json", scored)
+    opened.clear()
     if directions:
         scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)
         scored |= reference_rates(pairs, metrics)
-    if not choices:
-        left_out["option_accuracy"] = "it needs items: give --choices"
-    if not items:
-        left_out["task_accuracy"] = "it needs items: give --task"
-    about = {"corpus": corpus.about} | _systems(config)
-    about |= {"segments_scored": {label: len(table) for label, table in pairs.items()}}
-    about |= {"texts": scoring.text_checksums(pairs, held_out, choices)}
+    needed = {"option_accuracy": ("choices", asked.choices), "task_accuracy": ("task", asked.items)}
+    left_out |= {name: f"it needs items: give --{flag}" for name, (flag, given) in needed.items() if not given}
+    return scored, left_out, _systems(config) | _about(config, corpus, held_out, asked)
+
+
+def _score_model(
+    config: Config, score: Callable[..., dict[str, Any]], asked: systems.Asked, model: PreTrainedModel, codec: TextCodec
+) -> dict[str, Any]:
+    sums = score(model, codec)
+    scoring.add_choices(sums, model, codec, asked.choices, config.quiet)
+    add_task(sums, model, codec, asked.items, config.normalise, config.quiet)
+    return sums
+
+
+def _about(config: Config, corpus: NText, held_out: Mapping[str, NText], asked: systems.Asked) -> dict[str, Any]:
+    """What the record says of the text."""
+    tables, items = {**held_out, **asked.pairs}, asked.items
+    there = {label: len(corpus.select(t.languages, config.split, complete=True)) for label, t in tables.items()}
+    about: dict[str, Any] = {"corpus": corpus.about, "segments_there": there}
+    about |= {"segments_scored": {label: len(table) for label, table in asked.pairs.items()}}
+    about |= {"texts": systems.text_checksums(asked.pairs, held_out, asked.choices)}
     if items:
         about["task"] = {"name": items.name, "items": len(items), "sha256": items.checksum(), "about": items.about}
         about["texts"]["task"] = dict.fromkeys(items.items, items.checksum())
-    return scored, left_out, about
-
-
-def _require_ready(
-    model: PreTrainedModel, codec: TextCodec, installed: Sequence[Installed], items: TaskItems | None
-) -> None:
-    """Before anything is scored, raise what a steering file that does not fit raises, or an item without room."""
-    for how in installed:
-        with how(model):
-            pass
-    if items is not None:
-        require_room(model, codec, items)
-
-
-def _require_others(names: Sequence[str], items: TaskItems | None) -> None:
-    """Before anything is scored, raise all that config and tokenizer of models that come later say against it."""
-    from dragoman.methods.delta import base_of
-    from dragoman.modeling import open_tokenizer, outline
-
-    faults = []
-    for name in names:
-        try:
-            base = base_of(name)
-            codec, model = open_tokenizer(base), outline(base)
-            if items is not None:
-                require_room(model, codec, items)
-        except UserError as e:
-            faults.append(str(e) if name in str(e) else f"{name}: {e}")
-    if faults:
-        raise ConfigError(f"nothing was scored: {'; '.join(faults)}")
+    return about
 
 
 def _systems(config: Config) -> dict[str, Any]:
@@ -360,17 +352,27 @@ def _read_choices(config: Config) -> dict[str, Any]:
 # What the record says
 
 
+def _part_of_the_set(config: Config, about: Mapping[str, Any]) -> list[str]:
+    """What to mind where only a part of a test set was scored."""
+    there = {label: n for label, n in about.get("segments_there", {}).items() if n > config.segments}
+    if not config.test_set or not there:
+        return []
+    told = ", ".join(f"{label} ({config.segments} of {n})" for label, n in there.items())
+    way_out = f"--segments {max(there.values())} takes all"
+    return [f"a part of the test set was scored, spread evenly over it: {told}; {way_out}"]
+
+
 def summary(scored: scoring.Scored, seed: int) -> dict[str, Any]:
     """Values, intervals, means, comparisons of the first system with the others, and what to mind."""
     signatures = {name: s for by in list(scored.values())[::-1] for name, s in by["signatures"].items()}
     names = [name for name in METRICS if name in signatures]
     result: dict[str, Any] = {"systems": list(scored), "signatures": {n: signatures[n] for n in names}}
     result["metrics"] = {n: {"title": measures.title(n), "higher_is_better": measures.better(n)} for n in names}
-    result |= {"comparisons": [], "means": {}}
+    result |= {"signatures_of": {s: by["signatures"] for s, by in scored.items()}, "comparisons": [], "means": {}}
     for name in names:
         result |= scoring.values(scored, name, seed)
         result["means"][name] = _means(result[name])
-        result["comparisons"] += _judged(scored, name, seed)
+        result["comparisons"] += _judged(scored, name, result[name], seed)
     return result | {"warnings": warnings_of(scored, result["comparisons"])}
 
 
@@ -382,10 +384,14 @@ def _means(by_system: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {"over": common, "of": {s: float(np.mean([by[g] for g in common])) for s, by in by_system.items()}}
 
 
-def _judged(scored: scoring.Scored, name: str, seed: int) -> list[dict[str, Any]]:
-    """The first system against each other one in every label, Holm over all of these, with a verdict each."""
+def _judged(
+    scored: scoring.Scored, name: str, values: Mapping[str, Mapping[str, float]], seed: int
+) -> list[dict[str, Any]]:
+    """The first system against each other one in every label where both have a value, Holm over all of these, with a
+    verdict each.
+    """
     first, *others = (s for s in scored if s != "references")
-    pairs = [(first, b, g) for b in others for g in scored[first].get(name, {}) if g in scored[b].get(name, {})]
+    pairs = [(first, b, g) for b in others for g in values.get(first, {}) if g in values.get(b, {})]
     found = scoring.comparisons(scored, name, pairs, seed)
     shown = [{"detectable": scoring.detectable(scored, a, b, name, g, seed)} for a, b, g in pairs]
     return [c | verdict(c, measures.better(name)) | d for c, d in zip(found, shown, strict=True)]

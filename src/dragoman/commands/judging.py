@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dragoman.commands.scoring import Scored
+from dragoman.evaluation.checks import some
 
 FEW_UNITS = 30
 """Documents (or segments) under which intervals and p-values promise too much."""
@@ -29,7 +30,7 @@ def too_few_to_judge(units: int) -> bool:
 
 
 def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:
-    """What to mind: few units to resample, differences within noise."""
+    """What to mind: few units to resample, text cut short, other settings, differences within noise."""
     documents = [labels for by in scored.values() for labels in by["documents"].values()]
     units = {g: n if (n := len(set(names))) > 1 else len(names) for by in documents for g, names in by.items()}
     told = []
@@ -44,6 +45,17 @@ def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:
             f"text without a place in the vocabulary in {', '.join(unknown)}: bits per byte are too low there, as one "
             "token stands for any such text; do not compare them with other models'"
         )
+    if cut := [
+        f"{name} of {g} by {s}, {some([n + 1 for n in rows])}"
+        for s, by in scored.items()
+        for name, labels in by.get("cut", {}).items()
+        for g, rows in labels.items()
+    ]:
+        told.append(
+            f"only the beginning was read of segments (numbered from 1) that are too long for the metric's model: "
+            f"{'; '.join(cut)}. Mind their scores, or split them"
+        )
+    told += _unlike_settings(scored)
     unjudged = [c for c in comparisons if too_few_to_judge(c["units"])]
     if unjudged:
         told.append(
@@ -57,3 +69,15 @@ def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:
             "small to show differences under those in the column `would show`"
         )
     return told
+
+
+def _unlike_settings(scored: Scored) -> list[str]:
+    """Metrics of which systems have other settings than the first one that has it, with both signatures."""
+    first = {name: (s, text) for s, by in list(scored.items())[::-1] for name, text in by.get("signatures", {}).items()}
+    apart = [
+        f"{name} ({first[name][0]}: {first[name][1]}; {s}: {text})"
+        for s, by in scored.items()
+        for name, text in by.get("signatures", {}).items()
+        if text != first[name][1]
+    ]
+    return [f"systems were scored with different settings of {', '.join(apart)}"] if apart else []

@@ -109,6 +109,11 @@ def formula(name: str) -> Formula:
     return _anyhow(name).from_sums
 
 
+def judged(name: str, sums_S: np.ndarray) -> int | None:
+    """How many segments a metric could judge, by their summed sums; None where it judges all."""
+    return _anyhow(name).judged(sums_S)
+
+
 def title(name: str) -> str:
     """A metric's name for tables."""
     return _anyhow(name).name

@@ -3,7 +3,7 @@
 What a system scored is plain lists (a run keeps them as JSON and goes on later):
 
     {"bits_per_byte": {language: sums_NS}, "chrf": {label: sums_NS}, ..., "outputs": {label: [N texts]},
-     "documents": {metric: {label: [N names]}}, "signatures": {metric: text}}
+     "documents": {metric: {label: [N names]}}, "signatures": {metric: text}, "cut": {metric: {label: [numbers]}}}
 
 A label names what a value is about: a language for likelihoods, a direction such as `en-de` for translations.
 """
@@ -23,8 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dragoman.commands import another_split
-from dragoman.commands.measures import Formula, formula
+from dragoman.commands.measures import Formula, formula, judged
 from dragoman.corpora.choices import Choice
+from dragoman.corpora.items import spread
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.parting import refuse_untranslated
@@ -58,13 +59,19 @@ MEASURED = ("dev", "devtest")
 
 def first_rows(corpus: NText, language: str, split: str, segments: int) -> NText:
     """The first rows of a split that have text in a language, at most so many."""
-    table = corpus.select([language], split, complete=True)
-    return table.take(range(min(segments, len(table))))
+    return _rows(corpus, [language], split, segments)
 
 
-def held_out(corpus: NText, languages: Sequence[str], split: str, segments: int) -> dict[str, NText]:
-    """The rows that each language is scored on. DataError where they are of no use."""
-    tables = {g: first_rows(corpus, g, split, segments) for g in languages}
+def _rows(corpus: NText, languages: Sequence[str], split: str, segments: int, evenly: bool = False) -> NText:
+    table = corpus.select(languages, split, complete=True)
+    return table.take(spread(range(len(table)), segments) if evenly else range(min(segments, len(table))))
+
+
+def held_out(
+    corpus: NText, languages: Sequence[str], split: str, segments: int, evenly: bool = False
+) -> dict[str, NText]:
+    """The rows that each language is scored on, the first or spread evenly. DataError where they are of no use."""
+    tables = {g: _rows(corpus, [g], split, segments, evenly) for g in languages}
     if empty := [g for g, t in tables.items() if len(t) < 2]:
         way_out = another_split(corpus, empty, split, among=MEASURED)
         raise DataError(f"fewer than two segments of {', '.join(empty)} in split {split}; {way_out}")
@@ -76,32 +83,18 @@ def cells(table: NText, tag: str) -> list[str]:
     return [t for t in table.columns[tag] if t is not None]
 
 
-def parallel(corpus: NText, source: str, target: str, split: str, segments: int) -> NText:
-    """The rows of a direction: those that have source and reference. DataError where they are of no use."""
-    table = corpus.select([source, target], split, complete=True)
-    table = table.take(range(min(segments, len(table))))
+def parallel(corpus: NText, source: str, target: str, split: str, segments: int, evenly: bool = False) -> NText:
+    """The rows of a direction, the first with source and reference or spread evenly over them.
+
+    Raises DataError where they are of no use.
+    """
+    table = _rows(corpus, [source, target], split, segments, evenly)
     if len(table) < 2:
         way_out = another_split(corpus, [source, target], split, complete=True, among=MEASURED)
         raise DataError(f"fewer than two pairs {source} -> {target} in split {split}; {way_out}")
     name = corpus.about.get("name", "the corpus")
     refuse_untranslated(cells(table, source), cells(table, target), f"{source} -> {target} in {name}")
     return table
-
-
-def text_checksums(
-    pairs: Mapping[str, NText], rows: Mapping[str, NText], choices: Mapping[str, Sequence[Choice]]
-) -> dict[str, dict[str, str]]:
-    """What was scored, as checksums of texts in order, so that two records can tell whether theirs is the same.
-
-    pairs: label -> columns source and target, or the target alone; rows: language -> rows of likelihoods.
-    """
-    columns: dict[str, dict[str, Sequence[Any]]] = {
-        "references": {label: cells(table, table.languages[-1]) for label, table in pairs.items()},
-        "sources": {label: cells(t, t.languages[0]) for label, t in pairs.items() if len(t.languages) > 1},
-        "likelihoods": {g: cells(table, g) for g, table in rows.items()},
-        "choices": {g: [asdict(item) for item in items] for g, items in choices.items()},
-    }
-    return {kind: {label: sha256(json.dumps(column)) for label, column in by.items()} for kind, by in columns.items()}
 
 
 # Systems
@@ -156,9 +149,12 @@ def add_texts(
     columns = dict(zip(("references", "sources"), texts, strict=False)) | ({} if terms is None else {"terms": terms})
     sums["outputs"][label] = list(outputs)
     for name, metric in metrics.items():
-        if set(metric.needs) <= set(columns):
-            against = (columns[need] for need in metric.needs)
+        taken = (*metric.needs, *metric.chosen_by)
+        if set(taken) <= set(columns):
+            against = [columns[need] for need in taken]
             add_sums(sums, name, label, metric.all_sums(list(outputs), *against), table.documents)
+            if cut := metric.cut(list(outputs), *against):
+                sums.setdefault("cut", {}).setdefault(name, {})[label] = cut
             sums["signatures"][name] = _joined(sums["signatures"].get(name), metric.signature())
 
 
@@ -174,6 +170,12 @@ def _value(setting: str) -> str:
     return setting.partition(":")[2]
 
 
+def prompts_of(codec: TextCodec, table: NText) -> list[list[int]]:
+    """What a model is shown to translate the table's first column into its second."""
+    source, target = table.languages
+    return codec.prompts(cells(table, source), source, target, {g: language(g).name for g in table.languages})
+
+
 def translations(
     model: PreTrainedModel, codec: TextCodec, table: NText, label: str, quiet: bool, stops: Any = None
 ) -> list[str]:
@@ -185,10 +187,8 @@ def translations(
     from dragoman.modeling import context_length
     from dragoman.translation.engines import stops_of, translate_greedy
 
-    source, target = table.languages
-    names = {g: language(g).name for g in table.languages}
-    prompts = codec.prompts(cells(table, source), source, target, names)
-    references = codec.encode(cells(table, target))
+    prompts = prompts_of(codec, table)
+    references = codec.encode(cells(table, table.languages[1]))
     with tqdm(total=len(prompts), desc=label, unit=" segments", disable=quiet, delay=2) as bar:
         new = translate_greedy(
             model,
@@ -234,6 +234,7 @@ def score_model(
     *,
     split: str = "devtest",
     segments: int = 300,
+    evenly: bool = False,
     metrics: Mapping[str, Mapping[str, Metric]] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -243,12 +244,12 @@ def score_model(
     """
     from dragoman.translation.engines import stops_of
 
-    rows = held_out(corpus, languages, split, segments)
+    rows = held_out(corpus, languages, split, segments, evenly)
     sums = empty_sums() | {"chrf": {}}
     add_likelihoods(sums, model, codec, rows, quiet)
     stops = stops_of(model, codec) if directions else None
     for label, (source, target) in directions.items():
-        table = parallel(corpus, source, target, split, segments)
+        table = parallel(corpus, source, target, split, segments, evenly)
         outputs = translations(model, codec, table, label, quiet, stops)
         add_texts(sums, label, outputs, table, metrics[label] if metrics else {"chrf": CHRF()})
     return sums
@@ -260,12 +261,13 @@ def score_copy(
     *,
     split: str = "devtest",
     segments: int = 300,
+    evenly: bool = False,
     metrics: Mapping[str, Mapping[str, Metric]] | None = None,
 ) -> dict[str, Any]:
     """The system that returns its source: what a translation must beat. Metrics against the source leave it out."""
     sums = empty_sums() | {"bits_per_byte": {}, "chrf": {}}
     for label, (source, target) in directions.items():
-        table = parallel(corpus, source, target, split, segments)
+        table = parallel(corpus, source, target, split, segments, evenly)
         chosen = metrics[label] if metrics else {"chrf": CHRF()}
         only = {name: metric for name, metric in chosen.items() if metric.needs == ("references",)}
         add_texts(sums, label, cells(table, source), table, only)
@@ -292,11 +294,17 @@ def _labels(scored: Scored, name: str) -> list[str]:
 
 
 def values(scored: Scored, name: str, seed: int) -> dict[str, Any]:
-    """Values and intervals of one metric: {name: {system: {label: value}}, name_interval: ...}."""
-    from_sums = formula(name)
-    found = {s: {g: _interval(by, name, g, from_sums, seed) for g in by.get(name, {})} for s, by in scored.items()}
-    found = {s: by for s, by in found.items() if by}
-    return {
+    """Values and intervals of one metric: {name: {system: {label: value}}, name_interval: ...}.
+
+    Of a rate also name_judged, the segments that it is of; where they are 0 there is no value.
+    """
+    from_sums, there = formula(name), {s: by[name] for s, by in scored.items() if by.get(name)}
+    of = {s: {g: judged(name, np.sum(sums, axis=0)) for g, sums in by.items()} for s, by in there.items()}
+    found = {
+        s: {g: _interval(scored[s], name, g, from_sums, seed) for g, n in by.items() if n != 0} for s, by in of.items()
+    }
+    counted = any(n is not None for by in of.values() for n in by.values())
+    return ({f"{name}_judged": of} if counted else {}) | {
         name: {s: {g: i.value for g, i in by.items()} for s, by in found.items()},
         f"{name}_interval": {s: {g: [i.low, i.high] for g, i in by.items()} for s, by in found.items()},
     }
@@ -366,9 +374,10 @@ def mean_of_labels(by: Mapping[str, Any], name: str, labels: Sequence[str]) -> t
 
 def write_segments(path: Path, scored: Scored) -> dict[str, str]:
     """Outputs and sums of every segment, from which values can be had again; name and checksum of the file."""
-    kept = ("outputs", "documents", "signatures", "unknown")
+    kept = ("outputs", "documents", "signatures", "unknown", "cut", "keys")
     content = {
         "documents": {name: by for s in scored.values() for name, by in s["documents"].items()},
+        "keys": {name: by for s in scored.values() for name, by in s.get("keys", {}).items()},
         "sums": {s: {name: v for name, v in by.items() if name not in kept} for s, by in scored.items()},
         "outputs": {s: by["outputs"] for s, by in scored.items()},
     }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,7 +262,7 @@ def points_of(task: Task, answers: Sequence[Any], items: Sequence[Item]) -> np.n
     return np.array([task.points(answer, item) for answer, item in zip(answers, items, strict=True)])
 
 
-# Systems of an evaluation
+# In an evaluation
 
 
 def open_items(config: Any, corpus: NText) -> TaskItems | None:
@@ -293,7 +291,10 @@ def add_task(
     normalise: str = "",
     quiet: bool = True,
 ) -> None:
-    """Points of a model's answers, by language, as sums of the metric `task_accuracy`."""
+    """Points of a model's answers, by language, as sums of the metric `task_accuracy`, with the items' keys.
+
+    Answers that the model generates are kept as its outputs in a language.
+    """
     from dragoman.commands import scoring
 
     if items is None:
@@ -302,30 +303,12 @@ def add_task(
     metric = TaskAccuracy(task)
     sums["signatures"]["task_accuracy"] = metric.signature()
     for g, chosen in items.items.items():
-        points = points_of(task, answers_of(model, codec, items, task, g, quiet), chosen)
+        answers = answers_of(model, codec, items, task, g, quiet)
+        points = points_of(task, answers, chosen)
         scoring.add_sums(sums, "task_accuracy", g, metric.all_sums(points.tolist()), [item.document for item in chosen])
-
-
-Installed = Callable[["PreTrainedModel"], AbstractContextManager[Any]]
-
-
-def systems_of(model: str, steer: Sequence[str], against: Sequence[str]) -> dict[str, tuple[str, Installed]]:
-    """Label -> model and what is put on it while it is scored: the model steered by each file, as it is, the others.
-
-    Raises ConfigError for two files of one name, DataError for a file that is none.
-    """
-    if not steer:
-        return {name: (name, nullcontext) for name in (model, *against)}
-    from dragoman.commands.steer import opened
-    from dragoman.methods.steer import steered
-
-    labels = {f"{model}+{Path(file).stem}": opened(Path(file), model) for file in steer}
-    if len(labels) < len(steer):
-        raise ConfigError(f"steering files are told apart by their names, and {', '.join(steer)} share one; rename one")
-    found: dict[str, tuple[str, Installed]] = {
-        label: (model, partial(steered, how=how)) for label, how in labels.items()
-    }
-    return found | {name: (name, nullcontext) for name in (model, *against)}
+        sums.setdefault("keys", {}).setdefault("task_accuracy", {})[g] = [item.key for item in chosen]
+        if task.generates:
+            sums["outputs"][g] = answers
 
 
 # Samples

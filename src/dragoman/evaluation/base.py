@@ -44,6 +44,8 @@ class Metric(Protocol):
     """None where the best value lies in between, as with a length ratio."""
     needs: tuple[str, ...] = ("references",)
     """What a hypothesis is held against, in the order that `segment_sums` takes: of references, sources, terms."""
+    chosen_by: tuple[str, ...] = ()
+    """What `segment_sums` takes after `needs`, only to tell which segments are judged."""
 
     def segment_sums(self, hypothesis: Any, *against: Any, **never: Any) -> list[float]:
         """[S] numbers that add up over segments. hypothesis: the system's answer, most often a text."""
@@ -57,6 +59,14 @@ class Metric(Protocol):
 
     def signature(self) -> str:
         """Settings and versions, as `key:value` joined by `|`."""
+
+    def judged(self, sums: ArrayLike) -> int | None:
+        """How many segments summed sums [S] are of; None where every segment is judged."""
+        return None
+
+    def cut(self, hypotheses: Sequence[Any], *against: Sequence[Any]) -> list[int]:
+        """Numbers of the segments of which only the beginning is read."""
+        return []
 
 
 def sums_per_segment(
@@ -77,10 +87,11 @@ def sums_per_segment(
     """
     given = {"references": references, "sources": sources, "terms": terms}
     columns = {name: column for name, column in given.items() if column is not None}
-    if missing := [name for name in metric.needs if name not in columns]:
+    taken = (*metric.needs, *metric.chosen_by)
+    if missing := [name for name in taken if name not in columns]:
         raise DataError(f"{metric.name} needs {' and '.join(missing)}; give them, or leave this metric out")
     require_segments({"hypotheses": hypotheses, **columns})
-    sums_NS = metric.all_sums(hypotheses, *(columns[name] for name in metric.needs))
+    sums_NS = metric.all_sums(hypotheses, *(columns[name] for name in taken))
     if bad := np.flatnonzero(~np.isfinite(sums_NS).all(axis=1)).tolist():
         raise DataError(f"{metric.name}: sums of segments {some(bad)} are not finite; score the model's answers again")
     return sums_NS
@@ -100,6 +111,7 @@ class Rate(Metric):
     """Share of segments in percent. The last sum counts the segments that could be judged; a subclass gives the rest.
 
     `counted`: which of the sums the value is about; the others are kept, so that all of them can be read from one pass.
+    Where nothing could be judged (`judged` is 0) the formula gives 0, which is no value: show none, compare none.
     """
 
     counted: int = 0
@@ -107,3 +119,6 @@ class Rate(Metric):
     def from_sums(self, sums: ArrayLike) -> np.ndarray:
         sums = np.asarray(sums, dtype=np.float64)
         return ratio(sums[..., self.counted], sums[..., -1], scale=100)
+
+    def judged(self, sums: ArrayLike) -> int | None:
+        return int(np.asarray(sums)[-1])

@@ -2,7 +2,8 @@
 
 A folder for `Comet` has `model.safetensors` (the checkpoint's tensors under their own names), `hparams.yaml` as
 published, and `config.json` and the tokenizer of the encoder; one for `MetricX` is what transformers saves of an mT5.
-The sum of a segment is its score, so bootstrap and tests work as for every other metric.
+The sum of a segment is its score, so bootstrap and tests work as for every other metric. Of a text over the limit the
+beginning is read, as the originals do; `cut` tells of which segments.
 
 Agreement with the originals has not been checked: no published weights could be had where this was written.
 """
@@ -19,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dragoman.errors import ConfigError, DataError, ModelError
+from dragoman.errors import ConfigError, ModelError
 from dragoman.evaluation.base import Metric, ratio
-from dragoman.evaluation.checks import some
 from dragoman.record import sha256
 
 COMET_FILES = ("config.json", "hparams.yaml", "model.safetensors")
@@ -42,6 +42,20 @@ class Neural(Metric):
     _weights: str
     _model: Any
     _tokenizer: Any
+    _limit: int
+
+    def _inputs(self, hypotheses: Sequence[str], *against: Sequence[str]) -> list[list[str]]:
+        """The texts that the model reads for each segment."""
+        raise NotImplementedError
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text, the end token last also where the text is cut."""
+        return self._tokenizer(texts, truncation=True, max_length=self._limit)["input_ids"]
+
+    def cut(self, hypotheses: Sequence[str], *against: Sequence[str]) -> list[int]:
+        rows = self._inputs(hypotheses, *against)
+        sizes = [max(map(len, self._tokenizer(texts, verbose=False)["input_ids"])) for texts in rows]
+        return [n for n, size in enumerate(sizes) if size > self._limit]
 
     def segment_sums(self, hypothesis: str, *against: str) -> list[float]:
         """[score, 1]."""
@@ -52,14 +66,16 @@ class Neural(Metric):
         return ratio(sums[..., 0], sums[..., 1])
 
     def _signed(self, kind: str) -> str:
-        return f"kind:{kind}|weights:{self._weights}|truncation:refused|transformers:{version('transformers')}"
+        return f"kind:{kind}|weights:{self._weights}|truncation:end|transformers:{version('transformers')}"
 
 
 class Comet(Neural):
     """A COMET regression model, with or without reference as its checkpoint says; higher is better.
 
     folder: see the module. batch_tokens: most tokens in a batch, padding included.
-    Raises ModelError for files that are missing or do not fit, DataError for texts over the encoder's limit.
+    Raises ModelError for files that are missing or do not fit.
+
+    Source: of a text over the encoder's limit the beginning is read, as `prepare_sample` of Unbabel's package does.
     """
 
     name = "COMET"
@@ -80,6 +96,9 @@ class Comet(Neural):
         self.needs = ("sources",) if without else ("sources", "references")
         self.name = "COMET-QE" if without else "COMET"
 
+    def _inputs(self, hypotheses: Sequence[str], *against: Sequence[str]) -> list[list[str]]:
+        return [list(row) for row in zip(hypotheses, *against, strict=True)]
+
     def all_sums(self, hypotheses: Sequence[str], *against: Sequence[str]) -> np.ndarray:
         """Sums_N2; each text is encoded once, however often it comes."""
         import torch
@@ -87,8 +106,7 @@ class Comet(Neural):
         columns = [hypotheses, *against]
         texts = list(dict.fromkeys(text for column in columns for text in column))
         row = {text: i for i, text in enumerate(texts)}
-        ids = self._tokenizer(texts)["input_ids"]
-        _refuse_long(ids, self._limit)
+        ids = self._ids(texts)
         with torch.inference_mode():
             embeddings_ND = _in_batches(self._model.embed, ids, self._tokenizer.pad_token_id, self)
             chosen = [embeddings_ND[[row[text] for text in column]] for column in columns]
@@ -105,9 +123,10 @@ class MetricX(Neural):
     """A MetricX model, 0 (no errors) to 25; lower is better.
 
     reference: whether the model is shown the reference (of `hybrid` models both ways are published).
-    Raises ModelError for files that are missing or do not fit, DataError for inputs over `max_tokens`.
+    Raises ModelError for files that are missing or do not fit.
 
-    Source: the input is that of MetricX-24: `source: ... candidate: ... reference: ...`, without the end token.
+    Source: the input is that of MetricX-24: `source: ... candidate: ... reference: ...`, cut to `max_tokens` with the
+    end token, which is then taken away (its `predict.py`).
     """
 
     name = "MetricX"
@@ -119,7 +138,7 @@ class MetricX(Neural):
     ) -> None:  # fmt: skip
         from dragoman.modeling.estimators import open_metricx
 
-        self.folder, self.device, self.batch_tokens, self.max_tokens = Path(folder), device, batch_tokens, max_tokens
+        self.folder, self.device, self.batch_tokens, self._limit = Path(folder), device, batch_tokens, max_tokens
         _require_files(self.folder, ("config.json",), "MetricX", any_of=".safetensors")
         self._model, self._tokenizer = open_metricx(self.folder)
         self._model.to(device)
@@ -127,24 +146,27 @@ class MetricX(Neural):
         self.needs = ("sources", "references") if reference else ("sources",)
         self.name = "MetricX" if reference else "MetricX-QE"
 
-    def all_sums(self, hypotheses: Sequence[str], *against: Sequence[str]) -> np.ndarray:
-        """Sums_N2."""
-        import torch
-
+    def _inputs(self, hypotheses: Sequence[str], *against: Sequence[str]) -> list[list[str]]:
         sources, references = against[0], against[1] if len(against) == 2 else None
         texts = [f"source: {s} candidate: {h}" for s, h in zip(sources, hypotheses, strict=True)]
         if references is not None:
             texts = [f"{text} reference: {r}" for text, r in zip(texts, references, strict=True)]
+        return [[text] for text in texts]
+
+    def all_sums(self, hypotheses: Sequence[str], *against: Sequence[str]) -> np.ndarray:
+        """Sums_N2."""
+        import torch
+
         end = self._tokenizer.eos_token_id
-        ids = [row[:-1] if row and row[-1] == end else row for row in self._tokenizer(texts)["input_ids"]]
-        _refuse_long(ids, self.max_tokens)
+        rows = self._ids([text for (text,) in self._inputs(hypotheses, *against)])
+        ids = [row[:-1] if row and row[-1] == end else row for row in rows]
         with torch.inference_mode():
             scores_N = _in_batches(self._model, ids, self._tokenizer.pad_token_id, self).double().cpu().numpy()
         return np.stack([scores_N, np.ones(len(scores_N))], axis=1)
 
     def signature(self) -> str:
         shown = "+".join(name.removesuffix("s") for name in self.needs)
-        return f"{self._signed('metricx-24')}|shown:{shown}|max_tokens:{self.max_tokens}"
+        return f"{self._signed('metricx-24')}|shown:{shown}|max_tokens:{self._limit}"
 
 
 def _require_files(folder: Path, names: Sequence[str], kind: str, any_of: str = "") -> None:
@@ -170,15 +192,6 @@ def _comet_settings(path: Path) -> dict[str, Any]:
         known = "; ".join(f"{key}: {' or '.join(map(str, ALLOWED[key]))}" for key in odd)
         raise ModelError(f"{path} asks for {given}, which is not built here ({known})")
     return settings
-
-
-def _refuse_long(ids: Sequence[Sequence[int]], limit: int) -> None:
-    if long := [n for n, row in enumerate(ids) if len(row) > limit]:
-        sizes = max(len(ids[n]) for n in long)
-        raise DataError(
-            f"texts {some(long)} have up to {sizes} tokens, but the model reads {limit} and nothing is cut in silence; "
-            "split or leave out these segments"
-        )
 
 
 def _in_batches(run: Callable[..., Any], ids: Sequence[Sequence[int]], padding: int, metric: Any) -> Any:

@@ -1,7 +1,8 @@
 """Rates: how often an answer is in the wrong language, the source over again, or more than a translation.
 
 Each is a share of segments in percent, lower is better, and each judges only the segments that it can judge; what that
-takes stands in its signature. A reference set has a rate above zero too: read a system's beside the references' own.
+takes stands in its signature. Where there are none the rate has no value. A reference set has a rate above zero too:
+read a system's beside the references' own.
 """
 
 # Shape letters: S sums of a metric, R resamples.
@@ -17,7 +18,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dragoman.corpora.languages import TABLE, language, normalise_tag
+from dragoman.corpora.languages import TABLE, language, normalise_tag, script_of
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.base import Metric, Rate, ratio
 
@@ -32,6 +33,8 @@ LEADS = (
     r"çeviri|翻译|翻訳|译文|訳)\b[^:：.!\n]{0,60}[:：!]"
 )
 TRAILS = r"[\n(\[]\s*(?:note|translator'?s note|explanation|n\.b\.|anmerkung|remarque|nota|примечание|注|备注)\s*[:：]"
+LETTERS = {"Han": 3, "Hangul": 2}
+"""Script -> how many letters one of its signs counts for; of every other script 1."""
 LOOP = re.compile(r"(.{1,60}?)(?:\W{0,3}?\1){3,}", re.DOTALL)
 LOOP_CHARACTERS = 8
 
@@ -65,7 +68,16 @@ class OffTarget(Rate):
     target: language tag of the answers.
     among: language tags that it may choose from (the target is always one). Empty: unrestricted, all 140 languages that
         it knows, and then near relatives of the target take some of its good sentences.
-    min_letters: answers with fewer letters are not judged: identification of a few letters is a guess.
+    min_letters: segments whose reference has fewer `letters` are not judged: identification of a few is a guess. An
+        answer without a letter, where its reference has enough, is off target.
+
+    So all systems are judged on the same segments, however short an answer is; an answer alone (`segment_sums` without
+    a reference) is judged by its own letters, one each.
+
+    Source: py3langid, a packaging of langid.py (Lui and Baldwin 2012, P12-3005).
+    Differs: neither has a least length. A sign of Han counts three letters here: in the built-in corpus English has 2.9
+    to 3.2 letters for each one of Chinese and Japanese, and 1.1 to 1.3 for each of kana. A block of Hangul is two or
+    three letters, and counts two.
 
     Raises DataError for a tag that py3langid does not know, ConfigError where `among` names the target alone.
     """
@@ -73,6 +85,7 @@ class OffTarget(Rate):
     name = "off target"
     higher_is_better = False
     needs = ()
+    chosen_by = ("references",)
 
     def __init__(self, target: str, among: Sequence[str] = (), min_letters: int = 20) -> None:
         self.target, self.min_letters = normalise_tag(target), min_letters
@@ -81,17 +94,26 @@ class OffTarget(Rate):
         if len(self._labels) == 1:
             raise ConfigError(f"among names no language but {target}, so nothing is off target; add some, or none")
 
-    def segment_sums(self, hypothesis: str) -> list[float]:
+    def segment_sums(self, hypothesis: str, reference: str | None = None) -> list[float]:
         """[off target, judged]."""
-        if sum(map(str.isalpha, hypothesis)) < self.min_letters:
+        own = sum(map(str.isalpha, hypothesis))
+        if (own if reference is None else letters(reference)) < self.min_letters:
             return [0, 0]
+        if not own:
+            return [1, 1]
         found, _ = _identifier(self._labels).classify(hypothesis)  # type: ignore[attr-defined]
         return [found != self._wanted, 1]
 
     def signature(self) -> str:
         among = "+".join(self._labels) if self._labels else "all"
         settings = f"target:{self.target}|label:{self._wanted}|among:{among}|min_letters:{self.min_letters}"
+        settings += f"|letters:{','.join(f'{script} {n}' for script, n in LETTERS.items())}|judged_by:reference"
         return f"{settings}|identifier:py3langid|version:{version('py3langid')}"
+
+
+def letters(text: str) -> int:
+    """Letters of a text and its vowel signs, which Indic scripts and Thai write as marks, by the weight of LETTERS."""
+    return sum(LETTERS.get(script_of(c), 1) for c in text if unicodedata.category(c)[0] in "LM")
 
 
 class Copies(Rate):

@@ -18,7 +18,7 @@ from typing import Any
 from dragoman.record import atomic_write
 
 Record = dict[str, Any]
-DIGITS = {"bits_per_byte": 3, "length_ratio": 3}
+DIGITS = {"bits_per_byte": 3, "length_ratio": 3, "comet": 3, "embedding": 3}
 """Decimals; of all others 1."""
 ARROWS = {True: ", higher is better", False: ", lower is better", None: ""}
 
@@ -54,18 +54,30 @@ def _range(limits: Sequence[float], name: str, sign: bool = False) -> str:
 def _values(record: Record, name: str, about: Record) -> Table:
     values, intervals, mean = record[name], record[f"{name}_interval"], record["means"].get(name)
     systems = list(values)
-    labels = list(dict.fromkeys(label for by in values.values() for label in by))
+    judged = record.get(f"{name}_judged", {})
+    labels = list(dict.fromkeys(label for by in (*judged.values(), *values.values()) for label in by))
 
     def cell(system: str, label: str) -> str:
+        count = f" (n {judged[system][label]})" if label in judged.get(system, {}) else ""
         if label not in values[system]:
-            return "–"
-        return f"{number(values[system][label], name)} {_range(intervals[system][label], name)}"
+            return f"–{count}"
+        return f"{number(values[system][label], name)} {_range(intervals[system][label], name)}{count}"
 
     rows = [[label, *(cell(s, label) for s in systems)] for label in labels]
     if mean:
         rows.append([f"mean of {len(mean['over'])}", *(number(mean["of"][s], name) for s in systems)])
-    note = f"95 % intervals; {record['signatures'][name]}"
+    note = f"95 % intervals; {'n: segments judged; ' if judged else ''}{record['signatures'][name]}"
+    note += "".join(f"; {s}: {_signature(record, name, s)}" for s in unlike(record, name))
     return Table(f"{about['title']}{ARROWS[about['higher_is_better']]}", ["", *systems], rows, note)
+
+
+def _signature(record: Record, name: str, system: str) -> str:
+    return record.get("signatures_of", {}).get(system, {}).get(name) or record["signatures"][name]
+
+
+def unlike(record: Record, name: str) -> list[str]:
+    """Systems that were scored with other settings of a metric than the first one that has it."""
+    return [s for s in record[name] if _signature(record, name, s) != record["signatures"][name]]
 
 
 def comparisons_of(record: Record, name: str, about: Record) -> list[Table]:
@@ -188,7 +200,7 @@ def page(record: Record) -> str:
 
 COLUMNS = (
     "metric", "label", "system", "against", "value", "low", "high", "p_value", "p_holm", "verdict", "detectable",
-    "units", "unit", "signature",
+    "units", "unit", "judged", "signature",
 )  # fmt: skip
 
 
@@ -202,7 +214,8 @@ def long_csv(record: Record) -> str:
             for label, value in by.items():
                 low, high = record[f"{name}_interval"][system][label]
                 row = {"metric": name, "label": label, "system": system, "value": value, "low": low, "high": high}
-                writer.writerow(row | {"signature": record["signatures"][name]})
+                row["judged"] = record.get(f"{name}_judged", {}).get(system, {}).get(label, "")
+                writer.writerow(row | {"signature": _signature(record, name, system)})
     for c in record["comparisons"]:
         row = c | {"label": c["language"], "system": c["a"], "against": c["b"], "value": c["difference"]}
         writer.writerow(row | {"signature": record["signatures"][c["metric"]]})
