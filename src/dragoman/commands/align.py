@@ -83,7 +83,7 @@ class Config:
     rank: int | None = None
     """Of LoRA; default 8."""
     learning_rate: float = 3e-4
-    """Peak learning rate; of four no other did better, with any method, on mini-moe, where everything trained."""
+    """Peak learning rate; of four, dev chose it on mini-moe for ra_moe and sft, for sara it or 0.0001."""
     epochs: int = 3
     """Times each item is seen, in the same order."""
     batch: int = 16

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dragoman.commands import predictions
+from dragoman.commands.experimenting import base_run, read_by, require_same_read, same_documents
 from dragoman.commands.experiments import Question, Run, Study, common_runs, final_runs, read_yaml
 from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
@@ -33,8 +34,8 @@ from dragoman.evaluation import significance
 LEVEL = 0.05
 RESAMPLES = 2000
 ABOUT = ("id", "paper", "source", "ours")
-KEYS = (*ABOUT, "family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "predictor",
-        "untestable")  # fmt: skip
+CHOICES = ("family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "predictor", "untestable")
+KEYS = ABOUT + CHOICES
 VERDICTS = ("holds", "does not show", "contradicts", "cannot be tested here", "open")
 
 Join = Callable[..., np.ndarray]
@@ -99,19 +100,24 @@ class Panel:
     of_targets: tuple[tuple[str, ...], ...]
     """Those of each."""
     measure: Measure
-    labels: tuple[int, ...]
-    """How many labels each target has."""
+    labels: tuple[tuple[str, ...], ...]
+    """Languages or directions of each target."""
     seeds: tuple[int, ...]
     """Of each run."""
+    arm: str
+    """Its question and list/arm."""
+    read: dict[str, dict[str, str]]
+    """Name of a run, or of a base that it is measured from -> what it read, `read_by`."""
 
     def __call__(self, sums: np.ndarray) -> np.ndarray:
         """Summed sums [R, B * S] -> scores [R]: the measure of each target, and their mean."""
         sides = 1 + self.measure.over_base
-        blocks = sides * sum(self.labels)
+        counts = [len(labels) for labels in self.labels]
+        blocks = sides * sum(counts)
         sums_RBS = np.atleast_2d(sums).reshape(-1, blocks, sums.shape[-1] // blocks)
         values_RB = formula(self.measure.metric)(sums_RBS.reshape(-1, sums_RBS.shape[-1])).reshape(-1, blocks)
         scores, start = [], 0
-        for n in self.labels:
+        for n in counts:
             of_target_RB = values_RB[:, start : start + sides * n]
             scores.append(self.measure.join(*np.split(of_target_RB, sides, axis=1)))
             start += sides * n
@@ -124,7 +130,7 @@ def panel(
 ) -> Panel | list[str]:
     """The runs of `list/arm` on the targets, or the names of those without a result.
 
-    Raises ConfigError for a base that is not there, DataError where runs were scored on other documents.
+    Raises ConfigError for a base that is not there, DataError where runs read or were scored on other text.
     """
     listed, _, arm_name = arm.partition("/")
     study = question.studies[listed]
@@ -135,11 +141,12 @@ def panel(
     bases = {g: base_run(question, listed, g) for g in chosen} if measure.over_base else {}
     if missing := [r.name for r in dict.fromkeys([*runs, *bases.values()]) if not question.ended(r)]:
         return missing
-    by_seed = {s: [next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept}
+    read = {r.name: read_by(question, r) for r in [*runs, *bases.values()]}
+    require_same_read(f"{question.name}, {arm},", read)
     labels = {g: labels_of(question, study, measure, next(r for r in runs if r.target == g)) for g in chosen}
     sides = {r: [r, bases[r.target]] if bases else [r] for r in runs}
     of_one = {g: [s for r in runs if r.target == g for s in sides[r]] for g in chosen}
-    of_target = {g: _same_documents(question, scored, measure) for g, scored in of_one.items()}
+    of_target = {g: same_documents(question, scored, measure.metric) for g, scored in of_one.items()}
     documents = sorted({name for names in of_target.values() for name in names})
     place = {g: np.searchsorted(documents, names) for g, names in of_target.items()}
 
@@ -149,25 +156,10 @@ def panel(
         whole_US[place[run.target]] = sums_US
         return whole_US
 
-    sums_KUS = [np.concatenate([placed(r) for r in by_seed[s]], axis=1) for s in by_seed]
-    return Panel(sums_KUS, documents, tuple(of_target.values()), measure, tuple(map(len, labels.values())), tuple(kept))
-
-
-def base_run(question: Question, listed: str, target: str) -> Run:
-    """The run of the arm `base` on a target: of the list itself, or else of one with the same base and corpus.
-
-    Raises ConfigError where there is none.
-    """
-    ours = question.studies[listed]
-    like = [name for name, s in question.studies.items() if (s.base, s.corpus) == (ours.base, ours.corpus)]
-    every = (r for name in (listed, *like) for r in final_runs(name, question.studies[name]))
-    found = next((r for r in every if (r.arm, r.target) == ("base", target)), None)
-    if found is None:
-        raise ConfigError(
-            f"no list of {question.folder} on {ours.base} and {ours.corpus} has an arm base for {target}, which gains "
-            f"and losses of {listed} are measured from; give {listed} one, or take another measure"
-        )
-    return found
+    by_seed = [[next(r for r in runs if (r.target, r.seed) == (g, s)) for g in chosen] for s in kept]
+    sums_KUS = [np.concatenate([placed(r) for r in of_seed], axis=1) for of_seed in by_seed]
+    spoken, told = tuple(map(tuple, labels.values())), f"{question.name}, {arm}"
+    return Panel(sums_KUS, documents, tuple(of_target.values()), measure, spoken, tuple(kept), told, read)
 
 
 def _seeds(listed: str, study: Study, arm: str, asked: Sequence[int]) -> list[int]:
@@ -196,20 +188,6 @@ def _blocks(question: Question, runs: Sequence[Run], measure: Measure, labels: S
             raise DataError(f"the record of {r.name} has no {measure.metric} of {', '.join(absent)}")
         sums += [np.array(there[g], dtype=np.float64) for g in labels]
     return np.concatenate(sums, axis=1)
-
-
-def _same_documents(question: Question, runs: Sequence[Run], measure: Measure) -> tuple[str, ...]:
-    """The documents of runs on one target; items of a task differ in theirs from target to target."""
-    found: dict[tuple[str, ...], str] = {}
-    for run in runs:
-        record = question.ended(run)
-        assert record
-        documents = record["documents"]
-        by = [documents] if isinstance(documents, list) else list(documents[measure.metric].values())
-        found |= {tuple(names): run.name for names in by}
-    if len(found) > 1:
-        raise DataError(f"{' and '.join(found.values())} of {question.name} were scored on other documents")
-    return next(iter(found))
 
 
 # Reading
@@ -301,14 +279,23 @@ def _choice_faults(claim: Mapping[str, Any], arms: Mapping[str, Sequence[Run]]) 
 # Comparisons
 
 
+def require_comparable(a: Panel, b: Panel) -> None:
+    """DataError for arms that were scored in other languages, on other documents, or did not read the same."""
+    if [sorted(labels) for labels in a.labels] != [sorted(labels) for labels in b.labels]:
+        told = [f"{p.arm} in {' '.join(dict.fromkeys(g for labels in p.labels for g in labels))}" for p in (a, b)]
+        raise DataError(f"arms that were scored in other languages are not compared: {' and '.join(told)}")
+    if a.of_targets != b.of_targets:
+        raise DataError(f"arms that were scored on other documents are not compared: {a.arm} and {b.arm}")
+    require_same_read(f"{a.arm} against {b.arm}", {**a.read, **b.read})
+
+
 def compared(a: Panel, b: Panel, margin: float) -> dict[str, Any]:
     """a minus (1 + margin) times b, over runs and documents; over documents alone where neither has two runs.
 
     Runs are drawn in pairs where both arms have the same seeds.
     """
     given: dict[str, Any] = {"documents": a.documents, "resamples": RESAMPLES}
-    if a.labels != b.labels or a.of_targets != b.of_targets:
-        raise DataError("arms that were scored in other languages or on other documents are not compared")
+    require_comparable(a, b)
     runs = len(a.sums_KUS), len(b.sums_KUS)
     found: significance.Comparison
     if max(runs) == 1:
@@ -342,7 +329,8 @@ def _effect(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
         return _measured(question, claim)
     if "predictor" in claim:
         return _predicted(question, claim)
-    which = claim.get("targets", ()), claim.get("seeds", ())
+    ours = question.studies[claim["a"].partition("/")[0]]
+    which = claim.get("targets") or tuple(ours.targets), claim.get("seeds", ())  # of both arms in the same order
     panels = [panel(question, claim[side], claim["measure"], *which) for side in ("a", "b")]
     if missing := [name for p in panels if isinstance(p, list) for name in p]:
         return {"missing": list(dict.fromkeys(missing))}
@@ -362,8 +350,10 @@ def _predicted(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
         for g in question.studies[listed].targets:
             panels = [panel(question, name, claim["measure"], [g]) for name in (a, b)]
             missing += [name for p in panels if isinstance(p, list) for name in p]
+            pair = [p for p in panels if isinstance(p, Panel)]
             if record and not missing:
-                means = [np.mean([p(sums.sum(axis=0)) for sums in p.sums_KUS]) for p in panels if isinstance(p, Panel)]
+                require_comparable(*pair)
+                means = [np.mean([p(sums.sum(axis=0)) for sums in p.sums_KUS]) for p in pair]
                 points.append((float(means[0] - means[1]), *predictions.before(record, claim["predictor"], g), k))
     if missing:
         return {"missing": list(dict.fromkeys(missing))}

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from dragoman.commands.experiments import (
     chosen_rates,
     command_lines,
     filled,
+    final_runs,
     rate_of,
 )
 from dragoman.commands.run_records import FORM, OPENED, kept, rounded, write_once
@@ -58,6 +59,7 @@ SCORES = ("bits_per_byte", "chrf", "task_accuracy")
 def execute(question: Question, run: Run, work: Path, path: Path, command: Command) -> dict[str, Any]:
     """Do a run and write its record, whether it ends or fails. A run that is killed leaves no record.
 
+    What a run leaves that did all its lines, and whose sums were not found, stays: in NAME.unscored, after its record.
     command: what runs the words of a command line of dragoman; `dragoman.cli.run`.
     """
     study, home = question.studies[run.list], work / question.name
@@ -66,7 +68,7 @@ def execute(question: Question, run: Run, work: Path, path: Path, command: Comma
     out.mkdir(parents=True)
     record = environment() | {"command": "experiment", "question": question.name, "name": run.name, **asdict(run)}
     try:
-        record |= _done(question, study, run, work, out, command) | {"status": "ended", "error": None}
+        record |= {"status": "ended", "error": None} | _done(question, study, run, work, out, command)
     except Exception as e:  # whatever it is, it is this run's result
         record |= {"status": "failed", "error": _fault(e, out)}
     record |= {k: v for k, v in environment().items() if k in ("created", "peak_memory_mb")}
@@ -74,6 +76,8 @@ def execute(question: Question, run: Run, work: Path, path: Path, command: Comma
     if run.kind in PREPARING and record["status"] == "ended":
         shutil.rmtree(prepared, ignore_errors=True)
         out.rename(prepared)
+    if record["status"] == "failed" and "lines" in record:
+        out.rename(home / f"{path.name.removesuffix(FORM)}.unscored")
     shutil.rmtree(out, ignore_errors=True)
     write_once(path, record)
     return record
@@ -100,7 +104,21 @@ def _done(
     if run.kind != "final":
         return record
     names = {**folders, "target": run.target, "seed": run.seed}
-    return record | _sums(Path(filled(study.scored, names)), study.system)
+    scored = Path(filled(study.scored, names))
+    if (scored / "segments.json").is_file():
+        return record | _sums(scored, study.system)
+    evaluated = [line for line in record["lines"] if line.startswith("evaluate ")]
+    return record | (_unscored(run, _told([str(scored)], folders), evaluated) if evaluated else {})
+
+
+def _unscored(run: Run, scored: str, evaluated: list[str]) -> dict[str, str]:
+    """That a run failed which evaluated something and left no sums where its list says that they are."""
+    return {
+        "status": "failed",
+        "error": f"`scored` of the list {run.list} is {scored}, which has no segments.json, so that nothing of the "
+        f"evaluation would be kept; its lines are {'; '.join(evaluated)}: correct `scored`. What the run left stays in "
+        "its folder, *.unscored",
+    }
 
 
 def _folders(
@@ -179,9 +197,7 @@ def score_at(value: Any, keys: str) -> float:
 
 
 def _sums(folder: Path, system: str) -> dict[str, Any]:
-    """Sums by document of one system of an evaluation; nothing where the run evaluates nothing."""
-    if not (folder / "segments.json").is_file():
-        return {}
+    """Sums by document of one system of an evaluation."""
     segments, systems = read_json(folder / "segments.json"), read_json(folder / "record.json")["systems"]
     by = segments["sums"][system or systems[0]]
     documents: dict[str, dict[str, list[str]]] = {}
@@ -218,6 +234,82 @@ def write_failure(question: Question, run: Run, why: str, work: Path) -> None:
     said = log.read_text(errors="replace")[-2000:] if log.is_file() else ""
     record = environment() | {"command": "experiment", "question": question.name, "name": run.name, **asdict(run)}
     write_once(attempt_path(question, run), record | {"status": "failed", "error": _anywhere(f"{why}\n{said}")})
+
+
+# What may be compared
+
+
+def base_run(question: Question, listed: str, target: str) -> Run:
+    """The run of the arm `base` on a target: of the list itself, or else of one with the same base and corpus.
+
+    Raises ConfigError where there is none.
+    """
+    ours = question.studies[listed]
+    like = [name for name, s in question.studies.items() if (s.base, s.corpus) == (ours.base, ours.corpus)]
+    every = (r for name in (listed, *like) for r in final_runs(name, question.studies[name]))
+    found = next((r for r in every if (r.arm, r.target) == ("base", target)), None)
+    if found is None:
+        raise ConfigError(
+            f"no list of {question.folder} on {ours.base} and {ours.corpus} has an arm base for {target}, which gains "
+            f"and losses of {listed} are measured from; give {listed} one, or take another measure"
+        )
+    return found
+
+
+def read_by(question: Question, run: Run) -> dict[str, str]:
+    """What an ended run read that runs which are compared have to share: what -> which; not what no record has.
+
+    A base or corpus of another name is a difference that lists declare. Columns in another order are another checksum
+    of the same test text; there the rows that were asked for, and of which table, have to be the same.
+    """
+    study, record = question.studies[run.list], question.ended(run) or {}
+    inputs = record.get("inputs", {})
+    test, columns = inputs.get("test_sha256"), " ".join(study.languages)
+    corpora = [r["corpus"] for r in record.get("records", {}).values() if isinstance(r.get("corpus"), dict)]
+    tables = [c.get("from_table") for c in corpora if test and c.get("checksum") == test]
+    found = {
+        f"base {study.base}": inputs.get("base_sha256"),
+        f"text of {study.corpus} in {columns}": inputs.get("corpus_sha256"),
+        f"test text in {columns}": test,
+        "table of the test text": next(iter(tables), None),
+        "rows of the test text": test and f"{study.rows.get('test') or 'all'} in {' '.join(sorted(study.languages))}",
+    }
+    return {what: which for what, which in found.items() if which}
+
+
+def require_same_read(who: str, read: Mapping[str, Mapping[str, str]]) -> None:
+    """DataError where runs that are compared did not read the same; who compares; read: run -> what it read."""
+    faults = []
+    for what in dict.fromkeys(what for of_run in read.values() for what in of_run):
+        by = {of_run[what]: name for name, of_run in read.items() if what in of_run}
+        if len(by) > 1:
+            told = {which if " " in which else which[:12]: name for which, name in by.items()}  # a checksum is long
+            faults.append(f"{what}: {', '.join(f'{which} in {name}' for which, name in told.items())}")
+    if faults:
+        raise DataError(
+            f"{who} compares runs that did not read the same ({'; '.join(faults)}); compare those that did, or "
+            "run them anew in a question of their own"
+        )
+
+
+def same_documents(question: Question, runs: Sequence[Run], metric: str) -> tuple[str, ...]:
+    """The documents of ended runs on one target; items of a task differ in theirs from target to target.
+
+    Raises DataError where they are others, or a record has none.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        documents = (question.ended(run) or {}).get("documents", {})
+        by = [documents] if isinstance(documents, list) else list(documents.get(metric, {}).values())
+        if not by:
+            raise DataError(
+                f"the record of {run.name} of {question.name} has no {metric}, as what its list named as `scored` had "
+                "none; leave out the claims and columns that ask for it, or run it anew in a question of its own"
+            )
+        found |= {tuple(names): run.name for names in by}
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(found.values())} of {question.name} were scored on other documents")
+    return next(iter(found))
 
 
 # The sealed split

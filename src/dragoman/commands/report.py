@@ -179,11 +179,11 @@ def _parts(question: Question) -> list[str]:
             measure, rows, head = MEASURES[m], [], [f"{name}: {MEASURES[m].title}"]
             for arm in study.arms:
                 found = panel(question, f"{name}/{arm}", m)
-                if isinstance(found, list) or found.labels == (1,) or measure.over_base:
+                if isinstance(found, list) or len(found.labels[0]) == 1 or measure.over_base:
                     continue
                 run = next(r for r in final_runs(name, study) if r.arm == arm)
                 head[1:] = labels_of(question, study, measure, run)
-                sums_KGS = np.array([sums_US.sum(axis=0).reshape(found.labels[0], -1) for sums_US in found.sums_KUS])
+                sums_KGS = np.array([sums_US.sum(axis=0).reshape(len(head) - 1, -1) for sums_US in found.sums_KUS])
                 rows.append([arm, *_spreads([formula(measure.metric)(sums_GS) for sums_GS in sums_KGS], measure)])
             tables += [_table(head, rows)] if rows else []
     return tables
