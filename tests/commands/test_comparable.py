@@ -1,6 +1,7 @@
 """Which runs may be compared: what they read, which languages they were scored in, and whether they kept any sums."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from dragoman.commands import claims, experimenting, report
 from dragoman.commands.experiments import Question
 from dragoman.corpora.ntext import NText
-from dragoman.errors import DataError
+from dragoman.errors import ConfigError, DataError
 
 DOCUMENTS = ["d0", "d1"]
 LIST = {"corpus": "c", "known": ["en", "es"], "targets": {"ca": None, "tr": None}, "seeds": [1, 2]}
@@ -164,12 +165,25 @@ def test_sums_are_kept_where_the_list_says_they_are(scored):
 
 def test_a_mistyped_folder_of_sums_is_a_failure_that_loses_nothing(scored):
     """The run has scored something: it counts as failed, says why, and what it left stays."""
-    record, work = scored("{out}/evalaution")
+    arms = {"base": {"seeds": [0], "place": "evaluation"}}
+    lines = ["evaluate {base} --corpus {test} --out {out}/{place}"]
+    record, work = scored("{out}/evalaution", arms=arms, test=lines)
     assert record["status"] == "failed" and "sums" not in record
-    assert "`scored` of the list list is {out}/evalaution, which has no segments.json" in record["error"]
-    assert "its lines are evaluate mini-moe --corpus {test} --out {out}/evaluation: correct `scored`" in record["error"]
+    said = r"{out}/evalaution, the `scored` of the list list, .* \(DataError .*segments.json.*question of its own"
+    assert re.search(said, record["error"]), record["error"]
     assert (work / "list--base--all--seed-0.unscored" / "evaluation" / "segments.json").is_file()
     assert not list(work.glob("*.running"))
+
+
+def test_so_is_a_system_that_is_not_there(scored):
+    record, work = scored("{out}/evaluation", system="modle")
+    assert record["status"] == "failed" and "KeyError 'modle'" in record["error"]
+    assert (work / "list--base--all--seed-0.unscored" / "evaluation" / "segments.json").is_file()
+
+
+def test_a_folder_into_which_nothing_is_evaluated_is_told_before_anything_runs(scored):
+    with pytest.raises(ConfigError, match=r"`scored` is .*evalaution, but its lines of `test` evaluate into .*/eval"):
+        scored("{out}/evalaution")
 
 
 def test_a_run_that_evaluates_nothing_has_no_sums(scored):

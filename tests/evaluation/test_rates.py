@@ -34,7 +34,16 @@ def test_an_answer_does_not_choose_what_is_judged():
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("a é 1!", 2), ("日本のOK", 3 + 3 + 1 + 2), ("한국어", 6), ("हिन्दी", 6), ("", 0)]
+    ("text", "count"),
+    [
+        ("a é 1!", 2),
+        ("e\u0301te\u0301", 3),  # accents apart
+        ("日本のOK", 3 + 3 + 1 + 2),
+        ("한국어", 6),
+        ("हिन्दी", 3 + 2),  # and a virama
+        ("กำลัง", 5),
+        ("", 0),
+    ],
 )
 def test_letters_by_hand(text, count):
     assert letters(text) == count
@@ -89,7 +98,7 @@ KINDS = {
     "commentary": [
         "Here is the translation: Wählen Sie die Zellen aus.",
         "Sure! Wählen Sie die Zellen aus.",
-        "German: Wählen Sie die Zellen aus.",
+        "German (Austria): Wählen Sie die Zellen aus.",
         "Übersetzung: Wählen Sie die Zellen aus.",
         "译文：Wählen Sie die Zellen aus.",
         "Wählen Sie die Zellen aus. (Note: formal)",

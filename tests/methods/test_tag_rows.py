@@ -2,11 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from dragoman.errors import ConfigError
-from dragoman.methods import METHODS, base, expert_tuning, tag_rows
+from dragoman.methods import METHODS, base, expert_tuning, tag_rows, training
 from tests.architectures import build
 from tests.methods.contract import batch, changed_rows, toy_plan, trained
 from tests.models import tiny
@@ -53,6 +54,27 @@ def test_expert_tuning_with_embeddings_changes_what_it_says(kind, embeddings):
     assert [changed[name] for name in ("model.embed_tokens.weight", "lm_head.weight")] == [rows, rows]
     assert all(type(a) is type(b) for a, b in zip(model.modules(), plain.modules(), strict=True))
     assert not any(hasattr(m, "tuned") for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_rows_learn_from_the_head_where_the_loss_is_computed_in_chunks(tmp_path, kind):
+    """Oracle: whole embeddings, whose other rows have no part in the loss of one update without decay of weights."""
+    found, settings = [], {"steps": 1, "batch": 2, "micro_batch": 2, "warmup": 0, "decay": 0, "weight_decay": 0.0}
+    for rows in ((6, 9), ()):
+        model = MODELS[kind]()
+        model.requires_grad_(False)
+        if rows:
+            tag_rows.apply(model, rows)
+        for m in (model.get_input_embeddings(), model.get_output_embeddings()):
+            m.weight.requires_grad_(not rows)
+        config = training.Config(**settings, precision="fp32", learning_rate=0.01, clip=1e9)
+        training.train(model, batch().numpy().astype(np.int32), config, folder=tmp_path / str(len(rows)))
+        if rows:
+            tag_rows.merge(model)
+        found.append([m.weight[[6, 9]] for m in (model.get_input_embeddings(), model.get_output_embeddings())])
+    start = MODELS[kind]().get_output_embeddings().weight[[6, 9]]
+    assert not torch.allclose(found[0][1], start, atol=1e-4)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
 def test_trained_share_counts_the_rows():

@@ -133,6 +133,8 @@ def test_a_rate_tells_of_how_many_and_is_none_of_none():
     assert "n: segments judged" in table.note
     rows = list(csv.DictReader(io.StringIO(render(RECORD | judged | values, "csv"))))
     assert [row["judged"] for row in rows[:3]] == ["7", "300", "9"]
+    none = [(row["system"], row["label"], row["value"]) for row in rows if row["judged"] == "0"]
+    assert none == [("copy", "en-de", ""), ("copy", "de-en", "")]
 
 
 def test_a_system_with_other_settings_is_told():
@@ -140,3 +142,6 @@ def test_a_system_with_other_settings_is_told():
     assert tables_of(other)[0].note == "95 % intervals; nrefs:1|case:mixed; x: nrefs:1|case:lower"
     rows = list(csv.DictReader(io.StringIO(render(other, "csv"))))
     assert {r["system"]: r["signature"] for r in rows if not r["against"]}["x"] == "nrefs:1|case:lower"
+    other["signatures_of"]["copy"] = {"chrf": "nrefs:1|case:lower"}
+    *_, difference = csv.DictReader(io.StringIO(render(other, "csv")))
+    assert difference["signature"] == "nrefs:1|case:mixed against nrefs:1|case:lower"

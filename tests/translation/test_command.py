@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
 from dragoman.commands import translate
-from dragoman.errors import DataError
+from dragoman.corpora.languages import Language
+from dragoman.errors import ConfigError, DataError
+from dragoman.translation.journal import Attempt, Journal
 from dragoman.translation.request import Answer
 
 
@@ -70,8 +73,30 @@ def test_a_model_is_another_one_when_it_reads_or_ends_texts_otherwise(tmp_path, 
     from dragoman.modeling import model_path
 
     shutil.copytree(model_path("mini-moe"), tmp_path / "m")
-    before = translate._identity(str(tmp_path / "m"))
-    assert before == translate._identity("mini-moe") != translate._identity("allenai/none")
+    before = translate._reading([str(tmp_path / "m")])
+    assert before == translate._reading(["mini-moe"]) and not translate._reading(["allenai/none"])
     path = Path(tmp_path / "m" / name)
     path.write_text((path.read_text() if path.exists() else "") + " ")
-    assert translate._identity(str(tmp_path / "m")) != before
+    assert translate._reading([str(tmp_path / "m")]) != before
+
+
+def test_a_journal_that_does_not_say_how_its_model_reads_goes_on_and_says_so_from_now(tmp_path):
+    job = {"model": "sum", "languages": ["en", "de"]}
+    with closing(Journal(tmp_path / "j", job)) as journal:
+        journal.add("u", "s", Attempt("x", ()))
+    for _ in range(2):
+        with closing(Journal(tmp_path / "j", job | {"reading": "one"})) as journal:
+            assert journal.attempts()
+    with pytest.raises(ConfigError, match="holds another job: reading differ"):
+        Journal(tmp_path / "j", job | {"reading": "two"})
+
+
+@pytest.mark.parametrize(("to", "differs"), [("zh-Hant", True), ("de", False)])
+def test_a_job_whose_prompts_named_its_language_otherwise_is_another_one(tmp_path, engine, monkeypatch, to, differs):
+    (tmp_path / "a.po").write_text(PO.format("utf-8", "Open"))
+    config = translate.Config(("a.po",), to=to, server="http://x", quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(translate, "language", lambda tag: Language(tag, "Chinese", (), "", ""))
+        translate.run(config)
+    with pytest.raises(ConfigError, match="names differ") if differs else nullcontext():
+        translate.run(config)

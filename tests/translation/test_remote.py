@@ -164,6 +164,12 @@ def test_faults_that_stay_are_the_segments_own(server, fault):
     assert len(waits) == 2
 
 
+@pytest.mark.parametrize("words", ["500 429 empty", "empty empty 500"])
+def test_a_server_that_failed_between_empty_answers_is_asked_again(server, words):
+    (bad, _) = ask(engine(server, tries=3)[0], f"{words} Sail", "Sail")
+    assert bad.text is None and bad.passing
+
+
 def test_an_answer_cut_at_the_limit_is_too_long(server):
     assert ask(engine(server)[0], "limit Sail", "Sail")[0].too_long
 

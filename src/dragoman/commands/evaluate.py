@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from dragoman.modeling import TextCodec
 
+SEGMENTS = "segments.json"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -162,7 +164,7 @@ def run(config: Config) -> dict[str, Any]:
     record |= summary(scored, config.seed) | {"left_out": left_out}
     record["warnings"] += _part_of_the_set(config, about)
     if out:
-        record["segments"] = scoring.write_segments(out / "segments.json", scored)
+        record["segments"] = scoring.write_segments(out / SEGMENTS, scored)
         write_json(out / "record.json", record)
     for file in config.table:
         write_table(record, Path(file))
@@ -197,7 +199,7 @@ def _score_files(config: Config, out: Path | None) -> Result:
     metrics, left_out = measures.metrics_for(target, config.metrics, _from_files(config))
     terms = measures.read_terms(beside["terms"]) if config.terms else None
     if out:
-        claim_folder(out)  # before hours of scoring
+        claim_folder(out, SEGMENTS)  # before hours of scoring
     scored: dict[str, Any] = {}
     for file, texts in lines.items():
         scored[file] = scoring.empty_sums()
@@ -254,7 +256,7 @@ def _score_models(config: Config, out: Path) -> Result:
     opened = {config.model: open_both(config.model)}
     systems.require_ready(*opened[config.model], [how for name, how in named.values() if name == config.model], asked)
     systems.require_others(config.against, asked)
-    claim_folder(out)  # nothing is written where a model cannot be opened
+    claim_folder(out, SEGMENTS)  # nothing is written where a model cannot be opened
     text: dict[str, Any] = {"corpus": corpus, "languages": languages, "directions": directions, "metrics": metrics}
     score, scored = partial(scoring.score_model, quiet=config.quiet, **text, **settings), {}
     for label, (name, how) in named.items():
@@ -263,7 +265,7 @@ def _score_models(config: Config, out: Path) -> Result:
             opened[name] = open_both(name)
         with how(opened[name][0]):
             scored[label] = _score_model(config, score, asked, *opened[name])
-        scoring.write_segments(out / "segments.json", scored)
+        scoring.write_segments(out / SEGMENTS, scored)
     opened.clear()
     if directions:
         scored["copy"] = scoring.score_copy(corpus, directions, metrics=metrics, **settings)

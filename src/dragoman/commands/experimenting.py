@@ -46,7 +46,7 @@ from dragoman.commands.experiments import (
 from dragoman.commands.run_records import FORM, OPENED, kept, rounded, write_once
 from dragoman.corpora.ntext import NText, about_path
 from dragoman.corpora.pack import BUILT_IN, fits, load_pack, open_corpus, spread
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.record import environment, read_json, sha256, write_json
 
 ENVIRONMENT = ("format", "created", "versions", "commit", "machine", "peak_memory_mb")
@@ -104,20 +104,20 @@ def _done(
     if run.kind != "final":
         return record
     names = {**folders, "target": run.target, "seed": run.seed}
-    scored = Path(filled(study.scored, names))
-    if (scored / "segments.json").is_file():
-        return record | _sums(scored, study.system)
     evaluated = [line for line in record["lines"] if line.startswith("evaluate ")]
-    return record | (_unscored(run, _told([str(scored)], folders), evaluated) if evaluated else {})
+    scored = Path(filled(study.scored, names))
+    try:
+        return record | (_sums(scored, study.system) if evaluated or scored.is_dir() else {})
+    except (KeyError, UserError) as e:
+        return record | _unscored(run, _told([str(scored)], folders), _told([f"{type(e).__name__} {e}"], folders))
 
 
-def _unscored(run: Run, scored: str, evaluated: list[str]) -> dict[str, str]:
+def _unscored(run: Run, scored: str, why: str) -> dict[str, str]:
     """That a run failed which evaluated something and left no sums where its list says that they are."""
     return {
         "status": "failed",
-        "error": f"`scored` of the list {run.list} is {scored}, which has no segments.json, so that nothing of the "
-        f"evaluation would be kept; its lines are {'; '.join(evaluated)}: correct `scored`. What the run left stays in "
-        "its folder, *.unscored",
+        "error": f"{scored}, the `scored` of the list {run.list}, has not the sums that it should ({why}). What the "
+        "run left stays, in *.unscored; lists stand once the test split is open, so ask in a question of its own",
     }
 
 

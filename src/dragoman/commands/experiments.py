@@ -199,13 +199,23 @@ def read_study(path: Path) -> Study:
         given["tried"] = given.pop("try")
     if given.get("rate", 0) is None:  # as if it were not there: a list has no rate though the one that it extends has
         del given["rate"]
-    if faults := [*_key_faults(given, Study), *_shape_faults(given), *_rate_faults(given)]:
+    if faults := [*_key_faults(given, Study), *_shape_faults(given), *_rate_faults(given)] or _scored_faults(given):
         raise ConfigError(f"{path}: {'; '.join(faults)}; docs/experiments.md says what a list holds")
     given |= {name: tuple(given[name]) for name in LISTS if name in given}
     given |= {by: {name: own or {} for name, own in _within(given, by)} for by in ("arms", "targets") if given.get(by)}
     if rate := given.get("rate"):
         given["rate"] = Rate(**rate | {"values": tuple(rate["values"])})
     return Study(**given)
+
+
+def _scored_faults(given: Mapping[str, Any]) -> list[str]:
+    """That sums would be looked for where no evaluation puts them, as far as that can be told without the arms."""
+    scored = given.get("scored", Study.scored)
+    words = [line.split() for line in given.get("test", ()) if line.startswith("evaluate ")]
+    folders = [w[w.index("--out") + 1] for w in words if "--out" in w[:-1]]
+    if not folders or scored in folders or any("{" in f.replace("{out}", "") for f in (scored, *folders)):
+        return []
+    return [f"`scored` is {scored}, but its lines of `test` evaluate into {', '.join(folders)}"]
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

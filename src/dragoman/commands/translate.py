@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dragoman.commands import Paths, Switch, Tags, aiding
 from dragoman.commands.aiding import APERTIUM
-from dragoman.corpora.languages import normalise_tag
+from dragoman.corpora.languages import TABLE, language, normalise_tag
 from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.evaluation.kept import Kept
 from dragoman.evaluation.rates import OVER_GENERATION, Copies, OffTarget, OverGeneration
@@ -34,7 +34,10 @@ from dragoman.translation.journal import Journal
 STATES = ("translated", "reused", "kept", "doubtful", "failed")
 JOURNAL = RESERVED[0]
 NESTED, TABLES, PLAIN = (".json", ".yaml", ".yml"), (".csv", ".tsv"), (".txt",)
-READING = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+READING = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 """Files of a model's folder that its answers depend on, beside config and weights."""
 UNWRITTEN = "the file's encoding lacks letters of the translation"
 SHORT = 20
@@ -203,23 +206,33 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     about: dict[str, Any] = {"languages": languages, "server": config.server}
     about["model"] = config.model if config.server else _identity(config.model)
     about |= {"draft_model": _identity(config.draft_model)} if config.draft_model else {}
+    about |= _reading([*([] if config.server else [config.model]), *filter(None, [config.draft_model])])
+    # names with a script or region, which prompts lacked once; those of other tags have never been other ones
+    if named := [name for tag in languages if tag not in TABLE and "(" in (name := language(tag).name)]:
+        about["names"] = named
     about |= {"steps": steps(config), "completions": config.completions}
     about |= aiding.identity(config, steps(config))
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
 
 
 def _identity(model: str) -> str:
-    """A model by its content where it is on this disk, how it reads and ends texts included, else by its name."""
+    """A model by its content where it is on this disk, else by its name."""
     if model == APERTIUM:
         return model
+    from dragoman.modeling import model_checksum
+
+    return model_checksum(model) or model
+
+
+def _reading(models: Sequence[str]) -> dict[str, str]:
+    """How models that are on this disk read and end texts, by the content of the files that say so."""
     from dragoman.methods.delta import base_of
     from dragoman.modeling import model_checksum, model_path
 
-    checksum = model_checksum(model)
-    if checksum is None:
-        return model
-    folders = dict.fromkeys(Path(model_path(name)) for name in (model, base_of(model)))
-    return sha256(checksum, *(path for f in folders for name in READING for path in [f / name] if path.is_file()))
+    here = [model for model in models if model != APERTIUM and model_checksum(model)]
+    folders = dict.fromkeys(Path(model_path(name)) for model in here for name in (model, base_of(model)))
+    files = [path for folder in folders for name in READING for path in [folder / name] if path.is_file()]
+    return {"reading": sha256(*files)} if files else {}
 
 
 def _engine(config: Config) -> job.Engine:

@@ -33,6 +33,7 @@ LEADS = (
     r"çeviri|翻译|翻訳|译文|訳)\b[^:：.!\n]{0,60}[:：!]"
 )
 TRAILS = r"[\n(\[]\s*(?:note|translator'?s note|explanation|n\.b\.|anmerkung|remarque|nota|примечание|注|备注)\s*[:：]"
+VOWEL = re.compile("VOWEL SIGN|THAI CHARACTER (SARA|MAI HAN-AKAT)")
 LETTERS = {"Han": 3, "Hangul": 2}
 """Script -> how many letters one of its signs counts for; of every other script 1."""
 LOOP = re.compile(r"(.{1,60}?)(?:\W{0,3}?\1){3,}", re.DOTALL)
@@ -113,7 +114,8 @@ class OffTarget(Rate):
 
 def letters(text: str) -> int:
     """Letters of a text and its vowel signs, which Indic scripts and Thai write as marks, by the weight of LETTERS."""
-    return sum(LETTERS.get(script_of(c), 1) for c in text if unicodedata.category(c)[0] in "LM")
+    text = unicodedata.normalize("NFC", text)
+    return sum(LETTERS.get(script_of(c), 1) for c in text if c.isalpha() or VOWEL.search(unicodedata.name(c, "")))
 
 
 class Copies(Rate):
@@ -192,7 +194,8 @@ class OverGeneration(Rate):
 @cache
 def _leads() -> re.Pattern[str]:
     names = "|".join(re.escape(row[0].lower()) for row in TABLE.values())
-    return re.compile(rf"\W*(?:{LEADS}|(?:{names}|source|target|output|answer)\s*[:：])", re.IGNORECASE)
+    label = rf"(?:{names})(?:\s*\([^()]*\))?|source|target|output|answer"  # a name may bear script and region
+    return re.compile(rf"\W*(?:{LEADS}|(?:{label})\s*[:：])", re.IGNORECASE)
 
 
 def _comments(text: str) -> bool:

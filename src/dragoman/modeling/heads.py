@@ -56,6 +56,8 @@ def plain_head(model: Any) -> PlainHead | None:
     trunk = getattr(model, "base_model", model)
     if type(head) is not nn.Linear or trunk is model or head._forward_hooks or head._forward_pre_hooks:
         return None
+    if "forward" in vars(head):  # rows of tags train so
+        return None
     ids_BS, seen = torch.tensor([[0, 1]], device=model.device), []
     numbers_BSV = torch.arange(2 * head.out_features, dtype=head.weight.dtype, device=model.device).view(1, 2, -1) - 1e4
 

@@ -205,7 +205,7 @@ COLUMNS = (
 
 
 def long_csv(record: Record) -> str:
-    """A line for each value (`against` is empty) and each difference, numbers in full."""
+    """A line for each value (`against` is empty; so is the value of a rate of nothing) and each difference, in full."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -216,9 +216,13 @@ def long_csv(record: Record) -> str:
                 row = {"metric": name, "label": label, "system": system, "value": value, "low": low, "high": high}
                 row["judged"] = record.get(f"{name}_judged", {}).get(system, {}).get(label, "")
                 writer.writerow(row | {"signature": _signature(record, name, system)})
+        for system, counts in record.get(f"{name}_judged", {}).items():
+            row = {"metric": name, "system": system, "signature": _signature(record, name, system)}
+            writer.writerows(row | {"label": label, "judged": 0} for label, n in counts.items() if not n)
     for c in record["comparisons"]:
         row = c | {"label": c["language"], "system": c["a"], "against": c["b"], "value": c["difference"]}
-        writer.writerow(row | {"signature": record["signatures"][c["metric"]]})
+        signed = dict.fromkeys(_signature(record, c["metric"], system) for system in (c["a"], c["b"]))
+        writer.writerow(row | {"signature": " against ".join(signed)})
     return file.getvalue()
 
 

@@ -32,6 +32,8 @@ create table if not exists claims (
   unit text not null, step text not null, owner text not null, primary key (unit, step)
 );
 """
+LATER = ("reading",)
+"""Of a job, what journals did not say at first: it is taken for what it is now."""
 PATIENCE = 30.0
 """Seconds to wait for another process to write."""
 CLAIM = """
@@ -90,6 +92,7 @@ class Journal:
     def _begin(self, job: Mapping[str, str]) -> None:
         """A job that has no answer and that no other process works on gives way: it was a mistake, or is no loss."""
         before = dict(self._base.execute("select name, value from job"))
+        before = {n: job[n] for n in LATER if before and n in job} | before
         if before and before != job:
             (answered,) = self._base.execute("select exists (select 1 from attempts)").fetchone()
             if answered or any(self._lives(owner) for owner in self._others()):

@@ -127,7 +127,7 @@ class RemoteEngine:
         return "completions", body | {"prompt": prompt, "stop": ["\n"], "max_tokens": most}
 
     def _answer(self, client: httpx.Client, pace: Pace, path: str, body: dict[str, Any]) -> Answer:
-        fault, wait = "", self.first_wait
+        faults, wait = list[str](), self.first_wait
         for n in range(self.tries):
             if n:
                 self.wait(wait)
@@ -135,8 +135,9 @@ class RemoteEngine:
             found, asked = self._once(client, path, body)
             if isinstance(found, Answer):
                 return found
-            fault, wait = found, asked if asked is not None else 2 * wait if n else wait
-        return Answer(None, fault, passing=fault != EMPTY)
+            faults.append(found)
+            wait = asked if asked is not None else 2 * wait if n else wait
+        return Answer(None, faults[-1], passing=set(faults) != {EMPTY})
 
     def _is_down(self, headers: dict[str, str]) -> bool:
         try:
