@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dragoman import cli
 from dragoman.commands import plan, show
@@ -33,6 +34,25 @@ def failure(capsys, *words):
     assert "Traceback" not in err
     assert err.count("\n") == 1, "one sentence"
     return err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the manual"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_sentence_with_ways_out(monkeypatch, capsys, error):
+    monkeypatch.setattr(plan, "run", lambda config: (_ for _ in ()).throw(error))
+    assert "there is not enough memory (" in (said := failure(capsys, "plan", "t.npz")) and "--micro-batch" in said
+
+
+def test_other_faults_of_ours_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(plan, "run", lambda config: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["plan", "t.npz"])
 
 
 def test_flags_win_over_the_config_file_in_any_order(seen, tmp_path):

@@ -18,6 +18,7 @@ from dragoman.modeling import (
     moe_layers,
     open_model,
     open_tokenizer,
+    opening,
     outline,
     parameter_counts,
     router_kind,
@@ -238,6 +239,8 @@ def test_an_outline_needs_the_config_alone(tmp_path):
     assert stored_bytes(str(tmp_path)) is None
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 1234}, "weight_map": {}}')
     assert stored_bytes(str(tmp_path)) == 1234
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"by": "a merge"}, "weight_map": {}}')
+    assert stored_bytes(str(tmp_path)) is None
 
 
 def test_an_unknown_architecture_is_one_sentence(tmp_path):
@@ -287,9 +290,9 @@ def test_the_folder_of_a_run_is_no_model(tmp_path):
         open_model(str(tmp_path / "run" / "model"))
     save_model(tiny("olmoe"), TextCodec(tokenizer()), tmp_path / "run" / "model")
     (tmp_path / "run" / "config.json").write_text("{}")  # what a run goes on by
-    for opening in (open_model, open_tokenizer):
+    for opened in (open_model, open_tokenizer):
         with pytest.raises(ModelError, match=r"is the folder of a run; its model is .*/run/model"):
-            opening(str(tmp_path / "run"))
+            opened(str(tmp_path / "run"))
 
 
 def test_weights_that_are_not_there_are_not_made_up(tmp_path):
@@ -305,6 +308,35 @@ def test_broken_weights_are_one_sentence(tmp_path):
     (tmp_path / "m" / "model.safetensors").write_bytes(b"not a safetensors file")
     with pytest.raises(ModelError, match="cannot load the model"):
         open_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("said", "way_out"),
+    [
+        ("You are trying to access a gated repo.\nMake sure", r"gated repo\. Ask for access at .*/a/b, .*HF_TOKEN"),
+        ("We couldn't connect to 'https' to load the files\nsee", r"couldn't connect .* `hf download a/b`; HF_HOME"),
+    ],
+)
+def test_a_hub_that_refuses_or_is_not_there_is_told_with_a_way_out(monkeypatch, said, way_out):
+    def fails(*_, **__):
+        raise OSError(said)
+
+    monkeypatch.setattr(opening.PreTrainedConfig, "get_config_dict", fails)
+    for opened in (open_model, open_tokenizer, outline):
+        with pytest.raises(ModelError, match=way_out):
+            opened("a/b")
+
+
+def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and run it after a yes."""
+    model = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": model}))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for opened in (open_model, outline):
+        with pytest.raises(ModelError, match="Code that comes with a model is never run"):
+            opened(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_tag_widens_within_its_script():

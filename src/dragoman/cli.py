@@ -106,6 +106,10 @@ def _command(module: ModuleType) -> Callable[..., Any]:
     return command
 
 
+NO_ROOM = "can't allocate memory"
+"""What torch says of a CPU's memory."""
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
     # Threads that spin while they wait starve when anything else runs: see docs/LOG.md, "OpenMP waits".
@@ -120,6 +124,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _stop(_sentence(e))
     except KeyboardInterrupt:
         _stop("interrupted; a tour, a translation or a training with checkpoints goes on where it was", code=130)
+    except (MemoryError, RuntimeError) as e:  # of torch, which is not imported for this
+        if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError" and NO_ROOM not in str(e):
+            raise
+        said = str(e).splitlines()[0] if str(e) else "of this machine"
+        _stop(
+            f"there is not enough memory ({said}); take less at a time (--batch, --micro-batch, "
+            "--gradient-checkpointing), hold less (--dtype bfloat16), or another --device, where the command has these"
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

@@ -11,7 +11,7 @@ from dragoman.commands.forgetting import Evaluation, share_of
 from dragoman.commands.pretrain import Vocabulary, train_tokenizer
 from dragoman.commands.training_text import Text
 from dragoman.errors import ConfigError, DataError, ModelError, UserError
-from dragoman.methods import checkpoints
+from dragoman.methods import checkpoints, loop
 from dragoman.modeling import TextCodec, open_both, save_model
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from tests.killing import killed
@@ -188,6 +188,18 @@ def test_a_dry_run_adds_up_its_time(toy, tmp_path, monkeypatch, capsys):
     adapt.show(record)
     told = f"expected: {record['seconds']:.0f} s of training with 3 evaluations of {record['evaluation_seconds']:.1f} s"
     assert f"{told}, and {record['peak_memory_mb']:,.0f} MB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_run_that_broke_off_with_nothing_to_go_on_from_leaves_its_folder_free(toy, tmp_path, monkeypatch, fault):
+    def breaks(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patch, pytest.raises(type(fault)):
+        patch.setattr(loop.Loop, "training_step", breaks)
+        dragoman.adapt(**settings(toy, tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    dragoman.adapt(**settings(toy, tmp_path / "a", micro_batch=1))
 
 
 def linked(toy, folder):

@@ -275,6 +275,22 @@ def test_a_model_is_held_against_what_adapt_recorded_beside_it(tmp_path, here):
         dragoman.export(str(tmp_path / "out" / "model"), out=tmp_path / "again", **given)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_base_is_held_in_the_dtype_that_is_stored_whatever_its_config_says(dtype, tmp_path, here):
+    """Weights in float32 under a config that says bfloat16: a model made of them in float32 has all their bits."""
+    model = tiny("olmoe", vocab_size=len(CODEC.tokenizer))
+    save_model(model, CODEC, tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.experts.down_proj")[6] += 1
+    save_model(model, CODEC, tmp_path / "model")
+    given = {"base": str(tmp_path / "base"), "out": tmp_path / "out", "dtype": dtype}
+    proof = dragoman.export(str(tmp_path / "model"), **given)["proof"]
+    assert proof["changed"] == {"model.layers.1.mlp.experts.down_proj": [6]}
+    assert proof["stored"]["dtype"] == (dtype or "float32")
+
+
 def test_rows_that_were_trained_and_stayed_equal_are_counted_by_hand():
     before = {"stack": ["a", "b", "c", "d"], "router": ["x", "y"], "norm": "n"}
     after = before | {"stack": ["a", "B", "c", "D"]}

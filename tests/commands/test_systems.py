@@ -72,10 +72,10 @@ def test_one_model_is_in_memory_at_a_time(place, tmp_path, monkeypatch):
     seen, alive = [], []
     original = delta.open_both
 
-    def open_both(name):
+    def open_both(name, **settings):
         gc.collect()
         alive.append(sum(ref() is not None for ref in seen))
-        found = original(name)
+        found = original(name, **settings)
         seen.append(weakref.ref(found[0]))
         return found
 

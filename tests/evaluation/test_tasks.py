@@ -23,6 +23,10 @@ ITEM = Item("1", "d", "p", "a", options=("x", "y", "z", "w"), right=1)
         ("12,50", 12.5),
         ("1.234", 1234),
         ("0.125", 0.125),
+        ("3.14159", 3.14159),
+        ("#### 18.0000", 18),
+        ("1,234.5678", 1234.5678),
+        ("1.234.567,8901", 1234567.8901),
         ("1,234,567", 1234567),
         ("१,००,००० रुपये", 100000),
         ("12,34,567.5", 1234567.5),
@@ -49,6 +53,11 @@ def test_number_answers():
     assert [task.points(t, item) for t in ("so 1234", "so 1 234 5", "", "1233")] == [1, 0, 0, 0]
     with pytest.raises(DataError, match="item 1 expects 'x', which holds no number"):
         task.points("1", Item("1", "d", "p", "a", expected="x"))
+
+
+def test_an_exact_answer_may_be_a_mark():
+    task, item = TASKS["exact"](), Item("1", "d", "p", "a", expected="?")
+    assert [task.points(answer, item) for answer in ("?", " ?\n", "", "!", ".")] == [1, 1, 0, 0, 0]
 
 
 def test_exact_answers():

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from dragoman.commands.steer import Config, run
 from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import steer
 from dragoman.methods.steer import Steering, steered, steering
@@ -144,6 +145,18 @@ def test_controls_have_the_size_of_the_plan_and_none_of_its_experts():
         by_lot(whole)
     with pytest.raises(ConfigError, match="names every layer"):
         elsewhere(whole)
+
+
+def test_a_control_that_can_do_nothing_is_told(tmp_path, capsys):
+    """Its plan can: six of eight experts. In the layer that is left it is all of them."""
+    wide = ExpertPlan("t", {i: tuple(PlannedExpert(e, "all") for e in range(6)) for i in (1, 2)}, {0: 8, 1: 8, 2: 8})
+    wide.save(tmp_path / "wide.json")
+    run(Config(tmp_path / "wide.json", out=tmp_path / "a"))
+    assert not capsys.readouterr().err
+    run(Config(tmp_path / "wide.json", control="elsewhere", out=tmp_path / "b"))
+    assert "of layers [0] all experts are raised alike, which changes nothing" in capsys.readouterr().err
+    run(Config(tmp_path / "wide.json", rule="hard", control="elsewhere", out=tmp_path / "c"))
+    assert "8 experts are forced in layer 0: models that send tokens to fewer refuse it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

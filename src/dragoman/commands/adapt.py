@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragoman.commands import Dtype, Numbers, Switch, Tags, forgetting
 from dragoman.commands.arms import train_arm
 from dragoman.commands.forgetting import Evaluation
-from dragoman.commands.resuming import claim, unclaim
+from dragoman.commands.resuming import claim, unclaim_after
 from dragoman.commands.training_text import Rows, Text, require_positions, training_rows
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, UserError
+from dragoman.errors import ConfigError
 from dragoman.record import environment, sha256, write_json
 from dragoman.routing.plan import ExpertPlan, other_weights
 
@@ -208,8 +208,8 @@ def _adapted(config: Config) -> dict[str, Any]:
     given = {"codec": codec, "base_codec": base_codec, "texts": texts, "chosen": chosen, "keep": keep}
     try:
         trained = train_arm(model, config.method, plan, rows, config, codec.pad_id, **given)
-    except UserError:
-        sharding.on_first(lambda: unclaim(config.out))
+    except BaseException as e:
+        unclaim_after(e, config.out)
         raise
     about = {"command": "adapt", "processes": sharding.started(), "config": asdict(config), "corpus": corpus.about}
     record = environment() | about | trained

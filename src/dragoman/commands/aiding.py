@@ -127,10 +127,12 @@ def strategist(
     used = _used([*steps, plain])
     engine, drafter = open_engine(config), None
     if config.draft_model:
-        source, model, batch = config.source, config.draft_model, config.batch
+        source, model = config.source, config.draft_model
         into = _drafted_into(config, used) if model == APERTIUM else [config.to]
+        held: dict[str, Any] = {"batch": config.batch}
+        held |= {} if model == APERTIUM else {"dtype": config.dtype, "device": config.device}
         drafter, *_ = [  # of Apertium the rest is opened to be told now, not amid the job, which pairs are missing
-            open_engine(type(config)(config.files, to=to, source=source, model=model, batch=batch)) for to in into
+            open_engine(type(config)(config.files, to=to, source=source, model=model, **held)) for to in into
         ]
     return Strategist(engine, used, aids, plain, drafter)
 

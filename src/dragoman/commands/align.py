@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-from dragoman.commands import Numbers, Switch, categorize, tasking
+from dragoman.commands import Dtype, Numbers, Switch, categorize, tasking
 from dragoman.corpora.items import REFERENCE, TaskItems
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import cache_folder, claim_folder, environment, require_free, sha256, write_json
@@ -90,6 +90,10 @@ class Config:
     """Items per update."""
     micro_batch: int = 0
     """Items per pass, of which an update may take several to save memory; 0: all at once."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights; auto: as the model was saved."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """To compute in (autocast): auto takes bf16 where long rows are faster in it; short ones may be in fp32."""
     balance: float = 0.0
@@ -137,7 +141,7 @@ def run(config: Config) -> dict[str, Any]:
     labels = categorize.labels_for(known, config.target, items, checksum) if known else []
     told = list(known["advice"][config.target]) if known else []
     told += other_weights(plan.model_sha256, checksum, "plan") if plan else []
-    model, codec = open_both(config.model)
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
     pairs, order, too_long = pairs_of(codec, items, config, labels, most_positions(model))
     settings_of_loop = _training(config, len(order))
     told += in_english(model, codec, items, order[:ASKED]) if not known else []

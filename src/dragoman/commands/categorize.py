@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from dragoman.commands import Switch, Tags, tasking
+from dragoman.commands import Dtype, Switch, Tags, tasking
 from dragoman.corpora.items import REFERENCE, TaskItems
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation.tasks import ByMetric, Task
@@ -62,6 +62,10 @@ class Config:
     """For translation: what is measured of each segment."""
     threshold: float | None = None
     """For translation: the value from which on a segment counts as right; default: the median from English."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights; auto: as the model was saved."""
     out: Path = Path("categories")
     """New folder for record.json, categories.json, tasks.npz, and for translation plain.npz."""
     quiet: Switch = False
@@ -83,7 +87,7 @@ def run(config: Config) -> dict[str, Any]:
     items = open_items(config)
     task = tasking.task_of(items, config.normalise, config.metric, config.threshold)
     chance = task.chance(items.items[REFERENCE])
-    model, codec = open_both(config.model)
+    model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
     tasking.require_room(model, codec, items)
     out = claim_folder(config.out)
     answers = {g: tasking.answers_of(model, codec, items, task, g, config.quiet) for g in items.items}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from dragoman.commands import Numbers, Switch, Tags, another_split, require_sample
+from dragoman.commands import Dtype, Numbers, Switch, Tags, another_split, require_sample
 from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.reading import read_lines
@@ -69,6 +69,10 @@ class Config:
     """Also count which experts are chosen together: 8 G L E^2 bytes."""
     parallel: Switch = False
     """Refuse text that is not parallel, instead of leaving out what needs it."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights, but for a delta, which by default has its own; auto: as the model was saved."""
     out: Path = Path("diagnosis")
     """New folder for report.html, trace.npz, record.json and figures/ with their tables."""
     seed: int = 0
@@ -93,14 +97,14 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Capture the routing of every language of a corpus: a trace, its statistics and a record."""
-    from dragoman.methods.delta import open_both
+    from dragoman.commands.systems import opened
     from dragoman.modeling import model_checksum, moe_layers
     from dragoman.reporting import write_diagnosis
 
     corpus = open_corpus(config.corpus)
     languages = _languages(config, corpus)
     tasks = {name: read_task(name, path) for name, path in config.task.items()}
-    model, codec = open_both(config.model)
+    model, codec = opened(config.model, config)
     layers = moe_layers(model)  # a dense model is refused before anything is written
     text, parallel = aligned(corpus, languages, config.split, config.segments, config.parallel)
     documents = documents_of(corpus, languages, config.split, config.segments, parallel)

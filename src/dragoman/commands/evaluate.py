@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dragoman.commands import Switch, Tags, measures, require_sample, scoring, systems
+from dragoman.commands import Dtype, Switch, Tags, measures, require_sample, scoring, systems
 from dragoman.commands.directions import only_direction, parse_directions
 from dragoman.commands.judging import verdict, warnings_of
 from dragoman.commands.tasking import add_task, open_items
@@ -101,6 +101,10 @@ class Config:
     """Two plain files, sources and their translations, that a word aligner learns from; for unaligned words."""
     table: Tags = ()
     """Files for the tables; .md, .tex, .csv, .html or .txt says in which form."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights, but for deltas, which by default have their own; auto: as the model was saved."""
     out: Path | None = None
     """New folder for the record; default: evaluation for models, none for hypotheses."""
     seed: int = 0
@@ -136,6 +140,7 @@ def _require_one_kind(config: Config) -> None:
         }
         unused |= {"languages": config.languages, "choices": config.choices, "corpus": config.corpus != "help"}
         unused |= {"task": config.task, "steer": config.steer}
+        unused |= {"device": config.device, "dtype": config.dtype != Config.dtype}
         unused |= {"split": config.split != "devtest", "segments": config.segments != Config.segments}
         if given := [f"--{k}" for k, v in unused.items() if v]:
             raise ConfigError(f"{', '.join(given)} would have no effect on hypotheses; leave them out")
@@ -240,8 +245,6 @@ def reference_rates(
 
 
 def _score_models(config: Config, out: Path) -> Result:
-    from dragoman.methods.delta import open_both
-
     corpus, directions = _text(config)
     spoken = dict.fromkeys(g for pair in directions.values() for g in pair)
     of_items = (config.choices or config.task) and not spoken
@@ -251,9 +254,9 @@ def _score_models(config: Config, out: Path) -> Result:
     pairs = {label: scoring.parallel(corpus, *pair, **settings) for label, pair in directions.items()}
     held_out = scoring.held_out(corpus, languages, **settings)
     metrics, left_out = _metrics(directions, config)
-    asked = systems.Asked(pairs, _read_choices(config), open_items(config, corpus))
+    asked = systems.Asked(pairs, systems.choices_of(config.choices, config.segments), open_items(config, corpus))
     named = systems.systems_of(config.model, config.steer, config.against)
-    opened = {config.model: open_both(config.model)}
+    opened = {config.model: systems.opened(config.model, config)}
     systems.require_ready(*opened[config.model], [how for name, how in named.values() if name == config.model], asked)
     systems.require_others(config.against, asked)
     claim_folder(out, SEGMENTS)  # nothing is written where a model cannot be opened
@@ -262,7 +265,7 @@ def _score_models(config: Config, out: Path) -> Result:
     for label, (name, how) in named.items():
         if name not in opened:
             opened.clear()  # one model at a time is in memory
-            opened[name] = open_both(name)
+            opened[name] = systems.opened(name, config)
         with how(opened[name][0]):
             scored[label] = _score_model(config, score, asked, *opened[name])
         scoring.write_segments(out / SEGMENTS, scored)
@@ -340,15 +343,6 @@ def _from_files(config: Config) -> dict[str, Metric]:
     if config.metrics and (unused := [flag for flag, names in files.items() if not set(names) & set(config.metrics)]):
         raise ConfigError(f"{', '.join(unused)} would have no effect on {', '.join(config.metrics)}; name its metric")
     return measures.from_files(config.weights, config.aligner_text, config.terms, config.target)
-
-
-def _read_choices(config: Config) -> dict[str, Any]:
-    from dragoman.corpora.choices import read_choices
-    from dragoman.corpora.items import spread
-
-    if config.choices is None:
-        return {}
-    return {g: spread(items, config.segments) for g, items in read_choices(Path(config.choices)).items()}
 
 
 # What the record says

@@ -188,11 +188,12 @@ def _adapted(config: Config) -> Exported:
     from dragoman.modeling import open_both, open_model
 
     model, codec = open_both(config.model, dtype="auto")
-    base = open_model(str(config.base))
+    as_stored = _stored_dtype(model, config.dtype)
+    base = open_model(str(config.base), dtype=str(as_stored).removeprefix("torch."), device="cpu")  # it is only read
     plan = ExpertPlan.load(config.plan) if config.plan else None
     may_change = _planned_rows(config, base, codec, plan) if plan else None
     state = base.state_dict()
-    before = fingerprints(state, _stored_dtype(model, config.dtype), state)
+    before = fingerprints(state, as_stored, state)
     return Exported(model, codec, str(config.base), before, may_change, {"declared": "bits", "distance": 0.0})
 
 

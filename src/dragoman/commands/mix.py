@@ -20,9 +20,9 @@ from dragoman.commands.converting import write_converted
 from dragoman.commands.directions import parse_directions
 from dragoman.commands.mixing_shares import shares_of, told
 from dragoman.commands.mixing_text import STAGED, Train, require_room, require_scorable, sample_of, stage_rows
-from dragoman.commands.resuming import checkpoint_folder, claim, unclaim
+from dragoman.commands.resuming import checkpoint_folder, claim, unclaim_after
 from dragoman.corpora.pack import open_corpus
-from dragoman.errors import ConfigError, UserError
+from dragoman.errors import ConfigError
 from dragoman.record import atomic_write, environment, write_json
 from dragoman.routing.expert_numbers import ExpertNumbers
 from dragoman.routing.plan import other_weights
@@ -204,8 +204,8 @@ def _stage(config: Train) -> dict[str, Any]:
     try:
         before = {} if config.only_after else sharding.on_first(lambda: _measured(*of))
         log, trained = _trained(config, model, method, extra, rows, codec.pad_id)
-    except UserError:
-        sharding.on_first(lambda: unclaim(config.out))
+    except BaseException as e:
+        unclaim_after(e, config.out)
         raise
     if sharding.first():
         save_model(model, codec, config.out / "model")

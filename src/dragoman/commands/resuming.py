@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dragoman.errors import ConfigError
+from dragoman.errors import ConfigError, UserError
 from dragoman.record import claim_folder, read_json, write_json
 
 CONFIG_FILE = "config.json"
@@ -67,6 +67,14 @@ def unclaim(out: Path) -> None:
     if [path.name for path in out.iterdir()] == [CONFIG_FILE]:
         (out / CONFIG_FILE).unlink()
         out.rmdir()
+
+
+def unclaim_after(fault: BaseException, out: Path) -> None:
+    """`unclaim`, by the first of several processes, but not where others may be stuck: of a UserError all know."""
+    from dragoman.methods import sharding
+
+    if isinstance(fault, UserError) or not sharding.active():
+        sharding.on_first(lambda: unclaim(out))
 
 
 def completed(old: dict[str, Any], default: Any) -> dict[str, Any]:

@@ -58,8 +58,22 @@ def run(config: Config) -> Steering:
             f"{plan.planner} for it; plans with shares are those of the planner shared",
             file=sys.stderr,
         )
+    _say_what_is_vain(how)
     how.save(config.out)
     return how
+
+
+def _say_what_is_vain(how: Steering) -> None:
+    """On standard error, as a control in other layers may come to this though its plan does not."""
+    whole = [i for i, ids in how.experts.items() if len(ids) == how.num_experts[i]]
+    if whole and how.rule == "soft":
+        print(f"dragoman: of layers {whole} all experts are raised alike, which changes nothing", file=sys.stderr)
+    if how.rule == "hard" and how.strength > 0:
+        most, layer = max((len(ids), -i) for i, ids in how.experts.items())
+        print(
+            f"dragoman: {most} experts are forced in layer {-layer}: models that send tokens to fewer refuse it",
+            file=sys.stderr,
+        )
 
 
 def opened(file: Path, model: str) -> Steering:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dragoman.commands.scoring import cells, prompts_of
 from dragoman.commands.tasking import require_room
-from dragoman.corpora.choices import Choice
-from dragoman.corpora.items import TaskItems
+from dragoman.corpora.choices import Choice, read_choices
+from dragoman.corpora.items import TaskItems, spread
 from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError, DataError, UserError
 from dragoman.record import sha256
@@ -45,6 +45,14 @@ def systems_of(model: str, steer: Sequence[str], against: Sequence[str]) -> dict
     return found | {name: (name, nullcontext) for name in (model, *against)}
 
 
+def opened(name: str, config: Any) -> tuple[PreTrainedModel, TextCodec]:
+    """A model or a delta with its tokenizer, of the dtype and on the device of the settings."""
+    from dragoman.methods.delta import open_both
+
+    dtype = None if config.dtype == type(config).dtype else config.dtype  # that of a model or a delta differs
+    return open_both(name, dtype=dtype, device=config.device)
+
+
 # Before anything is scored
 
 
@@ -55,6 +63,11 @@ class Asked:
     pairs: Mapping[str, NText]
     choices: Mapping[str, Sequence[Choice]]
     items: TaskItems | None
+
+
+def choices_of(path: Path | None, most: int) -> dict[str, Sequence[Choice]]:
+    """Multiple choice by language, at most so many items of each, spread evenly over the file."""
+    return {g: spread(items, most) for g, items in read_choices(Path(path)).items()} if path else {}
 
 
 def require_ready(model: PreTrainedModel, codec: TextCodec, installed: Sequence[Installed], asked: Asked) -> None:

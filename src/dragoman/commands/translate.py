@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dragoman.commands import Paths, Switch, Tags, aiding
+from dragoman.commands import Dtype, Paths, Switch, Tags, aiding
 from dragoman.commands.aiding import APERTIUM
 from dragoman.corpora.languages import TABLE, language, normalise_tag
 from dragoman.errors import ConfigError, DataError, UserError
@@ -88,6 +88,10 @@ class Config:
     """Count segments, characters and, of a local model, tokens; translate nothing."""
     batch: int = 64
     """Segments at once on a local model, the one that drafts included, or by apertium."""
+    device: str | None = None
+    """Of local models: cuda or cpu; default: cuda where there is one."""
+    dtype: Dtype = "float32"
+    """Of the weights of local models, but for deltas, which by default have their own; auto: as a model was saved."""
     concurrency: int = 8
     """Requests at once to a server."""
     per_minute: int = 0
@@ -105,6 +109,7 @@ class Config:
             raise ConfigError("files are one or more, batch and concurrency at least 1, per-minute not below 0")
         remote = ["concurrency", "per_minute", "completions"]
         idle = remote if not self.server else [] if self.draft_model else ["batch"]
+        idle = idle if _local(self) else [*idle, "device", "dtype"]
         if given := [f"--{n.replace('_', '-')}" for n in idle if getattr(self, n) != getattr(Config, n)]:
             raise ConfigError(f"{', '.join(given)} would have no effect on this engine; leave it out")
         if not any(map(os.path.isdir, self.files)):
@@ -206,13 +211,18 @@ def _journal(config: Config, languages: tuple[str, str]) -> Journal:
     about: dict[str, Any] = {"languages": languages, "server": config.server}
     about["model"] = config.model if config.server else _identity(config.model)
     about |= {"draft_model": _identity(config.draft_model)} if config.draft_model else {}
-    about |= _reading([*([] if config.server else [config.model]), *filter(None, [config.draft_model])])
+    about |= _reading(_local(config)) | ({"dtype": config.dtype} if config.dtype != Config.dtype else {})
     # names with a script or region, which prompts lacked once; those of other tags have never been other ones
     if named := [name for tag in languages if tag not in TABLE and "(" in (name := language(tag).name)]:
         about["names"] = named
     about |= {"steps": steps(config), "completions": config.completions}
     about |= aiding.identity(config, steps(config))
     return Journal(config.out / JOURNAL, about | {"version": metadata.version("dragoman")})
+
+
+def _local(config: Config) -> list[str]:
+    """The models that are opened here."""
+    return [m for m in ("" if config.server else config.model, config.draft_model) if m not in ("", APERTIUM)]
 
 
 def _identity(model: str) -> str:
@@ -229,7 +239,7 @@ def _reading(models: Sequence[str]) -> dict[str, str]:
     from dragoman.methods.delta import base_of
     from dragoman.modeling import model_checksum, model_path
 
-    here = [model for model in models if model != APERTIUM and model_checksum(model)]
+    here = [model for model in models if model_checksum(model)]
     folders = dict.fromkeys(Path(model_path(name)) for model in here for name in (model, base_of(model)))
     files = [path for folder in folders for name in READING for path in [folder / name] if path.is_file()]
     return {"reading": sha256(*files)} if files else {}
@@ -245,10 +255,10 @@ def _engine(config: Config) -> job.Engine:
         from dragoman.translation.apertium import ApertiumEngine
 
         return ApertiumEngine(normalise_tag(config.source), normalise_tag(config.to), batch=config.batch)
-    from dragoman.methods.delta import open_both
+    from dragoman.commands.systems import opened
     from dragoman.translation.local import LocalEngine
 
-    return LocalEngine(*open_both(config.model), batch=config.batch)
+    return LocalEngine(*opened(config.model, config), batch=config.batch)
 
 
 def _estimate(config: Config, documents: Sequence[Document], units: dict[str, job.Unit]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 _SEPARATOR = r"[,.'’\u00a0\u202f\u066c]"
-_THOUSANDS = rf"[1-9]\d?(?:,\d\d)+,\d{{3}}(?!\d)|[1-9]\d{{0,2}}(?:{_SEPARATOR}\d{{3}})+"
+_THOUSANDS = rf"[1-9]\d?(?:,\d\d)+,\d{{3}}(?!\d)|[1-9]\d{{0,2}}(?:{_SEPARATOR}\d{{3}})+(?!\d)"
 GROUPED = re.compile(_THOUSANDS)
 NUMBER = re.compile(rf"(?:(?<!\d)[-−])?(?:{_THOUSANDS}|\d+)(?:[.,\u066b]\d+)?(?![\d])")
 

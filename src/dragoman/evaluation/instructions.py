@@ -3,10 +3,11 @@
     ("length_constraints:number_words", {"relation": "at least", "num_words": 100})
 
 Source: Zhou et al. 2023 (IFEval, arXiv:2311.07911): names, arguments and what they ask for; strict, as the answer is.
-Differs: words are runs of letters, marks and digits in any script; Chinese and Japanese count character by character,
-Thai, Lao, Khmer and Burmese by what stands between spaces. Keywords, asked for or forbidden, are found as words (the
-release finds the first kind within others, too), in these scripts anywhere. Sentences end in . ! ? or such a mark of
-another script; the language of an answer is py3langid's.
+Differs: words are runs of letters, marks and digits in any script, with apostrophes and hyphens within, at which
+the release parts them; Chinese and Japanese count character by character, Thai, Lao, Khmer and Burmese by what stands
+between spaces. Keywords, asked for or forbidden, are found as words (the release finds the first kind within others,
+too), in these scripts anywhere. Sentences end in . ! ? or such a mark of another script; the language of an answer is
+py3langid's, and is not looked at where its case is asked for. Of paragraphs between *** empty ones do not count.
 """
 
 from __future__ import annotations

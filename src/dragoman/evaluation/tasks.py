@@ -91,7 +91,10 @@ class ByExactMatch(_Generated):
     judged = "exact"
 
     def points(self, answer: str, item: Item) -> float:
-        return float(_plain(answer) == _plain(item.expected))
+        wanted = _plain(item.expected)
+        if not wanted:  # a mark is the answer
+            return float(answer.strip() == item.expected.strip())
+        return float(_plain(answer) == wanted)
 
 
 class ByInstructions(_Generated):

@@ -132,24 +132,29 @@ def base_of(name: str) -> str:
     return Delta.load(name).base if is_delta(name) else name
 
 
-def open_base(delta: Delta, base: str | None = None) -> tuple[PreTrainedModel, TextCodec]:
+def open_base(
+    delta: Delta, base: str | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, TextCodec]:
     """The base that a delta was trained on, with its tokenizer; ModelError where it is not where it was."""
     name = base or delta.base
     if Path(name).is_absolute() and not Path(model_path(name)).exists():
         raise ModelError(f"the delta's base {name} is not there any more; name where it is with --base")
-    return open_model(name, dtype=delta.dtype), open_tokenizer(name)
+    return open_model(name, dtype=delta.dtype, device=device), open_tokenizer(name)
 
 
-def open_both(name: str) -> tuple[PreTrainedModel, TextCodec]:
-    """A model and its tokenizer, of a model or of a delta's folder; the delta is merged, where its method can be."""
+def open_both(name: str, *, dtype: str | None = None, device: str | None = None) -> tuple[PreTrainedModel, TextCodec]:
+    """A model and its tokenizer, of a model or of a delta's folder; the delta is merged, where its method can be.
+
+    dtype: by default float32, and that of a delta, which its base is opened in; "auto" is what is stored.
+    """
     if not is_delta(name):
-        return modeling.open_both(name)
+        return modeling.open_both(name, dtype=dtype or "float32", device=device)
     delta = Delta.load(name)
-    model, codec = open_base(delta)
+    model, codec = open_base(delta, device=device)
     delta.put_on(model, codec)
     if METHODS[delta.method].MERGE != "none":
         METHODS[delta.method].merge(model)
-    return model, codec
+    return model if dtype in (None, "auto") else model.to(getattr(torch, str(dtype))), codec
 
 
 def open_delta(name: str) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import hashlib
 import json
 import sys
 from importlib import resources
@@ -27,6 +28,12 @@ from dragoman.modeling.codec import TextCodec
 from dragoman.modeling.packaged import FETCHED, PACKAGED, packaged_folder
 from dragoman.record import atomic_write, read_json, sha256, write_json
 
+WAYS_OUT = {
+    "gated repo": "Ask for access at https://huggingface.co/{0}, then `hf auth login`, or set HF_TOKEN",
+    "couldn't connect": "With a network fetch it first, `hf download {0}`; HF_HOME says where it lies then",
+    "custom code": "Code that comes with a model is never run: only classes of transformers can be opened",
+}
+"""A part of what transformers says -> what to do."""
 BUILT_IN = {"mini-moe": "mini-moe", "mini-dense": "mini-dense"}
 """Models that ship with the package: name -> folder in assets."""
 
@@ -59,6 +66,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as e:
@@ -78,7 +86,7 @@ def outline(name: str) -> PreTrainedModel:
     path = _existing(name)
     try:
         _know_class(path)
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()  # older versions do so only where weights are initialised
@@ -93,7 +101,7 @@ def stored_bytes(name: str) -> int | None:
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **quiet)
     if index is not None:
-        return json.loads(Path(index).read_text(encoding="utf-8"))["metadata"]["total_size"]
+        return json.loads(Path(index).read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
     files = list(Path(path).glob("*.safetensors"))
     return sum(f.stat().st_size for f in files) if files else None
 
@@ -118,7 +126,7 @@ def open_tokenizer(name: str) -> TextCodec:
     path = _existing(name)
     try:
         _know_class(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {_why(e, path)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -196,7 +204,11 @@ def _first_line(e: Exception) -> str:
 
 
 def _why(e: Exception, path: str) -> str:
-    """The first line of what transformers says; where no folder was given, what else the name could be."""
+    """The first line of what transformers says, and a way out; where no folder was given, what else it could be."""
+    said = str(e)
+    for sign, way_out in WAYS_OUT.items():
+        if sign in said:
+            return f"{_first_line(e)} {way_out.format(path)}"
     here = "" if Path(path).exists() else f" (no folder {path} is here; built-in: {', '.join(BUILT_IN)})"
     return _first_line(e) + here
 
@@ -232,10 +244,11 @@ def device_memory_mb(model: nn.Module) -> float | None:
 
 def state_checksum(model: nn.Module) -> str:
     """SHA-256 over the names and the bits of all weights."""
-    parts: list[bytes | str | Path] = []
-    for name, tensor in sorted(model.state_dict().items()):
-        parts += [name, tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()]
-    return sha256(*parts)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):  # one tensor at a time in memory
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def quantisation(model: nn.Module) -> str | None:
