@@ -171,17 +171,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dragoman"
 
 
-def require_free(folder: Path, leftover: str = "") -> None:
-    """ConfigError where an output folder is a file or holds something already, but for what a broken-off run leaves."""
+def require_free(folder: Path) -> None:
+    """ConfigError where an output folder is a file or holds something already."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output {folder} is a file; choose a folder")
-    if folder.is_dir() and any(path.name != leftover for path in folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"the output folder {folder} is not empty; choose another with --out, or remove it first")
 
 
-def claim_folder(folder: Path, leftover: str = "") -> Path:
-    """Make an output folder; ConfigError where it holds something already (`require_free`) or cannot be written."""
-    require_free(folder, leftover)
+def claim_folder(folder: Path) -> Path:
+    """Make an output folder; ConfigError where it holds something already or cannot be written."""
+    require_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

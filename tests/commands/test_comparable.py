@@ -182,7 +182,7 @@ def test_so_is_a_system_that_is_not_there(scored):
 
 
 def test_a_folder_into_which_nothing_is_evaluated_is_told_before_anything_runs(scored):
-    with pytest.raises(ConfigError, match=r"`scored` is .*evalaution, but its lines of `test` evaluate into .*/eval"):
+    with pytest.raises(ConfigError, match=r"`scored` is .*evalaution, but its lines evaluate into .*/eval"):
         scored("{out}/evalaution")
 
 

@@ -13,7 +13,7 @@ from dragoman import cli
 from dragoman.commands import aiding, systems, translate
 from dragoman.errors import ConfigError
 from dragoman.methods import METHODS
-from dragoman.methods.delta import trained_delta
+from dragoman.methods.delta import open_both, trained_delta
 from dragoman.modeling import TextCodec, open_model, opening, save_model, state_checksum
 from dragoman.translation import local
 from dragoman.translation.memory import Memory
@@ -104,6 +104,24 @@ def test_a_delta_has_its_own_dtype_unless_another_is_given(place, tmp_path):
     assert systems.opened(config.model, config)[0].dtype == torch.bfloat16
     both = replace(config, model=str(place / "model"))
     assert systems.opened(both.model, both)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("own", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+def test_a_delta_in_another_dtype_is_the_model_in_that_one(place, tmp_path, own, asked):
+    """With angles of positions in float32, as a model that is opened so has them."""
+    model = open_model(str(place / "model"), dtype=own, device="cpu")
+    before, chosen = state_checksum(model), METHODS["full"].Config()
+    METHODS["full"].apply(model, chosen, None)
+    delta = trained_delta(model, "full", chosen, None, base=str(place / "model"), base_sha256=before)
+    delta.save(tmp_path / "delta")
+    found, _ = open_both(str(tmp_path / "delta"), dtype=asked, device="cpu")
+    model.save_pretrained(tmp_path / "merged")
+    expected = open_model(str(tmp_path / "merged"), dtype=asked, device="cpu")
+    ids = torch.arange(3, 43)[None]
+    assert found.dtype == expected.dtype == getattr(torch, asked)
+    assert torch.equal(found(ids).logits, expected(ids).logits)
+    assert {b.dtype for b in found.buffers() if b.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ["sft", "sara"])

@@ -97,11 +97,10 @@ def test_what_differs_is_listed(runs):
     def later(record):
         record["versions"]["sacrebleu"] = "9.9"
         record["config"]["segments"] = 7
-        record["config"]["dtype"] = "bfloat16"
+        record["dtypes"] = {record["systems"][0]: "bfloat16"}
         record["signatures"]["bleu"] = record["signatures"]["bleu"].replace("tok:13a", "tok:char")
         record["corpus"] = {"name": "help", "checksum": "abc"}
 
-    change(runs / "a", lambda record: record["config"].pop("dtype"))  # as records once were
     change(runs / "b", later)
     differs = {d["what"]: (d["before"], d["after"]) for d in dragoman.compare("a", "b", out="out")["differs"]}
     assert differs.pop("version of sacrebleu")[1] == "9.9"

@@ -151,12 +151,13 @@ def test_a_control_that_can_do_nothing_is_told(tmp_path, capsys):
     """Its plan can: six of eight experts. In the layer that is left it is all of them."""
     wide = ExpertPlan("t", {i: tuple(PlannedExpert(e, "all") for e in range(6)) for i in (1, 2)}, {0: 8, 1: 8, 2: 8})
     wide.save(tmp_path / "wide.json")
-    run(Config(tmp_path / "wide.json", out=tmp_path / "a"))
+    for rule in ("soft", "hard"):
+        run(Config(tmp_path / "wide.json", rule=rule, out=tmp_path / rule))
     assert not capsys.readouterr().err
     run(Config(tmp_path / "wide.json", control="elsewhere", out=tmp_path / "b"))
-    assert "of layers [0] all experts are raised alike, which changes nothing" in capsys.readouterr().err
+    assert "of layers [0] all experts are steered alike, which changes nothing under" in capsys.readouterr().err
     run(Config(tmp_path / "wide.json", rule="hard", control="elsewhere", out=tmp_path / "c"))
-    assert "8 experts are forced in layer 0: models that send tokens to fewer refuse it" in capsys.readouterr().err
+    assert "forces more experts in layers [0] than the plan in any, 6: models that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 The record holds, for each metric, `{metric: {system: {label: value}}}` and `{metric}_interval`; a label is a language
 or a direction such as `en-de`. A rate has `{metric}_judged`, the segments that it is of, and no value where they are 0.
-`signatures_of` has the signatures by system, `segments_there` the rows of which `segments_scored` were taken.
-`comparisons` lists paired tests, `means` what the tables show beside the labels,
+`signatures_of` has the signatures by system, `dtypes` the models' own, `segments_there` the rows of which
+`segments_scored` were taken. `comparisons` lists paired tests, `means` what the tables show beside the labels,
 `left_out` metrics that could not be had and why, `warnings` what to mind, `texts` checksums of what was scored
 (`{"references" | "sources" | "likelihoods" | "choices": {label: sha256}}`), `task` the items that were answered, with
 their checksum. The sums of every segment, from which `segments.json` beside the record gives all of it again, are too
@@ -204,7 +204,7 @@ def _score_files(config: Config, out: Path | None) -> Result:
     metrics, left_out = measures.metrics_for(target, config.metrics, _from_files(config))
     terms = measures.read_terms(beside["terms"]) if config.terms else None
     if out:
-        claim_folder(out, SEGMENTS)  # before hours of scoring
+        claim_folder(out)  # before hours of scoring
     scored: dict[str, Any] = {}
     for file, texts in lines.items():
         scored[file] = scoring.empty_sums()
@@ -259,13 +259,15 @@ def _score_models(config: Config, out: Path) -> Result:
     opened = {config.model: systems.opened(config.model, config)}
     systems.require_ready(*opened[config.model], [how for name, how in named.values() if name == config.model], asked)
     systems.require_others(config.against, asked)
-    claim_folder(out, SEGMENTS)  # nothing is written where a model cannot be opened
+    claim_folder(out)  # nothing is written where a model cannot be opened
     text: dict[str, Any] = {"corpus": corpus, "languages": languages, "directions": directions, "metrics": metrics}
     score, scored = partial(scoring.score_model, quiet=config.quiet, **text, **settings), {}
+    dtypes: dict[str, str] = {}
     for label, (name, how) in named.items():
         if name not in opened:
             opened.clear()  # one model at a time is in memory
             opened[name] = systems.opened(name, config)
+        dtypes[label] = str(opened[name][0].dtype).removeprefix("torch.")
         with how(opened[name][0]):
             scored[label] = _score_model(config, score, asked, *opened[name])
         scoring.write_segments(out / SEGMENTS, scored)
@@ -275,7 +277,7 @@ def _score_models(config: Config, out: Path) -> Result:
         scored |= reference_rates(pairs, metrics)
     needed = {"option_accuracy": ("choices", asked.choices), "task_accuracy": ("task", asked.items)}
     left_out |= {name: f"it needs items: give --{flag}" for name, (flag, given) in needed.items() if not given}
-    return scored, left_out, _systems(config) | _about(config, corpus, held_out, asked)
+    return scored, left_out, _systems(config) | {"dtypes": dtypes} | _about(config, corpus, held_out, asked)
 
 
 def _score_model(

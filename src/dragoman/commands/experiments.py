@@ -210,12 +210,13 @@ def read_study(path: Path) -> Study:
 
 def _scored_faults(given: Mapping[str, Any]) -> list[str]:
     """That sums would be looked for where no evaluation puts them, as far as that can be told without the arms."""
-    scored = given.get("scored", Study.scored)
-    words = [line.split() for line in given.get("test", ()) if line.startswith("evaluate ")]
-    folders = [w[w.index("--out") + 1] for w in words if "--out" in w[:-1]]
-    if not folders or scored in folders or any("{" in f.replace("{out}", "") for f in (scored, *folders)):
+    scored = given.get("scored", Study.scored).rstrip("/")
+    words = [line.split() for line in (*given.get("train", ()), *given.get("test", ())) if line.strip()]
+    folders = [w[w.index("--out") + 1].rstrip("/") for w in words if w[0] == "evaluate" and "--out" in w[:-1]]
+    scripts = any(w[0].endswith(".py") for w in words)  # which may write it
+    if not folders or scripts or scored in folders or any("{" in f.replace("{out}", "") for f in (scored, *folders)):
         return []
-    return [f"`scored` is {scored}, but its lines of `test` evaluate into {', '.join(folders)}"]
+    return [f"`scored` is {scored}, but its lines evaluate into {', '.join(folders)}"]
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

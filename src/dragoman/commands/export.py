@@ -236,6 +236,7 @@ def fixed_batch(model: PreTrainedModel) -> list[list[int]]:
 def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any]:
     """Read the folder again and compare everything. ModelError where something does not hold."""
     from dragoman.commands.reloading import fingerprints, logits
+    from dragoman.modeling import cast_stored
 
     model: Any = exported.model
     as_stored = _stored_dtype(model, dtype)
@@ -245,7 +246,7 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
     stored_BSV, answer = reloaded(folder, ids, name, device, by_row)
     declared = "rounding" if as_stored != model.dtype else "bits"
     trained_BSV = logits(model, ids, device)
-    _cast(model, as_stored)
+    cast_stored(model, as_stored)
     stored = _compared(stored_BSV, logits(model, ids, device), declared, name, "storing")
     now = fingerprints(model.state_dict(), as_stored, by_row)
     after = answer["fingerprints"]
@@ -265,13 +266,6 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
         "names": _require_names(model, exported.base, folder),
         "batch": [len(ids), len(ids[0])],
     }
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """What is stored, in place; buffers that are computed anew, as angles of positions, keep their precision."""
-    stored = model.state_dict(keep_vars=True).values()
-    for tensor in {id(t): t for t in stored if t.is_floating_point()}.values():
-        tensor.data = tensor.data.to(dtype)
 
 
 def reloaded(folder: Path, ids: list[list[int]], dtype: str, device: str, by_row: list[str]) -> Any:

@@ -81,7 +81,7 @@ def _facts(record: Record, shared: list[str]) -> dict[str, Any]:
     facts = {"system": first, "checksum of the system": _identity(record, first)}
     facts |= {"corpus": corpus.get("name"), "checksum of the corpus": corpus.get("checksum")}
     facts |= {name.replace("_", " "): record["config"].get(name) for name in SETTINGS}
-    facts |= {"dtype": record["config"].get("dtype", "float32")}  # which records once did not say
+    facts |= {"dtype": record.get("dtypes", {}).get(first, "float32")}  # which records once did not say
     facts |= {f"{n}, labels": ", ".join(record[n].get(first, {})) for n in record["metrics"]}
     facts |= {f"{n}, setting {k}": v for n in shared for k, v in _settings(record["signatures"][n]).items()}
     facts |= {f"version of {package}": v for package, v in record.get("versions", {}).items()}

@@ -48,7 +48,7 @@ def run(config: Config) -> Steering:
 
     if config.out.exists():
         raise ConfigError(f"{config.out} exists; choose another file with --out, or remove it first")
-    plan = ExpertPlan.load(config.plan)
+    plan = own = ExpertPlan.load(config.plan)
     if config.control:
         plan = CONTROLS[config.control](plan, config.seed or 0)
     how = steering(plan, config.rule, STRENGTHS[config.rule] if config.strength is None else config.strength)
@@ -58,20 +58,25 @@ def run(config: Config) -> Steering:
             f"{plan.planner} for it; plans with shares are those of the planner shared",
             file=sys.stderr,
         )
-    _say_what_is_vain(how)
+    if config.control:
+        _say_what_is_vain(how, max(map(len, own.layers.values())))
     how.save(config.out)
     return how
 
 
-def _say_what_is_vain(how: Steering) -> None:
-    """On standard error, as a control in other layers may come to this though its plan does not."""
+def _say_what_is_vain(how: Steering, most: int) -> None:
+    """Of a control in other layers, which may be fewer. most: experts of a layer that the plan itself names."""
     whole = [i for i, ids in how.experts.items() if len(ids) == how.num_experts[i]]
     if whole and how.rule == "soft":
-        print(f"dragoman: of layers {whole} all experts are raised alike, which changes nothing", file=sys.stderr)
-    if how.rule == "hard" and how.strength > 0:
-        most, layer = max((len(ids), -i) for i, ids in how.experts.items())
         print(
-            f"dragoman: {most} experts are forced in layer {-layer}: models that send tokens to fewer refuse it",
+            f"dragoman: of layers {whole} all experts are steered alike, which changes nothing under a softmax",
+            file=sys.stderr,
+        )
+    more = [i for i, ids in how.experts.items() if len(ids) > most]
+    if more and how.rule == "hard" and how.strength > 0:
+        print(
+            f"dragoman: the control forces more experts in layers {more} than the plan in any, {most}: models that "
+            "send tokens to fewer refuse it",
             file=sys.stderr,
         )
 

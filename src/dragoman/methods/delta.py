@@ -145,16 +145,20 @@ def open_base(
 def open_both(name: str, *, dtype: str | None = None, device: str | None = None) -> tuple[PreTrainedModel, TextCodec]:
     """A model and its tokenizer, of a model or of a delta's folder; the delta is merged, where its method can be.
 
-    dtype: by default float32, and that of a delta, which its base is opened in; "auto" is what is stored.
+    dtype: by default float32, and a delta's own, which "auto" is too; in another one it is made on the CPU first.
     """
     if not is_delta(name):
         return modeling.open_both(name, dtype=dtype or "float32", device=device)
     delta = Delta.load(name)
-    model, codec = open_base(delta, device=device)
+    same = dtype in (None, "auto", delta.dtype)
+    model, codec = open_base(delta, device=device if same else "cpu")
     delta.put_on(model, codec)
     if METHODS[delta.method].MERGE != "none":
         METHODS[delta.method].merge(model)
-    return model if dtype in (None, "auto") else model.to(getattr(torch, str(dtype))), codec
+    if not same:
+        modeling.cast_stored(model, getattr(torch, str(dtype)))
+        model.to(torch.device(device or modeling.default_device()))  # type: ignore[arg-type]
+    return model, codec
 
 
 def open_delta(name: str) -> PreTrainedModel:

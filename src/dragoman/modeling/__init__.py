@@ -26,6 +26,7 @@ from dragoman.modeling.kinds import (
 )
 from dragoman.modeling.opening import (
     BUILT_IN,
+    cast_stored,
     context_length,
     copy_tag,
     default_device,
@@ -88,6 +89,7 @@ __all__ = [
     "TunedRows",
     "active_parameters",
     "are_probabilities",
+    "cast_stored",
     "context_length",
     "convert",
     "copy_tag",

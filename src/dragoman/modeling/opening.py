@@ -169,6 +169,13 @@ def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]
     return {name: cast[t.data_ptr()] for name, t in state.items()}
 
 
+def cast_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What is stored, in place; buffers that are computed anew, as angles of positions, keep their precision."""
+    stored = model.state_dict(keep_vars=True).values()
+    for tensor in {id(t): t for t in stored if t.is_floating_point()}.values():
+        tensor.data = tensor.data.to(dtype)
+
+
 def _existing(name: str) -> str:
     path, known = model_path(name), {*BUILT_IN, *PACKAGED}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) if name not in known and "/" not in name else []
@@ -205,12 +212,9 @@ def _first_line(e: Exception) -> str:
 
 def _why(e: Exception, path: str) -> str:
     """The first line of what transformers says, and a way out; where no folder was given, what else it could be."""
-    said = str(e)
-    for sign, way_out in WAYS_OUT.items():
-        if sign in said:
-            return f"{_first_line(e)} {way_out.format(path)}"
     here = "" if Path(path).exists() else f" (no folder {path} is here; built-in: {', '.join(BUILT_IN)})"
-    return _first_line(e) + here
+    way_out = "".join(f" {way_out.format(path)}" for sign, way_out in WAYS_OUT.items() if sign in str(e))
+    return _first_line(e) + way_out + here
 
 
 def _device(name: str) -> torch.device:
