@@ -85,7 +85,7 @@ def cross_entropy(
     return torch.nn.functional.cross_entropy(logits_TV.float(), shifted_T, reduction=reduction)
 
 
-@torch.compiler.disable  # compiled, torch's function keeps its gradients twice, and is not faster
+@torch.compiler.disable  # compiled, torch's function would keep its gradients twice
 def _in_chunks(states_TD: torch.Tensor, head: PlainHead, shifted_T: torch.Tensor, reduction: str) -> torch.Tensor:
     weight, bias = head.linear.weight, head.linear.bias
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
