@@ -1,4 +1,6 @@
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -126,7 +128,14 @@ def test_wheels_come_from_the_cache_or_from_pip_and_are_not_installed(tools, tmp
     tool(tools, "python", "echo no such package >&2; exit 1")
     with pytest.raises(DataError, match=r"could not fetch the package a-b: .* no such package; check the network"):
         archives.wheel("a-b", "2.0", tmp_path / "pip")
-    monkeypatch.setattr(archives.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(archives, "_has_pip", lambda: False)
     with pytest.raises(ConfigError, match=r"which this Python .* lacks; .* or put a_b-2.0-\*.whl into .*pip"):
         archives.wheel("a-b", "2.0", tmp_path / "pip")
     assert [p.name for p in (tmp_path / "pip").iterdir()] == ["a_b-1.0-py3-none-any.whl"]
+
+
+def test_looking_for_pip_leaves_setuptools_to_others():
+    """Asked for as a module, pip makes setuptools give up its distutils; then torch cannot compile."""
+    pytest.importorskip("setuptools")
+    code = "from dragoman.corpora import archives; archives._has_pip(); import setuptools"
+    subprocess.run([sys.executable, "-c", code], check=True)

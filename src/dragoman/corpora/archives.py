@@ -7,7 +7,6 @@ given the files by hand: the errors say which files and where.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -18,6 +17,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -150,12 +150,21 @@ def npm_pack(name: str, folder: Path, quiet: bool = True) -> Path:
     return max(folder.glob(f"{name}-*.tgz"), key=lambda path: path.stat().st_mtime)
 
 
+def _has_pip() -> bool:
+    """By its metadata: once pip was looked for as a module, setuptools lacks its distutils, and torch.compile fails."""
+    try:
+        metadata.version("pip")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def wheel(name: str, version: str, folder: Path, quiet: bool = True) -> Path:
     """The wheel of a Python package in `folder`, fetched by `pip download` if it is not there; nothing is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(pattern)):
-        if importlib.util.find_spec("pip") is None:
+        if not _has_pip():
             raise ConfigError(
                 f"the package {name} {version} is fetched with pip, which this Python ({sys.executable}) lacks; "
                 f"install pip (python -m ensurepip), or put {pattern} into {folder}"
