@@ -137,7 +137,8 @@ def test_wheels_come_from_the_cache_or_from_pip_and_are_not_installed(tools, tmp
 def test_looking_for_pip_leaves_setuptools_to_others():
     """Asked for as a module, pip makes setuptools give up its distutils; then torch cannot compile."""
     pytest.importorskip("setuptools")
-    code = "from dragoman.corpora import archives as a; a._has_pip(); import setuptools, distutils as d; print(d.__file__)"
+    asked = "from dragoman.corpora import archives; archives._has_pip()"
+    code = f"{asked}; import setuptools, distutils; print(distutils.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "_distutils" in done.stdout, "that of setuptools, not of the standard library"
