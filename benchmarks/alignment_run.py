@@ -64,7 +64,7 @@ def aligned(model: str, method: str, task: Sequence[object], target: str, rate: 
 
 
 def tuned(
-    model: str, task: Sequence[object], items: int, target: str, rates: Sequence[float], work: Path
+    model: str, task: Sequence[object], items: int, target: str, rates: Sequence[float], epochs: int, work: Path
 ) -> dict[str, float]:
     """The rate of each method that has most right answers in the target on dev."""
     few, on_dev = [*task, "--items", items], ["--split", "dev", *task, "--languages", "en", target]
@@ -75,7 +75,7 @@ def tuned(
         found[method] = {}
         for rate in rates:
             out = work / "tune" / f"{method}-{rate:g}"
-            labels = ["--categories", work / "tune" / "categories"]
+            labels = ["--categories", work / "tune" / "categories", "--epochs", epochs]
             aligned(model, method, [*few, *labels], target, rate, work, out)
             found[method][f"{rate:g}"] = right(out.with_name(f"{out.name}-dev"), out / "model", target, *on_dev)
     best = {m: float(max(by, key=lambda r: (by[r], -float(r)))) for m, by in found.items()}
@@ -112,7 +112,7 @@ def alignment_run(
     what: list[object] = ["--task", task]
     limited = [*what, *(["--items", items] if items else [])]
     plan = planned(model, limited, target, work)
-    best = tuned(model, what, min(tune, items or tune), target, rates, work)
+    best = tuned(model, what, min(tune, items or tune), target, rates, epochs, work)
     for method, rate in best.items():
         known = [*limited, "--categories", work / "categories", "--epochs", epochs]
         aligned(model, method, known, target, rate, work, work / method)

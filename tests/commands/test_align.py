@@ -252,7 +252,7 @@ def settings(place, tmp_path):
 def test_mistakes_with_tasks(place, settings):
     model = str(place / "model")
     with pytest.raises(ConfigError, match="no task 'nxt'; tasks are next, heading, translation, text, or a folder"):
-        dragoman.categorize(model, task="nxt", targets=("ca",), **settings)
+        dragoman.categorize(model, task="nxt", **settings)
     with pytest.raises(ConfigError, match="needs the languages to compare with English: --targets"):
         dragoman.categorize(model, **settings)
     with pytest.raises(ConfigError, match="name another one as into, not none"):

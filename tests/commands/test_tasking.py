@@ -10,6 +10,7 @@ import torch
 
 import dragoman
 from dragoman.commands import evaluate, tasking
+from dragoman.commands.align import in_english
 from dragoman.corpora.pack import load_pack
 from dragoman.corpora.quizzes import next_sentence
 from dragoman.errors import ConfigError, DataError, ModelError
@@ -180,3 +181,16 @@ def test_generated_answers_are_kept_with_the_keys_of_their_items(place, tmp_path
     model, codec = dragoman.open_model(name), dragoman.open_tokenizer(name)
     assert kept["outputs"][name]["ca"] == tasking.answers_of(model, codec, items, tasking.task_of(items), "ca")
     assert kept["keys"]["task_accuracy"]["ca"] == [item.key for item in items.items["ca"]]
+
+
+def test_english_is_asked_where_items_fit(place):
+    """What is said before training leaves out an item with a long option, and says nothing where none fits."""
+    model, codec = dragoman.open_model(str(place / "model")), dragoman.open_tokenizer(str(place / "model"))
+    items = next_sentence(two_sentences(), ["en"], "train").part(slice(8))
+    first, *others = items.items["en"]
+    long = replace(first, options=(" ".join(first.options * 20), *first.options[1:]))
+    mixed = replace(items, items={"en": [long, *others]})
+    with pytest.raises(DataError, match=r"context of 64 tokens \(1 of 8 in en, as "):
+        tasking.require_room(model, codec, mixed)
+    assert in_english(model, codec, mixed, np.arange(8)) == in_english(model, codec, items, np.arange(1, 8)) != []
+    assert in_english(model, codec, mixed, np.arange(1)) == []

@@ -173,10 +173,15 @@ def show(record: dict[str, Any]) -> None:
 
 
 def in_english(model: PreTrainedModel, codec: TextCodec, items: TaskItems, which: np.ndarray) -> list[str]:
-    """That the model may be at chance in English on these items, in a sentence; none where no answer is right."""
+    """That the model may be at chance in English on these items; no sentence where no item fits or is judged."""
     if items.judged in ("text", "translation"):
         return []
-    asked = [items.items[REFERENCE][n] for n in which]
+    from dragoman.modeling import context_length
+
+    asked, context = [items.items[REFERENCE][n] for n in which], context_length(model)
+    tokens = tasking.lengths(codec, replace(items, items={REFERENCE: asked}), REFERENCE)
+    if not (asked := [item for item, n in zip(asked, tokens, strict=True) if n <= context]):
+        return []
     some, task = replace(items, items={REFERENCE: asked}), tasking.task_of(items)
     points = tasking.points_of(task, tasking.answers_of(model, codec, some, task, REFERENCE), asked)
     return categorize.of_english(categorize.wilson(int((points == 1).sum()), len(points)), task.chance(asked))

@@ -118,8 +118,8 @@ def open_items(config: Config) -> TaskItems:
     targets = config.targets
     if not targets and Path(config.task).exists():
         targets = tuple(g for g in tasking.read_items(Path(config.task)).items if g != REFERENCE)
-    if not targets:
-        raise DataError(f"the task {config.task} has English items alone; give files of other languages too")
+        if not targets:
+            raise DataError(f"the task {config.task} has English items alone; give files of other languages too")
     settings: dict[str, Any] = {"corpus": config.corpus, "split": config.split, "number": config.items}
     settings |= {"into": config.into, "shots": config.shots, "chat": config.chat}
     return tasking.open_task(config.task, targets, **settings)

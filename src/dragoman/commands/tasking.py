@@ -194,15 +194,20 @@ def require_room(model: PreTrainedModel, codec: TextCodec, items: TaskItems) -> 
 
     context, faults = context_length(model), []
     for g, chosen in items.items.items():
-        prompts = [len(ids) for ids, _ in samples_of(codec, items, g, answered=False)]
-        longest = [max(map(len, codec.encode(item.options)), default=1) for item in chosen]
-        if full := [x.key for x, p, o in zip(chosen, prompts, longest, strict=True) if p + o > context]:
+        if full := [x.key for x, n in zip(chosen, lengths(codec, items, g), strict=True) if n > context]:
             faults.append(f"{len(full)} of {len(chosen)} in {g}, as {full[0]}")
     if faults:
         raise DataError(
             f"items of the task {items.name} do not fit into the model's context of {context} tokens "
             f"({'; '.join(faults)}); leave them out, or take fewer --shots where there are some"
         )
+
+
+def lengths(codec: TextCodec, items: TaskItems, tag: str) -> list[int]:
+    """Tokens of each prompt with the longest of its options, or with one token of an answer."""
+    prompts = [len(ids) for ids, _ in samples_of(codec, items, tag, answered=False)]
+    longest = [max(map(len, codec.encode(item.options)), default=1) for item in items.items[tag]]
+    return [p + o for p, o in zip(prompts, longest, strict=True)]
 
 
 def answers_of(
