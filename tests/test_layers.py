@@ -21,7 +21,6 @@ LAYERS = (
     ("routing",),
     ("methods", "translation", "evaluation"),
     ("reporting",),
-    ("server",),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),
