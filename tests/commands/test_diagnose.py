@@ -9,7 +9,7 @@ import pytest
 
 import dragoman
 from dragoman import cli
-from dragoman.commands import diagnose
+from dragoman.commands import diagnose, systems
 from dragoman.errors import ConfigError, DataError
 from dragoman.modeling import TextCodec, save_model
 from dragoman.routing import contrast, stats
@@ -127,6 +127,8 @@ def text_of_parts():
         ({"segments": 4}, DataError, r"too few tokens: .*en \d+.* need 40 of each \(10 slots per expert\)"),
         ({"task": {"few": "few.txt"}}, DataError, r"task few: .*few.txt has 5 texts, one a line; a contrast needs 20"),
         ({"task": {"none": "none.txt"}}, DataError, "cannot read .*none.txt"),
+        ({"task": {"raw": "raw.jsonl"}}, DataError, r"task raw: .*raw.jsonl is .jsonl, and a task is plain text"),
+        ({"task": {"raw": "raw.TSV.gz"}}, DataError, r"raw.TSV.gz is .tsv, .* take a folder of items with"),
         ({"task": {"saving": "saving.txt"}, "segments": 19}, DataError, "needs 20 segments or more of en.* are 19"),
         ({"middle": (1, 7)}, ConfigError, "middle band 1 to 7 does not fit"),
         ({"middle": (1,)}, ConfigError, "middle takes two layers, the first and the last of the band, not 1"),
@@ -146,6 +148,7 @@ def text_of_parts():
 def test_mistakes_are_told_before_anything_is_written(place, tmp_path, changes, error, message):
     text_of_parts().save(place / "parts.tsv.gz")
     (place / "own.tsv").write_text("en\tde\n" + "".join(f"save {i}\tsichern {i}\n" for i in range(8)))
+    (place / "raw.jsonl").write_text('{"question": "save", "answer": "now"}\n' * 40)
     if "task" in changes:
         changes = changes | {"task": {name: place / file for name, file in changes["task"].items()}}
     if "corpus" in changes:
@@ -153,3 +156,55 @@ def test_mistakes_are_told_before_anything_is_written(place, tmp_path, changes, 
     with pytest.raises(error, match=message):
         dragoman.diagnose(**settings(place, tmp_path / "d", **({"split": "train"} | changes)))
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"split": "test"}, DataError, "fewer than two segments of .* in split test"),
+        ({"split": "dev", "segments": 5, "resample": "documents"}, DataError, "is one document"),
+        ({"task": {"saving": "saving.txt"}, "segments": 19}, DataError, "needs 20 segments or more of en"),
+        ({"out": "taken"}, ConfigError, "taken is not empty"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(place, tmp_path, monkeypatch, changes, error, message):
+    def opener(name, config):
+        raise AssertionError("the model was opened")
+
+    monkeypatch.setattr(systems, "opened", opener)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "record.json").write_text("{}")
+    given = {"split": "train"} | changes | {"out": tmp_path / changes.get("out", "d")}
+    if "task" in given:
+        given["task"] = {name: place / file for name, file in given["task"].items()}
+    with pytest.raises(error, match=message):
+        dragoman.diagnose(**settings(place, **given))
+    with pytest.raises(AssertionError, match="was opened"):
+        dragoman.diagnose(**settings(place, tmp_path / "d", split="train"))
+
+
+def test_intervals_over_segments_for_want_of_documents_are_told(place, diagnosed, tmp_path, capsys):
+    """20 rows of 5 a document, where the split has 12 documents."""
+    record = dragoman.diagnose(**settings(place, tmp_path / "d", split="train", segments=20))
+    assert record["routing"]["sample"]["unit"] == "segments"
+    assert record["documents"] == {"read": 4, "in_split": 12}
+    diagnose.show(record)
+    said = (
+        "intervals are over segments, not documents: the first 20 of split train are of 4 documents, 10 are needed and "
+        "the split has 12; raise --segments\n"
+    )
+    assert said in capsys.readouterr().out
+    asked = record | {"config": record["config"] | {"resample": "segments"}}
+    small = record | {"documents": {"read": 4, "in_split": 9}}
+    for quiet in (asked, small, {k: v for k, v in record.items() if k != "documents"}, diagnosed[1]):
+        diagnose.show(quiet)
+        assert "intervals are over" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_of_one_layer_has_its_mean_and_no_empty_thirds(capsys):
+    routing = {"divergence": {"de": [0.25]}, "placebo": [0.125], "sample": {"unit": "documents"}}
+    config = {"reference": "en", "out": "d", "resample": None}
+    diagnose.show({"config": config, "routing": routing})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == [["de", "0.250"], ["placebo", "0.125"]]

@@ -3,12 +3,13 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import dragoman
-from dragoman import cli
+from dragoman import cli, modeling
 from dragoman.commands import compare, plan, show
 from dragoman.errors import ConfigError, DataError, ModelError, UserError
 from dragoman.modeling import model_path
@@ -85,6 +86,8 @@ def test_a_model_that_does_not_help(sized, made, tmp_path):
         ("seft", {"target": "ca", "shared": 2}, "shared would have no effect on the planner seft"),
         ("all", {"budget": "2%"}, "budget would have no effect on the planner all"),
         ("esft", {"target": "ca", "parent": "es"}, "parent would have no effect on the planner esft"),
+        ("esft", {"target": "ca", "dtype": "bfloat16"}, "dtype would have no effect on the planner esft"),
+        ("all", {"device": "cpu"}, "device would have no effect on the planner all"),
         ("esft", {}, "the planner esft needs the new language: --target, one of en, de"),
         ("esft", {"target": "ca", "budget": "much"}, "the budget is 'much', but it is a share of the parameters"),
         ("esft", {"target": "ca", "budget": "2"}, "the budget is 2, but it is a share of parameters, above 0 up to 1"),
@@ -142,6 +145,44 @@ def test_a_plan_of_numbers_is_no_plan_of_experts(made, tmp_path):
         ExpertPlan.load(tmp_path / "plan-0.json")
     with pytest.raises(ConfigError, match=r"plan-0.json exists; choose another file"):
         dragoman.plan("mini-dense", planner="layer_moe", **LAYER_MOE, out=tmp_path / "plan-0.json")
+
+
+def test_a_dense_model_is_opened_as_asked(made, monkeypatch):
+    seen, original = [], modeling.open_both
+
+    def open_both(name, **settings):
+        seen.append(settings)
+        return original(name, **settings)
+
+    monkeypatch.setattr(modeling, "open_both", open_both)
+    half = made("mini-dense", "layer_moe", **LAYER_MOE, segments=2, dtype="bfloat16", device="cpu")
+    plain = made("mini-dense", "layer_moe", **LAYER_MOE, segments=2)
+    assert seen == [{"dtype": "bfloat16", "device": "cpu"}, {"dtype": "float32", "device": None}]
+    assert half.settings["dtype"] == "bfloat16" and "dtype" not in plain.settings
+    with pytest.raises(ConfigError, match="dtype is float32, bfloat16, auto, not 'half'"):
+        made("mini-dense", "layer_moe", **LAYER_MOE, dtype="half")
+
+
+def test_languages_that_are_known_by_default_are_told(made, tmp_path):
+    """Of any model but the built-in one, whose other languages are rightly unknown."""
+    trace = RoutingTrace.load(TRACE).select(["en", "zh", "ja", "tr", "ca"])
+    trace.save(tmp_path / "other.npz")
+    replace(trace, about=trace.about | {"model": "mini-moe"}).save(tmp_path / "own.npz")
+    trace.select(["en", "zh", "ca"]).save(tmp_path / "whole.npz")
+    said = (
+        "known languages by default: those that mini-moe knows (en, zh); the trace also has ja, tr: name yours with "
+        "--known"
+    )
+    for planner in ("ssft", "rise"):
+        assert made(tmp_path / "other.npz", planner, target="ca").why[0] == said
+        named = made(tmp_path / "other.npz", planner, target="ca", known=("en", "ja"))
+        silent = [made(tmp_path / name, planner, target="ca") for name in ("own.npz", "whole.npz")]
+        assert not [reason for found in (named, *silent) for reason in found.why if "by default" in reason]
+        assert silent[0].settings["known"] == ["en", "zh"]
+    trace.select(["en", "ja", "ca"]).save(tmp_path / "few.npz")
+    with pytest.raises(ConfigError, match=r"the trace has en, ja, ca; say which of them the model knows \(--known\)"):
+        made(tmp_path / "few.npz", "rise", target="ca")
+    assert made(tmp_path / "few.npz", "rise", target="ca", known="en").size
 
 
 def test_a_budget_needs_the_size(made):

@@ -84,7 +84,7 @@ def test_long_segments_are_cut_and_counted_whole():
     assert trace.segment_chosen_NLE["en"].sum() == 150 * 2 * 3
 
 
-def test_padding_columns_stay_zero_and_state_is_kept():
+def test_a_model_in_training_mode_is_in_it_again_afterwards():
     model = tiny("olmoe").train()
     capture(model, SEQUENCES, start_id=1)
     assert model.training

@@ -52,6 +52,22 @@ def test_mantel_is_that_of_a_naive_program(method, control):
     assert (found.permutations, found.exact) == (120, True)
 
 
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+@pytest.mark.parametrize("control", [None, distances(2)], ids=["plain", "partial"])
+def test_labellings_in_blocks_give_what_all_at_once_do(monkeypatch, method, control):
+    layers = np.stack([distances(0), distances(3)])
+    whole = [correlation.mantel(a, distances(1), control, method=method) for a in (layers, layers[0])]
+    held = []
+    original = correlation._standard
+    monkeypatch.setattr(correlation, "_standard", lambda v, method: held.append(v.shape) or original(v, method))
+    monkeypatch.setattr(correlation, "BLOCK_ELEMENTS", 7 * 10)  # seven labellings of ten pairs
+    parts = [correlation.mantel(a, distances(1), control, method=method) for a in (layers, layers[0])]
+    assert max(shape[0] for shape in held if len(shape) == 2) == 7 and (1, 10) in held, "120 are 17 blocks and one left"
+    for one, other in zip(whole, parts, strict=True):
+        for name in ("r", "p", "null_low", "null_high"):
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=0, atol=1e-12)
+
+
 def test_partial_correlation_is_that_of_residuals():
     a, b, control = (distances(seed, 6) for seed in range(3))
     x, y, z = (np.array(upper(m)) for m in (a, b, control))

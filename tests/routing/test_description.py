@@ -85,6 +85,25 @@ def test_text_that_is_not_parallel_gets_intervals_of_its_own_and_nothing_pairwis
         stats.sequence_divergence_from(trace)
 
 
+def test_less_text_of_the_same_routing_is_not_above_the_placebo(make_trace):
+    """Two languages of one distribution, 300 segments and 20: what is above the placebo is noise."""
+    above, far, near = [], [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        share_LE = rng.dirichlet(np.full(8, 2), size=5)
+        parts = {
+            g: np.stack([rng.multinomial(40, p_E, size=n) for p_E in share_LE], axis=1)
+            for g, n in (("en", 300), ("de", 20))
+        }
+        counts = {g: n.sum(axis=0) for g, n in parts.items()}
+        found = describe(make_trace(counts, top_k=2, segments=parts, about={"parallel": False}), "en", seed=seed)
+        above.append(found["divergence"]["de"] > found["placebo_interval"][1])
+        far.append(found["relations"]["distance"]["all"][0, 1])
+        near.append(found["relations"]["placebo"].mean())
+    assert np.mean(above) < 0.2
+    assert np.mean(far) < np.mean(near), "the distance of languages has the same placebo"
+
+
 def test_documents_are_resampled_where_there_are_enough(trace):
     assert sample_of(trace, "en", 0).unit == "documents"
     assert sample_of(trace, "en", 0, "segments").unit == "segments"

@@ -60,3 +60,14 @@ def test_halves_do_not_share_a_segment_and_split_all_arrays_alike():
     assert (first_SX + second_SX <= 1).all()
     assert (again_SX == 2 * first_SX).all()
     assert len({tuple(row) for row in first_SX}) > 1, "splits differ"
+
+
+def test_halves_are_no_larger_than_the_smallest_text_and_the_same_where_all_have_as_much():
+    ids_NX = np.eye(7)
+
+    def halves(most):
+        return resampling.half_placebo(lambda a, b: np.stack([a, b]), ids_NX, seed=0, splits=9, most=most)
+
+    assert (halves(2).sum(axis=-1) == 2).all() and (halves(2).sum(axis=0) <= 1).all()
+    assert (halves(1).sum(axis=-1) == 1).all()
+    np.testing.assert_array_equal(halves(7), halves(None))

@@ -18,13 +18,13 @@ from dragoman.corpora.ntext import NText, normalise
 from dragoman.corpora.pack import open_corpus
 from dragoman.corpora.reading import read_lines
 from dragoman.errors import ConfigError, DataError
-from dragoman.record import atomic_write, claim_folder, environment, sha256, write_json
+from dragoman.record import atomic_write, claim_folder, environment, require_free, sha256, write_json
 from dragoman.routing import stats
 from dragoman.routing.bands import given_band
 from dragoman.routing.contrast import FEWEST_TEXTS, contrast_with_interval
 from dragoman.routing.cost import tokenizer_cost
 from dragoman.routing.description import describe
-from dragoman.routing.sample import sample_of
+from dragoman.routing.sample import MIN_DOCUMENTS, sample_of
 from dragoman.routing.tables import Rows, contrast_table, tables
 from dragoman.routing.trace import RoutingTrace
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 MIN_PARALLEL = 20
 """Complete rows from which on segments are compared pairwise; below, a language may use all the text it has."""
 TAU = 0.3
+TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet", ".xml", ".tmx")
+"""Endings of what is no plain text."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,14 @@ def run(config: Config) -> dict[str, Any]:
     from dragoman.modeling import model_checksum, moe_layers
     from dragoman.reporting import write_diagnosis
 
+    require_free(config.out)  # what needs no weights is refused before they are read
     corpus = open_corpus(config.corpus)
     languages = _languages(config, corpus)
     tasks = {name: read_task(name, path) for name, path in config.task.items()}
+    text, parallel, documents = _text(config, corpus, languages)
     model, codec = opened(config.model, config)
     layers = moe_layers(model)  # a dense model is refused before anything is written
-    text, parallel = aligned(corpus, languages, config.split, config.segments, config.parallel)
-    documents = documents_of(corpus, languages, config.split, config.segments, parallel)
-    _require_sound(config, layers, codec, text | tasks, documents)
+    _require_sound(config, layers, codec, text | tasks)
     out = claim_folder(config.out)
     about = {"model": config.model, "model_sha256": model_checksum(config.model), "corpus_sha256": corpus.checksum()}
     whole = about | {"parallel": parallel, "documents": documents}
@@ -121,6 +123,7 @@ def run(config: Config) -> dict[str, Any]:
         "command": "diagnose",
         "config": asdict(config),
         "corpus": corpus.about,
+        "documents": _number_of_documents(config, corpus, languages, parallel),
         "routing": routing,
         "tasks": contrasts(trace, of_tasks, config, routing["middle_band"]) if of_tasks else {},
     }
@@ -152,15 +155,35 @@ def show(record: dict[str, Any]) -> None:
     routing = record["routing"]
     print(f"divergence from {record['config']['reference']} (D_H-JS, 0 to 1), mean over early, middle, late layers")
     for language, curve in routing["divergence"].items():
-        thirds = [float(np.mean(part)) for part in np.array_split(curve, 3)]
-        print(f"  {language:8}" + "".join(f"{x:8.3f}" for x in thirds))
-    print(f"  {'placebo':8}" + "".join(f"{float(np.mean(p)):8.3f}" for p in np.array_split(routing["placebo"], 3)))
+        print(f"  {language:8}{_thirds(curve)}")
+    print(f"  {'placebo':8}{_thirds(routing['placebo'])}")
+    if sentence := _too_few_documents(record):
+        print(sentence)
     if band := routing.get("middle_band"):
         shape = "" if band["valley"] else " (the curve has no valley: there is no middle to speak of)"
         print(f"middle band: layers {band['first']} to {band['last']}{shape}")
     for name, task in record.get("tasks", {}).items():
         print(f"task {name}: {len(task['experts'])} experts with Delta above {task['threshold']}")
     print(f"report, trace, record and tables are in {record['config']['out']}")
+
+
+def _thirds(values_L: Any) -> str:
+    parts = np.array_split(np.asarray(values_L), 3)
+    return "".join(f"{float(np.mean(p)):8.3f}" if len(p) else f"{'':8}" for p in parts)
+
+
+def _too_few_documents(record: Mapping[str, Any]) -> str:
+    """That intervals are over segments where the split has documents enough, of which too few were read; else empty."""
+    config, number = record["config"], record.get("documents")
+    if not number or number["in_split"] < MIN_DOCUMENTS:
+        return ""
+    if config["resample"] or record["routing"]["sample"]["unit"] == "documents":
+        return ""
+    return (
+        f"intervals are over segments, not documents: the first {config['segments']} of split {config['split']} are of "
+        f"{number['read']} documents, {MIN_DOCUMENTS} are needed and the split has {number['in_split']}; "
+        "raise --segments"
+    )
 
 
 # ---- the text ------------------------------------------------------------------------------------------------------
@@ -200,11 +223,46 @@ def documents_of(
     return {g: [number_of[part.documents[i]] for i in rows[g]] for g in languages}
 
 
+def _text(
+    config: Config, corpus: NText, languages: Sequence[str]
+) -> tuple[dict[str, list[str]], bool, dict[str, list[int]]]:
+    """Texts by language, whether they are parallel, and the document of each; DataError where they are too few."""
+    text, parallel = aligned(corpus, languages, config.split, config.segments, config.parallel)
+    documents = documents_of(corpus, languages, config.split, config.segments, parallel)
+    if config.resample == "documents" and (few := [g for g, d in documents.items() if len(set(d)) < 2]):
+        raise DataError(
+            f"the text of {', '.join(few)} is one document, so documents cannot be resampled; read more segments or "
+            "take --resample segments"
+        )
+    if config.task and len(text[config.reference]) < FEWEST_TEXTS:
+        raise DataError(
+            f"a contrast needs {FEWEST_TEXTS} segments or more of {config.reference}, the general corpus, and there "
+            f"are {len(text[config.reference])}; raise --segments or give more rows"
+        )
+    return text, parallel, documents
+
+
+def _number_of_documents(config: Config, corpus: NText, languages: Sequence[str], parallel: bool) -> dict[str, int]:
+    """Documents that were read, and those of the split, each of the language that has fewest."""
+
+    def fewest(segments: int) -> int:
+        names = documents_of(corpus, languages, config.split, segments, parallel).values()
+        return min(len(set(of_language)) for of_language in names)
+
+    return {"read": fewest(config.segments), "in_split": fewest(len(corpus))}
+
+
 def read_task(name: str, path: Path) -> list[str]:
     """Texts of a task, one a line; blank lines are left out.
 
-    Raises DataError where the file cannot be read or has fewer texts than a contrast needs.
+    Raises DataError where the file is a table or markup, cannot be read or has fewer texts than a contrast needs.
     """
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    if kind in TABLES:
+        raise DataError(
+            f"task {name}: {path} is {kind}, and a task is plain text, one text a line; write its texts into a .txt "
+            "file, or take a folder of items with `dragoman categorize`"
+        )
     texts = [text for line in read_lines(path) if (text := normalise(line))]
     if len(texts) < FEWEST_TEXTS:
         raise DataError(
@@ -214,27 +272,13 @@ def read_task(name: str, path: Path) -> list[str]:
 
 
 def _require_sound(
-    config: Config,
-    layers: Sequence[MoELayer],
-    codec: TextCodec,
-    texts: Mapping[str, Sequence[str]],
-    documents: Mapping[str, Sequence[int]],
+    config: Config, layers: Sequence[MoELayer], codec: TextCodec, texts: Mapping[str, Sequence[str]]
 ) -> None:
     """What would only fail after the capture, checked before it."""
     tokens = {name: sum(map(len, codec.encode(t))) for name, t in texts.items()}
     stats.require_tokens(tokens, [layer.num_experts for layer in layers], [layer.top_k for layer in layers])
     if config.middle:
         given_band(config.middle[0], config.middle[1], [layer.layer_id for layer in layers])
-    if config.resample == "documents" and (few := [g for g, d in documents.items() if len(set(d)) < 2]):
-        raise DataError(
-            f"the text of {', '.join(few)} is one document, so documents cannot be resampled; read more segments or "
-            "take --resample segments"
-        )
-    if config.task and len(texts[config.reference]) < FEWEST_TEXTS:
-        raise DataError(
-            f"a contrast needs {FEWEST_TEXTS} segments or more of {config.reference}, the general corpus, and there "
-            f"are {len(texts[config.reference])}; raise --segments or give more rows"
-        )
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dragoman.commands import Numbers, Parts, Paths, Tags
+from dragoman.commands import Dtype, Numbers, Parts, Paths, Tags
 from dragoman.corpora.pack import KNOWN, open_corpus
 from dragoman.errors import ConfigError, DataError
 from dragoman.routing.expert_numbers import ExpertNumbers
@@ -17,6 +17,8 @@ from dragoman.routing.trace import RoutingTrace
 
 TEXT: dict[str, Any] = {"corpus": "help", "segments": 200}
 """What planners of a dense model read, where nothing is given."""
+BUILT_IN = "mini-moe"
+"""The model that knows the languages which are known by default."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Config:
     """N-way text to compare them on (layer_moe); default help, the built-in corpus."""
     segments: int | None = None
     """Train segments of each language of it (layer_moe); default 200."""
+    dtype: Dtype | None = None
+    """Of the dense model's weights (layer_moe); default float32; auto: as the model was saved."""
+    device: str | None = None
+    """cuda or cpu, for the dense model (layer_moe); default: cuda where there is one."""
     parent: str | None = None
     """Known language whose experts are taken (ssft, seft); default: the nearest by measured routing."""
     alpha: float | None = None
@@ -117,7 +123,8 @@ def _experts(config: Config) -> ExpertPlan:
     settings = planner.config(**_settings(config, trace, planner.config))
     if config.model is not None:
         trace = with_sizes(trace, config.model)
-    return planner.make(trace, settings)
+    plan = planner.make(trace, settings)
+    return replace(plan, why=(*_of_known(config, trace, settings), *plan.why))
 
 
 def _numbers(config: Config) -> ExpertNumbers:
@@ -126,16 +133,17 @@ def _numbers(config: Config) -> ExpertNumbers:
 
     planner, model, languages = NUMBER_PLANNERS[config.planner], str(config.trace), (*config.new, *config.known)
     own = [f.name for f in fields(planner.config)]
-    given = TEXT | _given(config, (*own, *TEXT))
+    given = TEXT | _given(config, (*own, *TEXT, "dtype", "device"))
     if missing := [f"--{name}" for name in own if name not in given]:
         raise ConfigError(f"the planner {config.planner} needs {', '.join(missing)}, which it has no defaults for")
     settings = planner.config(**{name: given[name] for name in own})
     corpus = open_corpus(given["corpus"])
     corpus.require(languages)
-    opened, codec = open_both(model)
+    opened, codec = open_both(model, dtype=given.get("dtype", "float32"), device=given.get("device"))
     samples = {g: sample_of(codec, corpus, g, given["segments"], context_length(opened)) for g in languages}
     made = planner.make(opened, samples, settings)
-    about = {"model": model, **{name: given[name] for name in TEXT}, "corpus_sha256": corpus.checksum()}
+    about = {"model": model, **{name: given[name] for name in (*TEXT, "dtype") if name in given}}
+    about |= {"corpus_sha256": corpus.checksum()}
     return replace(made, model_sha256=model_checksum(model), settings=made.settings | about)
 
 
@@ -177,12 +185,29 @@ def _settings(config: Config, trace: RoutingTrace, wanted: type) -> dict[str, An
         raise ConfigError(f"the planner {config.planner} needs the new language: --target, one of {there}")
     if "budget" in given:
         given["budget"] = share_of(str(given["budget"]))
-    if "known" in known:
-        given.setdefault("known", tuple(g for g in KNOWN if g in trace.languages and g != given["target"]))
+    if "known" in known and "known" not in given:
+        given["known"] = tuple(g for g in KNOWN if g in trace.languages and g != given["target"])
+        if len(given["known"]) < 2:
+            raise ConfigError(
+                f"the planner {config.planner} compares languages that the model knows, and the trace has "
+                f"{', '.join(trace.languages)}; say which of them the model knows (--known)"
+            )
     if "overlap" in known:
         overlap = trace.about.get("overlap", {}).get(given["target"], {})
         given["overlap"] = {g: v for g, v in overlap.items() if g in given["known"]}
     return given
+
+
+def _of_known(config: Config, trace: RoutingTrace, settings: Any) -> list[str]:
+    """Where the known languages were not given and some of another model's trace are none of them: which were taken."""
+    known = getattr(settings, "known", ())
+    others = [g for g in trace.languages if g not in (*known, settings.target)] if known else []
+    if config.known or not others or trace.about.get("model") == BUILT_IN:
+        return []
+    return [
+        f"known languages by default: those that {BUILT_IN} knows ({', '.join(known)}); the trace also has "
+        f"{', '.join(others)}: name yours with --known"
+    ]
 
 
 def _given(config: Config, known: Iterable[str]) -> dict[str, Any]:

@@ -201,7 +201,8 @@ def _group_by_name(path: str, module: nn.Module) -> str | None:
 def layer_sizes(model: PreTrainedModel) -> dict[str, Any]:
     """What a plan's share is counted with: parameters in total, and by MoE layer those of an expert and of its router.
 
-    On any device. Tied weights count once, experts that mean "skip" have none and do not count.
+    On any device. Tied weights count once, experts that mean "skip" have none and do not count: `skips` says how many a
+    layer has, behind the others.
     """
     layers = moe_layers(model)
     routed = [routed_parameters(x) for x in layers]
@@ -210,6 +211,7 @@ def layer_sizes(model: PreTrainedModel) -> dict[str, Any]:
         "total": sum(p.numel() for p in model.parameters()),
         "expert": [_of_an_expert(x, own) for x, own in zip(layers, routed, strict=True)],
         "router": [sum(p.numel() for p in own) for own in routers],
+        "skips": [x.num_skips for x in layers],
     }
 
 

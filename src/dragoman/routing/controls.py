@@ -14,7 +14,7 @@ from dragoman.routing.plan import ExpertPlan, PlannedExpert
 
 def by_lot(plan: ExpertPlan, seed: int = 0) -> ExpertPlan:
     """In every layer as many experts, none of them the plan's; ConfigError where a layer has too few others."""
-    left = pools(plan, [plan])
+    left = pools(plan, [plan], plan.num_experts)
     if short := [layer for layer, pool in left.items() if len(pool) < len(plan.layers[layer])]:
         raise ConfigError(
             f"layers {short} have too few experts that the plan does not name; control it by other layers (elsewhere)"
@@ -46,10 +46,10 @@ CONTROLS = {"random": by_lot, "elsewhere": elsewhere}
 """Name -> control of a plan."""
 
 
-def pools(plan: ExpertPlan, avoid: Sequence[ExpertPlan]) -> dict[int, list[int]]:
-    """Layer of the plan -> experts that none of the plans in `avoid` names there."""
+def pools(plan: ExpertPlan, avoid: Sequence[ExpertPlan], num_experts: Mapping[int, int]) -> dict[int, list[int]]:
+    """Layer of the plan -> experts, of the first `num_experts` of the layer, that no plan in `avoid` names there."""
     named = {layer: {i for other in avoid for i in other.experts().get(layer, ())} for layer in plan.layers}
-    return {layer: sorted(set(range(plan.num_experts[layer])) - out) for layer, out in named.items()}
+    return {layer: sorted(set(range(num_experts.get(layer, 0))) - out) for layer, out in named.items()}
 
 
 def draw(pool: Sequence[int], number: int, seed: int, layer: int) -> list[int]:

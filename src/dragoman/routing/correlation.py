@@ -27,6 +27,8 @@ FEWEST_LANGUAGES = 4
 MOST_EXACT = 10_000
 """Where there are at most so many labellings of the languages (seven have 5,040), all are tried."""
 ROUNDING = 1e-9
+BLOCK_ELEMENTS = 1 << 22
+"""Pairs of relabelled languages that are held at once: 32 MB an array."""
 
 Method = Literal["pearson", "spearman"]
 
@@ -119,9 +121,9 @@ def mantel(
     _require_pairs(b_GG, *([] if control_GG is None else [control_GG]))
     labels_MG, exact = _labellings(len(b_GG), permutations, seed)
     a_XP = _standard(pairs_of(a_XGG), method)
-    null_XM = a_XP @ _relabelled(b_GG, labels_MG, method).T
+    null_XM = _relabelled(a_XP, b_GG, labels_MG, method)
     if control_GG is not None:
-        with_control_XM = a_XP @ _relabelled(control_GG, labels_MG, method).T
+        with_control_XM = _relabelled(a_XP, control_GG, labels_MG, method)
         between = float(_standard(pairs_of(b_GG), method) @ _standard(pairs_of(control_GG), method))
         spread_XM = np.sqrt(np.maximum((1 - with_control_XM**2) * (1 - between**2), ROUNDING))
         null_XM = (null_XM - with_control_XM * between) / spread_XM
@@ -141,10 +143,13 @@ def _labellings(languages: int, number: int, seed: int) -> tuple[np.ndarray, boo
     return np.array([np.arange(languages), *drawn]), False
 
 
-def _relabelled(matrix_GG: np.ndarray, labels_MG: np.ndarray, method: Method) -> np.ndarray:
-    """Standardised pairs of the matrix under each labelling, [M, P]."""
+def _relabelled(a_XP: np.ndarray, matrix_GG: np.ndarray, labels_MG: np.ndarray, method: Method) -> np.ndarray:
+    """Correlation of standardised pairs with those of the matrix under each labelling, [..., M]; block by block."""
     first_P, second_P = np.triu_indices(len(matrix_GG), 1)
-    return _standard(matrix_GG[labels_MG[:, first_P], labels_MG[:, second_P]], method)
+    block = max(1, BLOCK_ELEMENTS // len(first_P))
+    parts = (labels_MG[start : start + block] for start in range(0, len(labels_MG), block))
+    found = [a_XP @ _standard(matrix_GG[part[:, first_P], part[:, second_P]], method).T for part in parts]
+    return np.concatenate(found, axis=-1)
 
 
 def _standard(values_XP: np.ndarray, method: Method) -> np.ndarray:

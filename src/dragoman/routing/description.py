@@ -2,7 +2,8 @@
 
 Shape letters: G languages, L MoE layers, E experts, N segments, D units (documents or segments), R resamples.
 
-A placebo is the same statistic between two halves of the reference language, unless said otherwise.
+A placebo is the same statistic between two halves of the reference language, none larger than the text of the language
+that has least, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _divergence(sample: Sample) -> dict[str, Any]:
         return stats.normalised_divergence(share_RGLE, share_RGLE[:, row : row + 1], trace.num_experts)
 
     units = sample.units
-    placebo_SL = stats.split_half_placebo(units[row], sample.seed, trace.num_experts) if units else None
+    placebo_SL = (
+        stats.split_half_placebo(units[row], sample.seed, trace.num_experts, most=sample.fewest) if units else None
+    )
     return {
         "divergence": {g: d for g, d in stats.divergence_from(trace, sample.reference).items() if g in sample.others},
         "divergence_interval": _by_language(sample.others, sample.of_counts(divergence), others),
@@ -140,6 +143,7 @@ def _of_segments(sample: Sample) -> dict[str, Any]:
         lambda a, b: abs(coactivation.consistency(a) - coactivation.consistency(b)),
         sums[sample.reference],
         seed=sample.seed,
+        most=sample.fewest,
     )
     consistency = {g: _interval(sample, coactivation.consistency, s) for g, s in sums.items()}
     return {

@@ -125,21 +125,27 @@ def bootstrap_interval(
 
 
 def half_placebo(
-    statistic: Statistic, *segment_counts_NX: np.ndarray, seed: int | Sequence[int], splits: int = 20
+    statistic: Statistic,
+    *segment_counts_NX: np.ndarray,
+    seed: int | Sequence[int],
+    splits: int = 20,
+    most: int | None = None,
 ) -> np.ndarray:
     """A statistic between two random halves of one language's segments: what sampling noise alone looks like; [S, ...].
 
     statistic: takes the summed first halves [S, X] of every array, then their second halves; returns [S, ...].
     segment_counts_NX: arrays of the same segments, split alike. A half holds N/2 segments (one is left out where N is
-        odd), so this is the noise of a comparison on half as much text: a cautious floor.
+        odd), so this is the noise of a comparison on half as much text: a cautious floor, where all have as much.
     seed: a number, or several for draws of their own, as of each language.
+    most: segments of the text that has fewest, where others are compared with this one: a half has no more, for the
+        noise of a comparison is mostly that of its smaller side.
     Raises DataError for fewer than two segments.
     Source: none; the placebo that stands beside every claim here.
     """
     number = len(segment_counts_NX[0])
     if number < 2:
         raise DataError(f"two halves need at least 2 segments, {number} given; capture more text")
-    first_SN, second_SN = _halves(number, seed, splits)
+    first_SN, second_SN = _halves(number, seed, splits, most)
     flat = [counts.reshape(number, -1).astype(np.float64) for counts in segment_counts_NX]
     sums = [
         (weight_SN @ f).reshape(splits, *counts.shape[1:])
@@ -149,9 +155,10 @@ def half_placebo(
     return statistic(*sums)
 
 
-def _halves(number: int, seed: int | Sequence[int], splits: int) -> np.ndarray:
-    """Weights 0 or 1 of the two halves, [2, S, N]."""
-    rng, half = np.random.default_rng(seed), number // 2
+def _halves(number: int, seed: int | Sequence[int], splits: int, most: int | None = None) -> np.ndarray:
+    """Weights 0 or 1 of the two halves, [2, S, N]; a half has at most `most`."""
+    rng = np.random.default_rng(seed)
+    half = number // 2 if most is None else max(1, min(number // 2, most))
     weights = np.zeros((2, splits, number))
     for split in range(splits):
         order_N = rng.permutation(number)

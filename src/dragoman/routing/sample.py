@@ -55,6 +55,11 @@ class Sample:
         kept = all(g in segments for g in self.trace.languages)
         return [self.grouped(g, segments[g]) for g in self.trace.languages] if kept else []
 
+    @property
+    def fewest(self) -> int | None:
+        """Units of the language that has fewest; None where the trace kept no segments."""
+        return min(map(len, self.units), default=None)
+
     def grouped(self, language: str, rows_NX: np.ndarray) -> np.ndarray:
         """Rows of a language's segments as rows of its units."""
         return by_document(rows_NX, self.documents[language]) if self.unit == "documents" else rows_NX
@@ -67,10 +72,10 @@ class Sample:
         return bootstrap_interval(lambda *c_RLE: statistic(np.stack(c_RLE, axis=1)), *self.units, **settings)
 
     def placebo(self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray | None:
-        """The statistic between halves of the reference's units, [splits, L]."""
+        """The statistic between halves of the reference's units, [splits, L]; no half has more than `fewest`."""
         if not self.units:
             return None
-        return half_placebo(statistic, self.units[self.trace.index(self.reference)], seed=self.seed)
+        return half_placebo(statistic, self.units[self.trace.index(self.reference)], seed=self.seed, most=self.fewest)
 
 
 def sample_of(trace: RoutingTrace, reference: str, seed: int, unit: Unit | None = None) -> Sample:

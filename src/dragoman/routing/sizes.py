@@ -32,7 +32,8 @@ class Sizes:
 
 
 def sizes_of(trace: RoutingTrace) -> Sizes | None:
-    """Sizes that the capture noted (`about["sizes"]`: total, and by row of the trace expert and router).
+    """Sizes that the capture noted (`about["sizes"]`: total, and by row of the trace expert and router; of newer traces
+    skips too, see `planners.base.tunable`).
 
     None for traces of other origin and of old versions.
     """

@@ -250,19 +250,19 @@ def vocabulary_overlap(a: Mapping[Hashable, int], b: Mapping[Hashable, int], wei
 
 
 def split_half_placebo(
-    segment_counts_NLE: np.ndarray, seed: int, num_experts_L: ArrayLike, splits: int = 20
+    segment_counts_NLE: np.ndarray, seed: int, num_experts_L: ArrayLike, splits: int = 20, most: int | None = None
 ) -> np.ndarray:
     """D_H-JS between two random halves of one language's segments: what sampling noise alone looks like; [splits, L].
 
-    As `half_placebo`; the noise shrinks about as 1/N. Raises DataError for fewer than two segments, or a half without
-    a token in a layer.
+    As `half_placebo`, `most` too; the noise shrinks about as 1/N. Raises DataError for fewer than two segments, or a
+    half without a token in a layer.
     Source: none; the placebo that our figures carry.
     """
 
     def between(a_SLE: np.ndarray, b_SLE: np.ndarray) -> np.ndarray:
         return normalised_divergence(slot_share(a_SLE), slot_share(b_SLE), num_experts_L)
 
-    return half_placebo(between, segment_counts_NLE, seed=seed, splits=splits)
+    return half_placebo(between, segment_counts_NLE, seed=seed, splits=splits, most=most)
 
 
 def tokens_needed(num_experts_L: ArrayLike, top_k_L: ArrayLike) -> int:

@@ -20,8 +20,11 @@ from dragoman.routing.planners.base import (
     chosen_layers,
     from_places,
     layer_problems,
+    numbers,
+    of_tunable,
     ranked,
     rows_of,
+    tunable,
 )
 from dragoman.routing.planners.budgets import budget_problems, largest_within
 from dragoman.routing.stats import token_share
@@ -49,7 +52,8 @@ def activation_plan(trace: RoutingTrace, config: ActivationConfig) -> ExpertPlan
 
         a(l, e) = K_l C(l, e) / sum_e C(l, e)          K_l: experts chosen per token in layer l
 
-    Of equal shares the earlier layer, then the smaller id. Experts that were never chosen are never planned.
+    Of equal shares the earlier layer, then the smaller id. Experts that were never chosen, or mean "skip", are never
+    planned.
     Raises ConfigError for settings that do not fit the trace or each other, all in one message, and for a budget that
     nothing fits.
     Source: Zheng et al. 2026 (RISE, arXiv:2604.03592), the top-K baseline (by a secondary source it does better than
@@ -61,7 +65,8 @@ def activation_plan(trace: RoutingTrace, config: ActivationConfig) -> ExpertPlan
     layers = chosen_layers(trace, config.layers)
     rows = list(rows_of(trace, layers).values())
     count_1LE = trace.chosen_GLE[[trace.index(config.target)]][:, rows]
-    share_LE = token_share(count_1LE, [trace.top_k[row] for row in rows], [config.target], layers)[0]
+    share_1LE = token_share(count_1LE, [trace.top_k[row] for row in rows], [config.target], layers)
+    share_LE = of_tunable(share_1LE[0], trace, layers)
     number = _number(trace, config, share_LE, layers)
     planned = _select(share_LE, layers, number)
     why = [f"the {number} experts that most tokens of {config.target} choose, over layers together"]
@@ -72,6 +77,8 @@ def activation_plan(trace: RoutingTrace, config: ActivationConfig) -> ExpertPlan
 
 def _number(trace: RoutingTrace, config: ActivationConfig, share_LE: np.ndarray, layers: Sequence[int]) -> int:
     ever = int((share_LE > 0).sum())
+    if not ever:
+        raise ConfigError(f"{config.target} chose no expert that has weights in layers {numbers(layers)}; plan others")
     if config.budget is not None:
         options = range(1, ever + 1)
         return largest_within(
@@ -82,7 +89,7 @@ def _number(trace: RoutingTrace, config: ActivationConfig, share_LE: np.ndarray,
             f"{config.experts} experts were asked for, but {config.target} chose no more than {ever} in these layers; "
             "plan fewer"
         )
-    of_layer = [n for layer, n in zip(trace.layer_ids, trace.num_experts, strict=True) if layer in layers]
+    of_layer = [n for layer, n in tunable(trace).items() if layer in layers]
     return min(config.experts or max(1, round(sum(of_layer) / PER_EXPERT)), ever)
 
 

@@ -1,6 +1,6 @@
 """What planners share: layers and rows, ranks, and the registry's type.
 
-Shape letter: E experts.
+Shape letters: L MoE layers, E experts; `X` is any leading axes.
 """
 
 from __future__ import annotations
@@ -82,6 +82,19 @@ def kept(value: float) -> float:
 def experts_by_layer(trace: RoutingTrace) -> dict[int, int]:
     """Model layer -> experts it has."""
     return {layer: trace.num_experts[row] for layer, row in rows_of(trace, trace.layer_ids).items()}
+
+
+def tunable(trace: RoutingTrace) -> dict[int, int]:
+    """Model layer -> experts that have weights, which are its first; those behind them mean "skip" and cannot train."""
+    skips_L = (trace.about.get("sizes") or {}).get("skips") or [0] * len(trace.layer_ids)
+    return {layer: trace.num_experts[row] - skips_L[row] for layer, row in rows_of(trace, trace.layer_ids).items()}
+
+
+def of_tunable(value_XLE: np.ndarray, trace: RoutingTrace, layers: Sequence[int]) -> np.ndarray:
+    """A statistic with 0 for experts that mean "skip", which no plan may name; `layers` names its rows."""
+    there = tunable(trace)
+    number_L = np.array([there[layer] for layer in layers], dtype=int)
+    return np.where(np.arange(value_XLE.shape[-1]) < number_L[:, None], value_XLE, 0)
 
 
 def rows_of(trace: RoutingTrace, layers: Sequence[int]) -> dict[int, int]:

@@ -12,11 +12,11 @@ from dragoman.routing.planners.assembly import assembled
 from dragoman.routing.planners.base import (
     Layers,
     chosen_layers,
-    experts_by_layer,
     last_layers,
     layer_problems,
     members,
     numbers,
+    tunable,
 )
 from dragoman.routing.planners.budgets import budget_problems, largest_within
 from dragoman.routing.trace import RoutingTrace
@@ -81,5 +81,5 @@ def _plan(trace: RoutingTrace, planner: str, layers: Sequence[int], config: Laye
 
 
 def _complete(trace: RoutingTrace, layers: Sequence[int]) -> Layers:
-    num_experts = experts_by_layer(trace)
-    return {layer: members(range(num_experts[layer]), "all") for layer in layers}
+    there = tunable(trace)
+    return {layer: members(range(there[layer]), "all") for layer in layers}

@@ -10,7 +10,7 @@ from dragoman.errors import ConfigError
 from dragoman.routing.controls import draw, pools
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import common
-from dragoman.routing.planners.base import experts_by_layer, members
+from dragoman.routing.planners.base import experts_by_layer, members, tunable
 from dragoman.routing.trace import RoutingTrace
 
 
@@ -48,7 +48,7 @@ def random_like(
     Source: none; the control that methods with experts chosen by rule need.
     """
     experts = reference.experts()
-    left = pools(reference, avoid)
+    left = pools(reference, avoid, tunable(trace))
     if problems := _problems(trace, reference, avoid, left, seed):
         raise ConfigError("; ".join(problems))
     drawn = {layer: draw(left[layer], len(ids), seed, layer) for layer, ids in experts.items()}
@@ -83,7 +83,7 @@ def _problems(
             f"{here}; make both from traces of one model"
             for plan in foreign
         ]
-    experts, problems = reference.experts(), []
+    experts, there, problems = reference.experts(), tunable(trace), []
     if seed < 0:
         problems.append(f"seed is at least 0, not {seed}")
     short = [
@@ -95,6 +95,6 @@ def _problems(
         problems.append(
             f"a disjoint plan of this size is impossible: {', '.join(short)}; draw without disjoint or plan fewer"
         )
-    elif all(len(ids) == reference.num_experts[layer] for layer, ids in experts.items()):
+    elif all(len(ids) == there[layer] for layer, ids in experts.items()):
         problems.append("the plan names every expert of its layers, so a draw would repeat it; take a smaller plan")
     return problems

@@ -22,6 +22,7 @@ from dragoman.routing.planners.base import (
     experts_by_layer,
     kept,
     layer_problems,
+    of_tunable,
     ranked,
     rows_of,
 )
@@ -63,8 +64,8 @@ def esft_plan(trace: RoutingTrace, config: EsftConfig) -> ExpertPlan:
     nothing fits.
     Source: Wang et al. 2024 (ESFT, arXiv:2407.01906), sec. 3, and its released code (token score, p 0.2).
     Differs: scores are normalised over the experts of each layer, as the paper has them; the released script divides by
-    sums over layers. Experts that were never chosen are never planned. For one of many languages in a trace where the
-    paper takes one task.
+    sums over layers. Experts that were never chosen, or mean "skip", are never planned. For one of many
+    languages in a trace where the paper takes one task.
     """
     if problems := _problems(trace, config):
         raise ConfigError("; ".join(problems))
@@ -96,13 +97,16 @@ def esft_plan(trace: RoutingTrace, config: EsftConfig) -> ExpertPlan:
 def _scores(trace: RoutingTrace, config: EsftConfig, layers: Sequence[int]) -> np.ndarray:
     array_GLE = trace.chosen_GLE if config.score == "token" else trace.gate_mass_GLE
     score_LE = array_GLE[trace.index(config.target), list(rows_of(trace, layers).values())]
-    return slot_share(score_LE[None], [config.target], layers)[0]
+    return of_tunable(slot_share(score_LE[None], [config.target], layers)[0], trace, layers)
 
 
 def _select(score_LE: np.ndarray, layers: Sequence[int], p: float) -> Layers:
     planned: Layers = {}
     for layer, score_E in zip(layers, score_LE, strict=True):
         order = [e for e in ranked(score_E) if score_E[e] > 0]
+        if not order:  # all that the text chose there means "skip"
+            planned[layer] = ()
+            continue
         number = int(np.searchsorted(score_E[order].cumsum(), p - ROUNDING)) + 1
         taken, least = sorted(order[:number]), kept(score_E[order[:number][-1]])
         planned[layer] = tuple(PlannedExpert(e, "used", kept(score_E[e]), least) for e in taken)

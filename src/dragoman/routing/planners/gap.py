@@ -15,7 +15,17 @@ from dragoman.errors import ConfigError
 from dragoman.routing.parents import ParentChoice, choose_parent, parent_problems
 from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from dragoman.routing.planners.assembly import assembled
-from dragoman.routing.planners.base import ROUNDING, Layers, kept, last_layers, layer_problems, ranked, rows_of
+from dragoman.routing.planners.base import (
+    ROUNDING,
+    Layers,
+    kept,
+    last_layers,
+    layer_problems,
+    of_tunable,
+    ranked,
+    rows_of,
+    tunable,
+)
 from dragoman.routing.planners.budgets import budget_problems, largest_within
 from dragoman.routing.stats import slot_share
 from dragoman.routing.trace import RoutingTrace
@@ -131,7 +141,8 @@ def _usage(trace: RoutingTrace, known: Sequence[str], parent: str, layer: int, r
     share_GE = slot_share(count_G1E, known, [layer])[:, 0]
     sorted_GE = np.sort(share_GE, axis=0)
     is_first_E = share_GE.argmax(axis=0) == known.index(parent)
-    return _Usage(np.where(is_first_E, sorted_GE[-1] - sorted_GE[-2], 0), share_GE.mean(axis=0))
+    gap_E = np.where(is_first_E, sorted_GE[-1] - sorted_GE[-2], 0)
+    return _Usage(*of_tunable(np.stack([gap_E, share_GE.mean(axis=0)]), trace, [layer]))
 
 
 def _alpha(
@@ -185,8 +196,8 @@ def _problems(trace: RoutingTrace, config: SeftConfig) -> list[str]:
 
 def _shared_problems(trace: RoutingTrace, shared: int, layers: Sequence[int] | None) -> list[str]:
     asked = last_layers(trace, None) if layers is None else layers
-    sizes = [n for layer, n in zip(trace.layer_ids, trace.num_experts, strict=True) if layer in asked]
-    fewest = min(sizes or trace.num_experts)
+    there = tunable(trace)
+    fewest = min([n for layer, n in there.items() if layer in asked] or there.values())
     if 1 <= shared <= fewest:
         return []
     return [f"shared is {shared}, but it may be 1 to {fewest}; for none take the planner seft"]

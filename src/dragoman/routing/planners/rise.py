@@ -16,7 +16,7 @@ from dragoman.errors import ConfigError
 from dragoman.routing.parents import parent_problems
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import assembled
-from dragoman.routing.planners.base import PER_EXPERT, Layers, from_places, ranked, rows_of
+from dragoman.routing.planners.base import PER_EXPERT, Layers, from_places, of_tunable, ranked, rows_of, tunable
 from dragoman.routing.planners.budgets import budget_problems, known_sizes, largest_within
 from dragoman.routing.sizes import Sizes
 from dragoman.routing.stats import token_share
@@ -97,6 +97,7 @@ def _zones(trace: RoutingTrace, config: RiseConfig) -> list[_Zone]:
         top_k_L = [trace.top_k[row] for row in mine]
         share_GLE = token_share(count_GLE, top_k_L, (config.target, *config.known), part.tolist())
         score_LE = _overlap(share_GLE, config) if name == "middle" else _specificity(share_GLE, config)
+        score_LE = of_tunable(score_LE, trace, part.tolist())
         order = [divmod(place, score_LE.shape[1]) for place in ranked(score_LE.ravel()) if score_LE.flat[place] > 0]
         zones.append(_Zone(tuple(part.tolist()), "shared" if name == "middle" else "language", score_LE, tuple(order)))
     return zones
@@ -119,7 +120,7 @@ def _number(trace: RoutingTrace, config: RiseConfig, zones: Sequence[_Zone]) -> 
     if config.budget is not None:
         least = largest_within(config.budget, trace, [1], lambda n: _select(zones, _split(zones, n, config)), routers)
         return _most_within(config.budget, known_sizes(trace), zones, config, range(least, room + 1))
-    number = config.experts or max(len(ZONES), round(sum(trace.num_experts) / PER_EXPERT))
+    number = config.experts or max(len(ZONES), round(sum(tunable(trace).values()) / PER_EXPERT))
     if number > room:
         raise ConfigError(f"{number} experts were asked for, but there are {room} that the text chose; plan fewer")
     return number

@@ -14,7 +14,7 @@ from dragoman.errors import ConfigError
 from dragoman.routing.parents import target_problems
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import assembled
-from dragoman.routing.planners.base import chosen_layers, from_places, layer_problems, rows_of
+from dragoman.routing.planners.base import chosen_layers, from_places, layer_problems, of_tunable, rows_of
 from dragoman.routing.sharing import Counted, kept_shares
 from dragoman.routing.trace import RoutingTrace
 
@@ -62,6 +62,7 @@ def shared_plan(trace: RoutingTrace, config: SharedConfig) -> ExpertPlan:
         np.array([trace.top_k[row] for row in rows]),
     )
     kept_GLE, share_GLE = kept_shares(counted, config.keep)
+    kept_GLE = of_tunable(kept_GLE, trace, layers)
     planned_LE = np.all((kept_GLE > 0) & (share_GLE < config.below), axis=0)
     places = [(row, e) for row, e in np.argwhere(planned_LE).tolist()]
     planned = from_places(places, layers, share_GLE[0], "shared", config.below)

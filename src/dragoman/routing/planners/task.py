@@ -17,7 +17,7 @@ from dragoman.routing.contrast import FEWEST_TEXTS, Contrast, contrast_with_inte
 from dragoman.routing.parents import target_problems
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners.assembly import assembled
-from dragoman.routing.planners.base import Layers, experts_by_layer, from_places
+from dragoman.routing.planners.base import Layers, experts_by_layer, from_places, of_tunable
 from dragoman.routing.planners.budgets import budget_problems, largest_within
 from dragoman.routing.sample import sample_of
 from dragoman.routing.stats import divergence_from
@@ -83,7 +83,8 @@ def task_experts(trace: RoutingTrace, of_tasks: RoutingTrace, config: TaskConfig
         seed=0,
         general_documents=sample_of(trace, config.general, seed=0).documents.get(config.general),
     )
-    layers, delta_LE = [trace.layer_ids[row] for row in band.rows], found.delta.value[list(band.rows)]
+    layers = [trace.layer_ids[row] for row in band.rows]
+    delta_LE = of_tunable(found.delta.value, trace, trace.layer_ids)[list(band.rows)]
     tau = DEFAULT_TAU if config.tau is None else config.tau
     if config.budget is not None:
         tau = _fitting_tau(config.budget, trace, layers, delta_LE, config.train_routers)
@@ -118,8 +119,9 @@ def _fitting_tau(
 
 def _reasons(trace: RoutingTrace, found: Contrast, name: str, general: str, band: Band, tau: float) -> list[str]:
     inside_L = np.isin(np.arange(len(trace.layer_ids)), band.rows)
-    above, surely = (int((x[inside_L] > tau).sum()) for x in (found.delta.value, found.delta.low))
-    outside = int((found.delta.value[~inside_L] > tau).sum())
+    delta_LE, low_LE = (of_tunable(x, trace, trace.layer_ids) for x in (found.delta.value, found.delta.low))
+    above, surely = (int((x_LE[inside_L] > tau).sum()) for x_LE in (delta_LE, low_LE))
+    outside = int((delta_LE[~inside_L] > tau).sum())
     noise = float(np.abs(found.placebo_SLE[:, inside_L]).max(axis=(1, 2)).mean())
     valley = "" if band.valley else "; the curve has no valley there, so there is no middle to speak of"
     return [
