@@ -225,6 +225,8 @@ def test_a_finished_run_is_not_trained_again(toy, tmp_path):
     first = dragoman.adapt(**settings(toy, tmp_path / "a"))
     again = dragoman.adapt(**settings(toy, tmp_path / "a", resume=True))
     assert again["created"] == first["created"]
+    less_memory = {"resume": True, "gradient_checkpointing": True, "device": "cpu"}
+    assert dragoman.adapt(**settings(toy, tmp_path / "a", **less_memory))["created"] == first["created"]
     with pytest.raises(ConfigError, match=r"was another \(learning_rate: 0.01 -> 0.02\); resume with the old"):
         dragoman.adapt(**settings(toy, tmp_path / "a", resume=True, learning_rate=0.02))
     old = json.loads((tmp_path / "a" / "config.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import dragoman
 from dragoman.commands import export, reloading
@@ -37,12 +37,12 @@ def make_base(folder, family="olmoe", seed=0):
     return str(folder)
 
 
-def make_delta(base, folder, method="expert_tuning", **settings):
+def make_delta(base, folder, method="expert_tuning", dtype="float32", **settings):
     """A delta after three steps, and the logits of the model that it was taken from.
 
     On the CPU, whatever there is: what the tests hold against them is computed there, to the bit.
     """
-    model = open_model(base, device="cpu")
+    model = open_model(base, dtype=dtype, device="cpu")
     sha256, plan = state_checksum(model), toy_plan(model) if METHODS[method].NEEDS_PLAN else None
     chosen = METHODS[method].Config(**settings)
     trained(METHODS[method], model, chosen, plan, batch())
@@ -159,6 +159,44 @@ def test_other_names_on_disk_are_refused(tmp_path, here, monkeypatch):
         dragoman.export(delta, out=tmp_path / "out")
 
 
+def test_what_the_class_of_the_base_does_not_read_is_left_out(tmp_path, here):
+    """As old Llamas have angles of positions, and GLM-4.5 layers that predict further tokens."""
+    base, unread = make_base(tmp_path / "base"), "model.layers.0.self_attn.rotary_emb.inv_freq"
+    weights = {n: t.clone() for n, t in load_file(tmp_path / "base" / "model.safetensors").items()}
+    save_file(weights | {unread: torch.ones(4)}, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    delta, _ = make_delta(base, tmp_path / "delta")
+    proof = dragoman.export(delta, out=tmp_path / "out")["proof"]
+    assert proof["left_out"] == [unread] and proof["names"] == len(weights)
+    assert stored_names(base) - stored_names(str(tmp_path / "out")) == {unread}
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (1, "RuntimeError: [enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        (-9, ""),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_file(code, said, tmp_path, monkeypatch):
+    done = type("Done", (), {"returncode": code, "stderr": f"Traceback\n{said}\n"})
+    monkeypatch.setattr(export.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ModelError, match="not enough memory on cuda to read the export; try --device cpu; nothing was"):
+        export.reloaded(tmp_path, [[1]], "float32", "cuda", [])
+
+
+def test_one_model_at_a_time_is_held_on_the_device_that_was_named(tmp_path, here, monkeypatch):
+    delta, _ = make_delta(make_base(tmp_path / "base"), tmp_path / "delta")
+    steps, reloaded, leave_gpu = [], export.reloaded, reloading.leave_gpu
+    monkeypatch.setattr(reloading, "leave_gpu", lambda model: steps.append("left") or leave_gpu(model))
+    monkeypatch.setattr(export, "reloaded", lambda *given: steps.append(given[3]) or reloaded(*given))
+    assert dragoman.export(delta, device="cpu", out=tmp_path / "out")["config"]["device"] == "cpu"
+    assert steps == ["left", "cpu"]
+    for name, beside in ((delta, {}), (str(tmp_path / "base"), {"base": str(tmp_path / "base")})):
+        with pytest.raises(ConfigError, match="the device 'abacus' cannot be used"):
+            dragoman.export(name, device="abacus", out=tmp_path / "again", **beside)
+
+
 def test_a_base_with_stacked_experts_on_disk_becomes_one_tensor_for_each(tmp_path, here):
     base = make_base(tmp_path / "base")
     state = {n: t.clone() for n, t in model_of("olmoe").state_dict().items()}
@@ -207,15 +245,19 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path):
         dragoman.export(delta, out=tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["olmoe", "mixtral", "deepseek_v3"])
-def test_lora_becomes_an_adapter_that_peft_reads(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("olmoe", "float32"), ("mixtral", "float32"), ("deepseek_v3", "float32"), ("olmoe", "bfloat16")],
+)
+def test_lora_becomes_an_adapter_that_peft_reads(family, dtype, tmp_path):
     from peft import PeftModel
 
     base = make_base(tmp_path / "base", family)
     parts = ("attention", "experts", "shared") if family == "deepseek_v3" else ("attention", "experts")
-    delta, expected = make_delta(base, tmp_path / "delta", "lora", rank=2, parts=parts)
+    delta, expected = make_delta(base, tmp_path / "delta", "lora", dtype, rank=2, parts=parts)
     assert dragoman.export(delta, format="peft", out=tmp_path / "out")["proof"]["logits"]["distance"] == 0
-    read = PeftModel.from_pretrained(open_model(base, device="cpu"), tmp_path / "out", torch_device="cpu")
+    as_trained = {"torch_device": "cpu", "autocast_adapter_dtype": False}
+    read = PeftModel.from_pretrained(open_model(base, dtype=dtype, device="cpu"), tmp_path / "out", **as_trained)
     assert torch.equal(read(batch()).logits, expected)
 
 

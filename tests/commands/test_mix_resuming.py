@@ -104,7 +104,7 @@ def test_a_stage_is_resumed_with_its_own_settings_alone(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"is not empty; choose another with --out"):
         run_stage(first)
     (tmp_path / "a" / "record.json").unlink()
-    often = replace(first.training, checkpoint_minutes=1.0, checkpoint_steps=3)
+    often = replace(first.training, checkpoint_minutes=1.0, checkpoint_steps=3, gradient_checkpointing=True)
     assert run_stage(replace(first, training=often, resume=True))["log"]["steps"] == 6
     (tmp_path / "a" / "record.json").unlink()
     shutil.rmtree(tmp_path / "a" / "checkpoints" / "checkpoint-6")

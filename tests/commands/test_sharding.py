@@ -25,6 +25,7 @@ METHODS = {"expert_tuning": ["--learning-rate", "0.02"], "full": ["--method", "f
 
 GUARD = ["--guard", "0.1%", "--guard-action", "rollback", "--evaluation.every", "1"]
 FLAGS = METHODS | {"guarded": ["--method", "full", "--learning-rate", "0.5", *GUARD]}
+FLAGS |= {"tags": [*METHODS["expert_tuning"], "--embeddings", "tags"]}
 SPREADS = not why_not_spread(tiny("olmoe"), 2)
 """Whether this version of transformers can spread experts."""
 PLANNED = {1: (1, 3), 2: (1, 6)}
@@ -40,7 +41,7 @@ def command(folder, name, out, *more, batch=4):
     line += ["--precision", "fp32", "--device", "cpu"]
     line += ["--text.segments", "40", "--text.block", "48", "--text.batch", str(batch)]
     line += ["--evaluation.segments", "6", "--checkpoint-steps", "3", "--out", str(out), "--quiet", *FLAGS[name]]
-    return line + (["--plan", str(folder / "plan.json")] if name == "expert_tuning" else []) + list(more)
+    return line + (["--plan", str(folder / "plan.json")] if name in ("expert_tuning", "tags") else []) + list(more)
 
 
 def mixing(folder, stage, out, passes=1):
@@ -88,6 +89,8 @@ def runs(tmp_path_factory):
         stopped = half_way(folder / f"{name}-one", folder / f"{name}-one-then-spread")
         lines.append(command(folder, name, stopped, "--resume", "--expert-parallel"))
     lines.append(command(folder, "guarded", folder / "guarded"))
+    run(command(folder, "tags", folder / "tags-one"))
+    lines.append(command(folder, "tags", folder / "tags-two"))
     save_model(tiny("llama", vocab_size=400, max_position_embeddings=128), TextCodec(tokenizer()), folder / "dense")
     run(["mix", "convert", str(folder / "dense"), "--out", str(folder / "mix")])
     for stage in (1, 2):
@@ -180,6 +183,15 @@ def test_planned_rows_alone_move_in_two_processes(runs, run_name):
     for i, planned in PLANNED.items():
         for n in (f"model.layers.{i}.mlp.{part}" for part in own[:2]):
             assert [e for e in range(8) if not (base[n][e] == tuned[n][e]).all()] == list(planned)
+
+
+def test_the_row_of_a_tag_trains_in_two_processes(runs):
+    folder, _ = runs
+    np.testing.assert_allclose(losses(folder / "tags-two"), losses(folder / "tags-one"), rtol=1e-4)
+    base, tuned = (open_model(str(folder / n)).state_dict() for n in ("model", "tags-two/model"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        changed = [row for row in range(400) if not (base[name][row] == tuned[name][row]).all()]
+        assert changed == [TextCodec(tokenizer()).own_tag_id("ca")]
 
 
 def test_a_mistake_of_the_first_process_is_told_by_all(runs):

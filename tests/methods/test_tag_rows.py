@@ -8,6 +8,7 @@ import torch
 
 from dragoman.errors import ConfigError
 from dragoman.methods import METHODS, base, expert_tuning, tag_rows, training
+from dragoman.modeling import plain_head
 from tests.architectures import build
 from tests.methods.contract import batch, changed_rows, toy_plan, trained
 from tests.models import tiny
@@ -35,6 +36,21 @@ def test_gradients_are_those_of_whole_embeddings(kind):
     tied = table.weight is head.weight
     assert tied == (kind != "untied")
     assert len([p for p in model.parameters() if p.requires_grad]) == (1 if tied else 2)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_copy_reads_its_own_weights(kind):
+    """Those of the model that it was copied from go where several processes share its training."""
+    model, ids = MODELS[kind](), batch()
+    tag_rows.apply(model, (6, 9))
+    with torch.no_grad():
+        model.get_input_embeddings().tuned.tuned_PD.add_(0.1)
+        logits = model(ids).logits
+        copied = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        assert torch.equal(copied(ids).logits, logits)
+    assert plain_head(copied) is None, "the loss goes through the head's own forward"
 
 
 @pytest.mark.parametrize("kind", ["untied", "tied"])

@@ -1,6 +1,7 @@
 """The training loop: schedule, losses, resuming, stopping."""
 
 import contextlib
+import json
 import math
 import resource
 
@@ -304,6 +305,24 @@ def test_quantised_weights_are_read_and_not_trained(tmp_path):
     assert trace.chosen_GLE.sum() == ROWS.size * 2 * 3
     with pytest.raises(ModelError, match=r"quantised \(Linear.*\), they cannot be trained; open the original"):
         train(model, ROWS, config(), folder=tmp_path)
+
+
+def test_weights_in_float16_are_not_trained(tmp_path):
+    model = tiny("olmoe").half()
+    with pytest.raises(ModelError, match=r"weights in float16 cannot be trained .* --dtype bfloat16, or in float32"):
+        train(model, ROWS, config(), folder=tmp_path)
+    assert all(torch.equal(p, q.half()) for p, q in zip(model.parameters(), tiny("olmoe").parameters(), strict=True))
+
+
+def test_the_config_is_left_as_it_was(tmp_path):
+    """Also in checkpoints: a model that was saved without a cache would generate slowly."""
+    model = tiny("olmoe")
+    before = model.config.to_dict()
+    train(model, ROWS, config(), folder=tmp_path / "a")
+    assert model.config.to_dict() == before and before["use_cache"]
+    train(model, ROWS, config(checkpoint_steps=4), folder=tmp_path / "b")
+    saved = json.loads((training.checkpoints(tmp_path / "b")[0] / "config.json").read_text())
+    assert saved.get("use_cache", True)
 
 
 def test_trackers_that_are_not_there_and_several_processes_are_refused(tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ CHANGEABLE = (
     "checkpoint_steps",
     "report_to",
     "expert_parallel",
+    "gradient_checkpointing",
+    "device",
 )
 """What may change when a run goes on: no loss depends on it."""
 MAX_REPEATED = 0.05
@@ -227,10 +229,11 @@ def _write(model: PreTrainedModel, codec: TextCodec, config: Config, record: dic
 
 
 def _opened(config: Config) -> tuple[PreTrainedModel, TextCodec]:
-    from dragoman.methods import sharding
+    from dragoman.methods import sharding, training
     from dragoman.modeling import open_both
 
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    training.require_trainable(model)
     sharding.require_spreadable(model, config.expert_parallel)  # before anything takes time
     require_positions(config.text.block, model)
     return model, codec

@@ -126,6 +126,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Train on the target's items, save the plain model and a record."""
+    from dragoman.methods import training
     from dragoman.modeling import model_checksum, most_positions, open_both, save_model
 
     method_config = settings_of(config)
@@ -142,6 +143,7 @@ def run(config: Config) -> dict[str, Any]:
     told = list(known["advice"][config.target]) if known else []
     told += other_weights(plan.model_sha256, checksum, "plan") if plan else []
     model, codec = open_both(config.model, dtype=config.dtype, device=config.device)
+    training.require_trainable(model)
     pairs, order, too_long = pairs_of(codec, items, config, labels, most_positions(model))
     settings_of_loop = _training(config, len(order))
     told += in_english(model, codec, items, order[:ASKED]) if not known else []

@@ -35,6 +35,8 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 """Dtype -> largest distance of logits over their norm that counts as rounding."""
 SHOWN = 5
 PROGRAM = Path(__file__).with_name("reloading.py")
+NO_ROOM = ("OutOfMemoryError", "can't allocate memory")
+"""What a process says that had too little memory; one that the system ends (signal 9) says nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Config:
     """Store in this dtype, such as bfloat16; default: in which it was trained."""
     format: str = "model"
     """model, or peft: the delta as an adapter for PEFT, not merged (method lora)."""
+    device: str | None = None
+    """cuda or cpu; default: cuda where there is one."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +163,14 @@ def _merged(config: Config, delta: Delta) -> Exported:
     from dragoman.commands.reloading import fingerprints, logits
     from dragoman.methods import METHODS
     from dragoman.methods.delta import open_base
+    from dragoman.modeling import stored_dtypes
 
-    model, codec = open_base(delta, config.base)
+    model, codec = open_base(delta, config.base, config.device)
     method = METHODS[delta.method]
     delta.require_base(model)
     may_change = _tag_rows(model, codec, delta.tag) | method.changes(model, delta.settings, delta.plan)
-    before = fingerprints(model.state_dict(), _stored_dtype(model, config.dtype), may_change)
+    dtypes = stored_dtypes(model, _stored_dtype(model, config.dtype)) if config.dtype else {}
+    before = fingerprints(model.state_dict(), may_change, dtypes)
     delta.put_on(model, codec)
     ids, device = fixed_batch(model), str(model.device)
     trained_BSV = logits(model, ids, device)
@@ -187,13 +193,12 @@ def _adapted(config: Config) -> Exported:
     from dragoman.commands.reloading import fingerprints
     from dragoman.modeling import open_both, open_model
 
-    model, codec = open_both(config.model, dtype="auto")
+    model, codec = open_both(config.model, dtype="auto", device=config.device)
     as_stored = _stored_dtype(model, config.dtype)
     base = open_model(str(config.base), dtype=str(as_stored).removeprefix("torch."), device="cpu")  # it is only read
     plan = ExpertPlan.load(config.plan) if config.plan else None
     may_change = _planned_rows(config, base, codec, plan) if plan else None
-    state = base.state_dict()
-    before = fingerprints(state, as_stored, state)
+    before = fingerprints(state := base.state_dict(), state)
     return Exported(model, codec, str(config.base), before, may_change, {"declared": "bits", "distance": 0.0})
 
 
@@ -228,14 +233,13 @@ def fixed_batch(model: PreTrainedModel) -> list[list[int]]:
     from dragoman.modeling import context_length
 
     shape = (BATCH, min(LENGTH, context_length(model)))
-    return torch.randint(
-        model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0)
-    ).tolist()
+    entries = model.config.get_text_config().vocab_size
+    return torch.randint(entries, shape, generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any]:
     """Read the folder again and compare everything. ModelError where something does not hold."""
-    from dragoman.commands.reloading import fingerprints, logits
+    from dragoman.commands.reloading import fingerprints, leave_gpu, logits
     from dragoman.modeling import cast_stored
 
     model: Any = exported.model
@@ -243,12 +247,15 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
     by_row = [n for n, print_ in exported.before.items() if isinstance(print_, list)]
     ids, device = fixed_batch(model), str(model.device)
     name = str(as_stored).removeprefix("torch.")
-    stored_BSV, answer = reloaded(folder, ids, name, device, by_row)
     declared = "rounding" if as_stored != model.dtype else "bits"
-    trained_BSV = logits(model, ids, device)
-    cast_stored(model, as_stored)
-    stored = _compared(stored_BSV, logits(model, ids, device), declared, name, "storing")
-    now = fingerprints(model.state_dict(), as_stored, by_row)
+    trained_BSV = expected_BSV = logits(model, ids, device)
+    if dtype:  # else every tensor is stored as it is
+        cast_stored(model, as_stored)
+        expected_BSV = logits(model, ids, device)
+    now = fingerprints(model.state_dict(), by_row)
+    leave_gpu(model)
+    stored_BSV, answer = reloaded(folder, ids, name, device, by_row)
+    stored = _compared(stored_BSV, expected_BSV, declared, name, "storing")
     after = answer["fingerprints"]
     if lost := sorted(n for n in now.keys() | after.keys() if now.get(n) != after.get(n)):
         raise ModelError(f"weights as stored are not those in memory: {_some(lost)}; nothing was written")
@@ -263,9 +270,8 @@ def _proof(exported: Exported, folder: Path, dtype: str | None) -> dict[str, Any
         "known": exported.may_change is not None,
         "merged": exported.merge,
         "stored": stored | {"dtype": name, "from_trained": _distance(stored_BSV, trained_BSV)},
-        "names": _require_names(model, exported.base, folder),
         "batch": [len(ids), len(ids[0])],
-    }
+    } | _require_names(model, exported.base, folder)
 
 
 def reloaded(folder: Path, ids: list[list[int]], dtype: str, device: str, by_row: list[str]) -> Any:
@@ -278,6 +284,8 @@ def reloaded(folder: Path, ids: list[list[int]], dtype: str, device: str, by_row
         write_json(Path(scratch) / "request.json", request)
         command = [sys.executable, "-P", str(PROGRAM), str(folder), f"{scratch}/request.json", scratch]
         done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == -9 or (done.returncode and any(sign in done.stderr for sign in NO_ROOM)):
+            raise ModelError(f"not enough memory on {device} to read the export; try --device cpu; nothing was written")
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ModelError(f"plain transformers cannot read what was exported: {why}; nothing was written")
@@ -337,8 +345,9 @@ def _equal_rows(before: dict[str, Any], may_change: Rows, changed: dict[str, lis
     return {n: size - len(changed.get(n, ())) for n, size in allowed.items() if size > len(changed.get(n, ()))}
 
 
-def _require_names(model: PreTrainedModel, base: str, folder: Path) -> int:
-    """Number of tensors on disk. ModelError where their names are not those of the base's own checkpoint.
+def _require_names(model: PreTrainedModel, base: str, folder: Path) -> dict[str, Any]:
+    """Number of tensors on disk, and names in the base's own checkpoint that its class does not read (of those that it
+    does none is missing, as fingerprints are equal). ModelError where a name is not one of that checkpoint's.
 
     Where that has stacked experts, those here have the names that the family has, stacked or not.
     """
@@ -347,12 +356,13 @@ def _require_names(model: PreTrainedModel, base: str, folder: Path) -> int:
     found, expected, stacks = stored_names(str(folder)), stored_names(base), expert_stacks(model)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     free = tuple(f"{n.rpartition('.')[0]}." for n in stacks) if stacks.keys() & expected else ()
-    if odd := sorted(n for n in (found ^ expected) - tied if not n.startswith(free)):
+    if odd := sorted(n for n in found - expected - tied if not n.startswith(free)):
         raise ModelError(
             f"the names on disk are not those of {base}: {_some(odd)}; other programs would not find these weights; "
             "nothing was written"
         )
-    return len(found)
+    left_out = sorted(n for n in expected - found - tied if not n.startswith(free))
+    return {"names": len(found), "left_out": left_out}
 
 
 def _some(names: list[str]) -> str:
@@ -367,20 +377,23 @@ def _export_adapter(config: Config, delta: Delta, out: Path) -> dict[str, Any]:
     """Write the delta for PEFT; read it again with PEFT and compare."""
     from peft import PeftModel
 
-    from dragoman.commands.reloading import logits
+    from dragoman.commands.reloading import leave_gpu, logits
     from dragoman.methods import lora
     from dragoman.methods.delta import open_base
     from dragoman.modeling import model_path
 
-    model, codec = open_base(delta, config.base)
+    model, codec = open_base(delta, config.base, config.device)
     delta.put_on(model, codec)
     base = config.base or delta.base
     with atomic_write(out) as partial:
         lora.save_peft(model, model_path(base), partial)
         ids, device = fixed_batch(model), str(model.device)
-        read = PeftModel.from_pretrained(open_base(delta, config.base)[0], str(partial)).eval()
-        same = _compared(logits(read, ids, device), logits(model, ids, device), "bits", delta.dtype, "converting")
+        expected_BSV = logits(model, ids, device)
+        leave_gpu(model)
+        plain = open_base(delta, config.base, device)[0]
+        as_trained: dict[str, Any] = {"torch_device": device, "autocast_adapter_dtype": False}  # else A, B in float32
+        read = PeftModel.from_pretrained(plain, str(partial), **as_trained).eval()
+        same = _compared(logits(read, ids, device), expected_BSV, "bits", delta.dtype, "converting")
         about = {"command": "export", "config": asdict(config), "base": base, "proof": {"logits": same}}
-        record = environment() | about
-        write_json(partial / "record.json", record)
+        write_json(partial / "record.json", record := environment() | about)
     return record

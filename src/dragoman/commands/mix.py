@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dragoman.methods.training import Log
 
 app = App(name="mix")
-CHANGEABLE = ("checkpoint_minutes", "checkpoint_steps", "report_to", "expert_parallel")
+CHANGEABLE = ("checkpoint_minutes", "checkpoint_steps", "report_to", "expert_parallel", "gradient_checkpointing")
 """Settings of the training that no loss depends on."""
 ANY: dict[str, Any] = {"method": "full", "languages": ("en",)}
 """Makes a config of defaults that is possible."""
@@ -255,7 +255,7 @@ def _results(config: Train, before: dict[str, Any], after: dict[str, Any]) -> di
 
 def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     """Freeze the model and make trainable what the method trains; the method and its settings."""
-    from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding
+    from dragoman.methods import full, lora, mix_moe, moe_lpr, sharding, training
 
     stage: dict[str, Any] = {"stage": config.stage}
     methods: dict[str, tuple[Any, Callable[[], Any]]] = {
@@ -266,6 +266,7 @@ def _prepared(config: Train, model: PreTrainedModel) -> tuple[Any, Any]:
     }
     method, settings = methods[config.method][0], methods[config.method][1]()
     method.apply(model, settings, None)
+    training.require_trainable(model)
     sharding.require_spreadable(model, config.training.expert_parallel)
     return method, settings
 

@@ -157,7 +157,7 @@ def open_both(name: str, *, dtype: str | None = None, device: str | None = None)
         METHODS[delta.method].merge(model)
     if not same:
         modeling.cast_stored(model, getattr(torch, str(dtype)))
-        model.to(torch.device(device or modeling.default_device()))  # type: ignore[arg-type]
+        model.to(modeling.device_of(device or modeling.default_device()))  # type: ignore[arg-type]
     return model, codec
 
 

@@ -10,7 +10,7 @@ Shape letters: B sequences, S positions, P tuned rows, D model width, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ from dragoman.errors import ConfigError
 
 
 class TagRows(nn.Module):
-    """Rows of an embedding, and which ones they are; a part of the embedding as long as they train."""
+    """Rows of an embedding, and which ones they are; a part of the embedding as long as they train.
 
-    def __init__(self, weight_VD: torch.Tensor, rows: tuple[int, ...]):
+    scale: by what the embedding multiplies what is read.
+    """
+
+    def __init__(self, weight_VD: torch.Tensor, rows: tuple[int, ...], scale: float = 1.0):
         super().__init__()
+        self.scale = scale
         self.rows_P: torch.Tensor
         self.register_buffer("rows_P", torch.tensor(rows, device=weight_VD.device), persistent=False)
         self.tuned_PD = nn.Parameter(weight_VD[list(rows)].detach().clone())
@@ -81,12 +85,11 @@ def apply(model: PreTrainedModel, rows: tuple[int, ...]) -> None:
     table, head = _holders(model)
     if not rows or min(rows) < 0 or max(rows) >= len(table.weight):
         raise ConfigError(f"embedding rows {list(rows)} cannot train; there are {len(table.weight)} rows, from 0")
-    scale = _scale(table, rows[0])
-    table.tuned = own = TagRows(table.weight, rows)
-    table.forward = _written_first(table, lambda ids, out: _Read.apply(own.tuned_PD, out, ids, own.rows_P, scale))
+    table.tuned = TagRows(table.weight, rows, _scale(table, rows[0]))
+    table.forward = MethodType(_embed, table)
     if head is not None:
-        head.tuned = its = own if head.weight is table.weight else TagRows(head.weight, rows)
-        head.forward = _written_first(head, lambda hidden, out: _Score.apply(its.tuned_PD, out, hidden, its.rows_P))
+        head.tuned = table.tuned if head.weight is table.weight else TagRows(head.weight, rows)
+        head.forward = MethodType(_score, head)
 
 
 def merge(model: PreTrainedModel) -> None:
@@ -101,15 +104,20 @@ def _holders(model: PreTrainedModel) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def _written_first(module: Any, gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    """The module's forward with the tuned rows in place; `gradient` takes input and output and returns the output."""
-    plain, own = module.forward, module.tuned
+def _embed(table: Any, ids_BS: torch.Tensor) -> torch.Tensor:
+    """The embedding's forward with the tuned rows in place. It takes all from the module, so that copies of a model,
+    as where several processes share its training, read their own weights.
+    """
+    own: TagRows = table.tuned
+    own.write(table.weight)
+    return _Read.apply(own.tuned_PD, type(table).forward(table, ids_BS), ids_BS, own.rows_P, own.scale)
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        own.write(module.weight)
-        return gradient(x, plain(x))
 
-    return forward
+def _score(head: Any, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    """The same of the head."""
+    own: TagRows = head.tuned
+    own.write(head.weight)
+    return _Score.apply(own.tuned_PD, type(head).forward(head, hidden_BSD), hidden_BSD, own.rows_P)
 
 
 @torch.no_grad()

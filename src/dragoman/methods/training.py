@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,9 +96,9 @@ def train(
         shards = sharding.Shards(model, config.expert_parallel) if sharding.active() else None
         running = shards.model if shards else model
         routed = stack.enter_context(tap_routers(running, _within(running, model, layers), training=True))
-        given = {"model": running, "args": _arguments(config, folder, model), "train_dataset": rows}
+        given = {"args": _arguments(config, folder, model), "train_dataset": rows}
         given["data_collator"] = _collator(config, model)
-        trainer = Loop(**given, config=config, routed=routed, log=log, shards=shards)
+        trainer = _loop(running, **given, config=config, routed=routed, log=log, shards=shards)
         trainer.extended, trainer.extra_loss, trainer.tokenizer, trainer.head = extended, extra_loss, tokenizer, head
         trainer.balance, trainer.scores = Balance(layers), scores
         trainer.add_callback(Watch(trainer, config, width, quiet or not sharding.first()))
@@ -121,12 +122,22 @@ def train(
     return log
 
 
-def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) -> None:
+def require_trainable(model: PreTrainedModel) -> None:
+    """ModelError for weights, of those that require gradients, in a form that cannot be trained."""
     if kind := quantisation(model):
         raise ModelError(
             f"the weights of this model are quantised ({kind}), they cannot be trained; open the original in float32 "
             "or bfloat16 (reading its routing works as it is)"
         )
+    if any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
+        raise ModelError(
+            "weights in float16 cannot be trained (AdamW's second moments round to zero); open the model with --dtype "
+            "bfloat16, or in float32"
+        )
+
+
+def _require_possible(model: PreTrainedModel, config: Config, isolated: bool) -> None:
+    require_trainable(model)
     if isolated and not isolates(model):
         raise ModelError(
             f"{type(model).__name__} lets tokens attend to other documents of their row, whatever their positions; "
@@ -165,6 +176,16 @@ def require_shareable(config: Config, extra_loss: bool = False) -> None:
     if sharding.active() and (found := [name for name, there in odd.items() if there]):
         raise ConfigError(f"training that is shared out takes no {' and no '.join(found)}; start it without torchrun")
     sharding.rows_each(config.batch, config.micro_batch)
+
+
+def _loop(model: PreTrainedModel, **given: Any) -> Loop:
+    """The loop. Trainer turns the cache off in the model's config, which is saved; here each pass says so instead."""
+    config = vars(model.config)
+    before = {name: config[name] for name in ("use_cache",) if name in config}
+    trainer = Loop(model=model, **given)
+    config.pop("use_cache", None)
+    config.update(before)
+    return trainer
 
 
 def _head(model: PreTrainedModel, config: Config) -> PlainHead | None:

@@ -31,6 +31,7 @@ from dragoman.modeling.opening import (
     copy_tag,
     default_device,
     device_memory_mb,
+    device_of,
     embedding_names,
     hidden_states,
     keep_freed_memory,
@@ -47,6 +48,7 @@ from dragoman.modeling.opening import (
     state_checksum,
     store_as_new,
     stored_bytes,
+    stored_dtypes,
     stored_names,
 )
 from dragoman.modeling.packaged import (
@@ -97,6 +99,7 @@ __all__ = [
     "default_device",
     "dense_maps",
     "device_memory_mb",
+    "device_of",
     "embedding_names",
     "expert_shares",
     "expert_stacks",
@@ -147,6 +150,7 @@ __all__ = [
     "state_checksum",
     "store_as_new",
     "stored_bytes",
+    "stored_dtypes",
     "stored_names",
     "tap_routers",
     "trunk_output",

@@ -130,9 +130,13 @@ class TextCodec:
         return next((i for tag in widened(language) if (i := self.own_tag_id(tag)) is not None), None)
 
     def own_tag_id(self, language: str) -> int | None:
-        """Id of the language's very tag; None where the vocabulary has none."""
+        """Id of the language's very tag, a special token; None where the vocabulary has none.
+
+        An entry that is not special is something else: Gemma's <tr> and <th> are HTML, not Turkish and Thai.
+        """
         found = self.tokenizer.convert_tokens_to_ids(f"<{language}>")
-        return None if found is None or found == self.tokenizer.unk_token_id else found
+        token = self.tokenizer.added_tokens_decoder.get(found)
+        return found if token is not None and token.special and found != self.tokenizer.unk_token_id else None
 
     def prompts(self, sources: Sequence[str], source: str, target: str, names: dict[str, str]) -> list[list[int]]:
         """What stands before each translation. `names` gives the languages' names for models without tags."""
@@ -147,7 +151,8 @@ class TextCodec:
     ) -> list[tuple[list[int], int]]:
         """Whole training samples, and how many of their tokens are prompt."""
         prompts = self.prompts(sources, source, target, names)
-        spaced = targets if self.tag_id(target) is not None else [f" {text}" for text in targets]
+        tagged = None not in (self.tag_id(source), self.tag_id(target))
+        spaced = targets if tagged else [f" {text}" for text in targets]
         answers, end = self.encode(spaced), self.end_id
         return [([*p, *a, end], len(p)) for p, a in zip(prompts, answers, strict=True)]
 

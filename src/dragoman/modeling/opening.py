@@ -6,10 +6,12 @@ Shape letters: B sequences, S positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import difflib
 import hashlib
 import json
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -59,7 +61,7 @@ def open_model(name: str, *, dtype: str = "float32", device: str | None = None) 
     """
     keep_freed_memory()
     transformers_logging.disable_progress_bar()
-    place, path = _device(device or default_device()), _existing(name)
+    place, path = device_of(device or default_device()), _existing(name)
     try:
         _know_class(path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -151,7 +153,7 @@ def open_both(
 
 def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype: str | None = None) -> None:
     """Write a plain Hugging Face folder (config, safetensors, tokenizer), whole or not at all."""
-    state = model.state_dict() if dtype is None else _cast(model.state_dict(), dtype)
+    state = model.state_dict() if dtype is None else _cast(model, getattr(torch, dtype))
     with atomic_write(folder) as partial:
         try:
             model.save_pretrained(partial, state_dict=state)
@@ -162,18 +164,40 @@ def save_model(model: PreTrainedModel, codec: TextCodec, folder: Path, *, dtype:
             write_json(partial / "config.json", read_json(partial / "config.json") | {"dtype": dtype})
 
 
-def _cast(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Tied weights stay tied: each tensor is cast once, so that it is stored once."""
-    unique = {t.data_ptr(): t for t in state.values()}
-    cast = {p: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for p, t in unique.items()}
+    state, dtypes = model.state_dict(), stored_dtypes(model, dtype)
+    unique = {t.data_ptr(): (name, t) for name, t in state.items()}
+    cast = {place: t.to(dtypes.get(name, t.dtype)) for place, (name, t) in unique.items()}
     return {name: cast[t.data_ptr()] for name, t in state.items()}
 
 
 def cast_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """What is stored, in place; buffers that are computed anew, as angles of positions, keep their precision."""
-    stored = model.state_dict(keep_vars=True).values()
-    for tensor in {id(t): t for t in stored if t.is_floating_point()}.values():
-        tensor.data = tensor.data.to(dtype)
+    """Make a model in memory, in place, the one that transformers opens in `dtype`.
+
+    Buffers that are computed anew, as angles of positions, keep their precision.
+    """
+    dtypes = stored_dtypes(model, dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
+
+
+def stored_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Name -> what transformers holds each tensor of real numbers in where it opens the model in `dtype`.
+
+    Some stay in float32, as biases by which experts are chosen: those that the class makes so, and those that it lists.
+    """
+    config = copy.deepcopy(model.config)  # the dtype is written into it
+    with torch.device("meta"):
+        empty: Any = type(model)._from_config(config, dtype=dtype)
+    made = {name: t.dtype for name, t in empty.state_dict().items()}
+    listed = getattr(empty, "_get_dtype_plan", lambda _: empty._keep_in_fp32_modules_strict or ())  # 5.0.0 lacks it
+    kept = [pattern.replace("*", ".*") for pattern in listed(dtype)]
+    return {
+        name: torch.float32 if any(re.search(pattern, name) for pattern in kept) else made.get(name, dtype)
+        for name, t in model.state_dict().items()
+        if t.is_floating_point()
+    }
 
 
 def _existing(name: str) -> str:
@@ -217,7 +241,8 @@ def _why(e: Exception, path: str) -> str:
     return _first_line(e) + way_out + here
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of that name; ConfigError where it cannot be used."""
     try:
         found = torch.device(name)
         torch.empty(1, device=found)
@@ -326,7 +351,18 @@ def new_model(architecture: str, settings: dict[str, Any], seed: int) -> PreTrai
     """A model with random weights: `architecture` is a transformers model type such as olmoe."""
     torch.manual_seed(seed)
     try:
-        config = AutoConfig.for_model(architecture, **settings)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as e:
+        usual = AutoConfig.for_model(architecture)
+        if unknown := [_told(key, usual) for key in settings if key not in ALWAYS and not hasattr(usual, key)]:
+            raise ModelError(f"a config of type {architecture!r} has no {', no '.join(unknown)}")
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings))
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError, StrictDataclassError) as e:
         raise ModelError(f"cannot make a model of type {architecture!r}: {_first_line(e)}") from None
-    return AutoModelForCausalLM.from_config(config)
+
+
+ALWAYS = ("rope_theta", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Settings that transformers takes of any type; those of positions are kept under another name."""
+
+
+def _told(key: str, usual: Any) -> str:
+    near = difflib.get_close_matches(key, vars(usual), n=1)
+    return f"{key} (did you mean {near[0]}?)" if near else key
