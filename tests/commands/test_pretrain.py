@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 import dragoman
+from dragoman import cli
 from dragoman.commands import pretrain
 from dragoman.commands.pretrain import Vocabulary
 from dragoman.corpora.mix import Mix
 from dragoman.corpora.ntext import load
-from dragoman.errors import ConfigError, DataError
+from dragoman.errors import ConfigError, DataError, ModelError
 from dragoman.methods import training
 from dragoman.methods.checkpoints import seal
 from dragoman.record import write_json
@@ -21,6 +22,10 @@ from tests.models import FAMILIES, SHARED
 from tests.texts import corpus
 
 SHAPE = {k: v for k, v in (SHARED | FAMILIES["olmoe"]).items() if not k.endswith("token_id") and k != "vocab_size"}
+
+GPT2 = {"n_positions": 64, "n_embd": 16, "n_head": 2, "n_layer": 1}
+GIVEN = {"shape": {}, "vocabulary": Vocabulary()}
+"""What has no effect beside given weights."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_a_model_from_nothing_opens_and_knows_its_tags(base):
 
 def test_further_training_starts_at_the_given_weights(base, table, tmp_path):
     folder, record = base
-    more = dragoman.pretrain(**settings(table, tmp_path / "more", start=str(folder / "model"), shape={}))
+    more = dragoman.pretrain(**settings(table, tmp_path / "more", start=str(folder / "model"), **GIVEN))
     assert more["training"]["losses"][0] < record["training"]["losses"][0]
 
 
@@ -152,9 +157,60 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
     shutil.rmtree(made.parent)
 
 
-def test_a_shape_beside_given_weights_is_refused(table, tmp_path):
-    with pytest.raises(ConfigError, match="shape and tokenizer would have no effect, because training starts from m"):
-        dragoman.pretrain(**settings(table, tmp_path / "run", start="m", tokenizer="t"))
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"start": "m", "tokenizer": "t"}, ConfigError, "shape and tokenizer and vocabulary would have no eff"),
+        ({"start": "m", "architecture": "llama"} | GIVEN, ConfigError, "architecture would have no effect"),
+        ({"tokenizer": "t"}, ConfigError, "vocabulary would have no effect beside tokenizer t: leave out one"),
+        ({"vocabulary": Vocabulary(languages=("en", "sv"))}, ConfigError, "vocabulary.languages names sv; the tables"),
+        ({"dtype": "bf16"}, ConfigError, "dtype is float32, bfloat16, float16, not 'bf16'"),
+        ({"block": 1}, ConfigError, "block is 1, at least 8"),
+        ({"architecture": "gpt2", "shape": GPT2, "block": 256}, ConfigError, "rows of 256 tokens do not fit the 64 "),
+        ({"device": "gpu"}, ConfigError, "the device 'gpu' cannot be used"),
+        ({"shape": SHAPE | {"num_experts_per_token": 4}}, ModelError, r"\(did you mean num_experts_per_tok\?\)"),
+        ({"shape": {"rope_theta": 5.0, "qq": 1}}, ModelError, "a config of type 'olmoe' has no qq$"),
+        ({"architecture": "t5", "shape": {}}, ModelError, "cannot make a model of type 't5'"),
+        ({"held_out_languages": ("pt_BR",), "mix": Mix(languages={"pt-BR": 1.0})}, DataError, "in the mix: pt-BR"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(table, tmp_path, changes, kind, message):
+    with pytest.raises(kind, match=message):
+        dragoman.pretrain(**settings(table, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_set_without_splits_is_held_out_whole(table, tmp_path):
+    """A table that knows no splits would have most of its rows in train."""
+    text = corpus()
+    train = text.columns["en"][text.splits.index("train")]
+    rows = [f"unseen {i}\tno visto {i}" for i in range(40)]
+    (tmp_path / "held.tsv").write_text("\n".join(["en\tes", rows[0], f"{train}\tno visto", *rows[1:]]) + "\n")
+    with pytest.raises(DataError, match="1 held-out segments in toy"):
+        dragoman.pretrain(**settings(table, tmp_path / "run", held_out=tmp_path / "held.tsv"))
+
+
+def test_a_language_that_we_have_no_name_for_is_in_pairs(tmp_path):
+    text = corpus()
+    columns = {"hsb" if g == "es" else g: cells for g, cells in text.columns.items()}
+    other = replace(text, languages=tuple(columns), columns=columns).save(tmp_path / "text.tsv.gz")
+    mix = Mix(languages={"en": 1.0, "hsb": 1.0}, parallel=0.5)
+    given = {"mix": mix, "vocabulary": Vocabulary(size=350, tags=("en",))}
+    assert dragoman.pretrain(**settings(other, tmp_path / "run", **given))["training"]["steps"] == 6
+
+
+def test_several_tables_after_one_flag_are_all_in_the_record(table, tmp_path, monkeypatch):
+    """Two tables may bear one name."""
+    (tmp_path / "b").mkdir()
+    other = corpus(rows=90).save(tmp_path / "b" / table.name)
+    recipe = {"shape": SHAPE, "block": 32, "vocabulary": {"size": 350, "tags": ["en"]}}
+    recipe["training"] = {"steps": 1, "batch": 4, "micro_batch": 4, "warmup": 0, "decay": 0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["--config", tmp_path / "recipe.yaml", "--data", table, other, "--out", tmp_path / "run", "--quiet"]
+    cli.run(["pretrain", *map(str, words)])
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["tables"] == {str(path): load(path).about["checksum"] for path in (table, other)}
+    assert len(set(record["tables"].values())) == 2
 
 
 def test_how_often_checkpoints_are_written_is_no_other_length(table, tmp_path, base):
@@ -167,6 +223,11 @@ def test_how_often_checkpoints_are_written_is_no_other_length(table, tmp_path, b
     config = pretrain.Config(**settings(table, folder, resume=True, training=oftener))
     stamp = json.loads((folder / "config.json").read_text())
     assert pretrain._resumable(config, stamp["read"]) == (made, False)
+    folder.rename(folder.with_name("moved"))
+    elsewhere = replace(config, out=folder.with_name("moved"), device="cpu", dtype="float32")
+    found, extended = pretrain._resumable(elsewhere, stamp["read"])
+    assert (found, extended) == (folder.with_name("moved") / "checkpoints" / "checkpoint-5", False)
+    folder.with_name("moved").rename(folder)
     write_json(folder / "config.json", stamp)
     shutil.rmtree(made.parent)
 
@@ -175,6 +236,8 @@ def test_a_folder_where_nothing_was_trained_may_be_started_in_again(table, tmp_p
     config = pretrain.Config(**settings(table, tmp_path / "run"))
     for _ in range(2):
         assert pretrain._resumable(config, {"tables": [], "tokenizer": "", "start": None}) == (None, False)
+    (tmp_path / "run" / "checkpoints" / ".unfinished").mkdir(parents=True)  # killed in its first checkpoint
+    assert pretrain._resumable(config, {"tables": [], "tokenizer": "", "start": None}) == (None, False)
     (tmp_path / "run" / "model").mkdir()
     with pytest.raises(ConfigError, match="is not empty"):
         pretrain._resumable(config, {"tables": [], "tokenizer": "", "start": None})
@@ -240,6 +303,6 @@ def test_a_checkpoint_is_a_model_to_open_and_to_start_from(table, tmp_path, base
     model, codec = dragoman.open_model(checkpoint), dragoman.open_tokenizer(checkpoint)
     assert len(codec.tokenizer) == model.config.vocab_size
     slower = replace(often, learning_rate=1e-4)
-    given = {"start": checkpoint, "shape": {}, "training": slower}
+    given = {"start": checkpoint, **GIVEN, "training": slower}
     record = dragoman.pretrain(**settings(table, tmp_path / "b", **given))
     assert record["start_sha256"] == dragoman.modeling.model_checksum(checkpoint)

@@ -43,6 +43,21 @@ def test_shares_of_languages_and_parallel_are_kept_by_tokens():
     assert set(share) == {1, 2, 11, 12}
 
 
+def test_a_book_as_one_document_does_not_fill_a_run(monkeypatch):
+    """Shares are kept between runs of it, and nothing of it is lost or read twice before the rest."""
+    text = corpus()
+    books = replace(text, documents=("book",) * len(text), splits=("train",) * len(text))
+    mix = Mix(languages={"en": 1.0, "es": 1.0})
+    monkeypatch.setattr("dragoman.corpora.mix.RUN", 50)
+    samples = list(islice(stream([books], mix, encode, pair, seed=0), 40))
+    first = np.concatenate(samples)[:600]
+    assert max(map(len, samples)) == 50 and (first == 1).mean() == pytest.approx(0.5, abs=0.05)
+    english = [sample for sample in samples if sample[0] == 1]
+    whole = sum(len(t.split()) for t in books.texts("en"))
+    pieces = -(-whole // 50)
+    assert len(english) > pieces and sum(map(len, english[:pieces])) == whole
+
+
 def test_pivot_share_has_english_on_one_side():
     samples = islice(
         stream([corpus()], Mix(languages=dict.fromkeys(NUMBER, 1.0), parallel=1.0, pivot=0.8), encode, pair, seed=0),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dragoman.corpora.mix import check_no_leak
 from dragoman.corpora.ntext import (
     SPLITS,
     USER_SHARES,
@@ -138,6 +139,19 @@ def test_splits_follow_the_hash_and_nothing_else():
         assert drawn.count(split) / 4000 == pytest.approx(USER_SHARES[split], abs=0.02)
     assert drawn == [split_of(f"d{i}", USER_SHARES) for i in range(4000)]
     assert drawn != [split_of(f"d{i}", USER_SHARES, salt="other") for i in range(4000)]
+
+
+def test_rows_with_splits_and_no_documents_are_in_runs_of_one_split(tmp_path):
+    rows = [("train", i) for i in range(45)] + [("devtest", i) for i in range(45, 50)] + [("train", 50)]
+    path = tmp_path / "talk.tsv"
+    path.write_text("split\ten\n" + "".join(f"{split}\tword {i}\n" for split, i in rows))
+    text = load(path)
+    assert text.documents[19:21] == ("train/rows-000000", "train/rows-000001")
+    assert text.documents[44:] == ("train/rows-000002", *["devtest/rows-000000"] * 5, "train/rows-000002")
+    (tmp_path / "a.tsv").write_text("split\ten\ntrain\tsome words\n")
+    (tmp_path / "b.tsv").write_text("split\ten\ndev\tother words\n")
+    tables = [load(tmp_path / name) for name in ("a.tsv", "b.tsv")]
+    check_no_leak(tables, ["en"], [], tables[1])  # made-up names of documents are no document in common
 
 
 def test_user_rows_without_split_or_document_are_split_in_runs_of_twenty(tmp_path):

@@ -72,6 +72,8 @@ FAULTS = {
     "bad JSON": ("x.jsonl", b'{"en": "a"}\n{"en": \n["en"]\n{"en": 3}\n', "lines 2, 3, 4 hold no JSON object of texts"),
     "document on some": ("x.jsonl", b'{"en": "a", "document": "d"}\n{"en": "b"}\n',
                          "document is given on some rows but not on line 2"),
+    "blank document": ("x.jsonl", b'{"en": "a", "document": "d"}\n{"en": "b", "document": " "}\n',
+                       "document is given on some rows but not on line 2"),
     "unknown format": ("x.csv", b"en,de\n", "cannot tell the format of .*x.csv"),
     "cut gzip": ("x.tsv.gz", gzip.compress(b"en\tde\na\tb\n")[:-9], "cannot read .*x.tsv.gz"),
     "no gzip": ("x.tsv.gz", b"en\tde\n", "cannot read .*x.tsv.gz"),

@@ -168,13 +168,6 @@ def test_faults_of_a_tmx(tmp_path, change, message):
         open_test_set(path)
 
 
-def test_entities_of_a_tmx_are_not_read_from_files(tmp_path):
-    secret = write(tmp_path / "secret.txt", "secret")
-    bomb = TMX.replace('<!DOCTYPE tmx SYSTEM "tmx14.dtd">', f'<!DOCTYPE tmx [<!ENTITY x SYSTEM "{secret}">]>')
-    text = open_test_set(write(tmp_path / "m.tmx", bomb.replace("Yes &amp; no", "Yes &x; no")))
-    assert "secret" not in str(text.columns)
-
-
 # WMT
 
 WMT = """<?xml version='1.0' encoding='utf-8'?>

@@ -184,6 +184,10 @@ def test_a_test_set_in_tmx_is_held_out_by_its_texts(tmp_path):
     unit = '<tu><tuv xml:lang="{}"><seg>{}</seg></tuv><tuv xml:lang="{}"><seg>{}</seg></tuv></tu>'
     body = unit.format("en", "Click the button to insert a table.", "de", "Fügen Sie eine Tabelle ein.")
     (tmp_path / "test.tmx").write_text(f'<tmx version="1.4"><header/><body>{body}</body></tmx>')
-    guard = HeldOut.read([tmp_path / "test.tmx"])
+    (tmp_path / "test.tmx").rename(tmp_path / "TEST.TMX")
+    guard = HeldOut.read([tmp_path / "TEST.TMX"])
     assert guard.leaks("click the button to insert a table.") and guard.leaks("Fügen Sie eine Tabelle ein.")
     assert not guard.leaks("Click the button to delete a row.")
+    for name in ("test.xlf", "test.PO", "test.csv"):
+        with pytest.raises(DataError, match=f"{name} holds more than sentences, so none of them can be held"):
+            HeldOut.read([tmp_path / name])

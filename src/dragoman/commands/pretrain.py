@@ -10,25 +10,32 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dragoman.commands import Paths, Tags
 from dragoman.commands.resuming import changes, completed, no_checkpoint
+from dragoman.commands.training_text import require_positions
 from dragoman.corpora import mix as mixing
-from dragoman.corpora.languages import TABLE
+from dragoman.corpora.languages import TABLE, language, listed, normalise_tags
 from dragoman.corpora.ntext import NText, load, without_test
+from dragoman.corpora.testsets import open_test_set
 from dragoman.errors import ConfigError
 from dragoman.methods import sharding, training
 from dragoman.methods.checkpoints import discard_after, incomplete, log_of
 from dragoman.record import environment, read_json, sha256, write_json
 
+SHORTEST = 8
+"""Least tokens of a row."""
 TOKEN = 4
 """Characters of one, roughly: by this a run is long or short for its text."""
 LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes"))
 """What may change when a run is resumed: the text up to there and the rate stay the same."""
-KEEPING = tuple(f"training.{key}" for key in ("checkpoint_minutes", "checkpoint_steps"))
+KEEPING = tuple(f"training.{key}" for key in ("checkpoint_minutes", "checkpoint_steps", "gradient_checkpointing"))
 """What may change, too, and has no part in the schedule."""
+MOVED: dict[str, Any] = {"out": None, "device": None}
+"""Where a run is and computes, which no loss depends on."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 
@@ -38,9 +45,9 @@ class Vocabulary:
 
     size: int = 12288
     """Entries, special tokens included."""
-    languages: tuple[str, ...] = ()
+    languages: Tags = ()
     """Languages whose train text it is learnt from, in equal shares of bytes; default: those of the mix."""
-    tags: tuple[str, ...] = ()
+    tags: Tags = ()
     """Languages that get a tag token such as <de>; more than are trained, so that new ones can be added later."""
     megabytes: float = 2.0
     """Text per language."""
@@ -52,7 +59,7 @@ class Config:
 
     out: Path
     """Folder for the model, its record and its checkpoints."""
-    data: tuple[Path, ...]
+    data: Paths
     """N-way tables to train on (their train split)."""
     start: str | None = None
     """Model to start from; default: random weights of `architecture`."""
@@ -66,15 +73,16 @@ class Config:
     """Folder of a tokenizer to use for a new model instead of training one."""
     mix: mixing.Mix = field(default_factory=mixing.Mix)
     """Shares of the training text."""
-    held_out_languages: tuple[str, ...] = ()
+    held_out_languages: Tags = ()
     """Languages that must not occur."""
     held_out: Path | None = None
-    """Table whose dev, devtest and test rows must not occur; default: each table's own."""
+    """Test set of which nothing must occur, or a table with a column `split`, of which dev, devtest and test must not;
+    default: each table's own."""
     block: int = 256
     """Tokens per row."""
     training: training.Config = field(default_factory=training.Config)
     """Optimizer, schedule, checkpoints."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the saved weights."""
     device: str | None = None
     """cuda or cpu; default: cuda where there is one."""
@@ -87,11 +95,16 @@ class Config:
     def __post_init__(self) -> None:
         if self.training.learning_rate == 0:
             raise ConfigError("with the learning rate 0 nothing trains; it is a number above 0")
-        if self.start and (idle := [name for name in ("shape", "tokenizer") if getattr(self, name)]):
-            raise ConfigError(
-                f"{' and '.join(idle)} would have no effect, because training starts from {self.start}: leave out "
-                "one or the other"
-            )
+        if self.block < SHORTEST:
+            raise ConfigError(f"block is {self.block}, at least {SHORTEST}")
+        new = {"architecture": self.architecture != Config.architecture, "shape": bool(self.shape)}
+        new |= {"tokenizer": bool(self.tokenizer), "vocabulary": self.vocabulary != Vocabulary()}
+        for name, settings in {"start": tuple(new), "tokenizer": ("vocabulary",)}.items():
+            if getattr(self, name) and (idle := [s for s in settings if new[s]]):
+                raise ConfigError(
+                    f"{' and '.join(idle)} would have no effect beside {name} {getattr(self, name)}: leave out one or "
+                    "the other"
+                )
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -110,6 +123,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
     tables = _tables(config)
     codec = _codec(config, tables)
     model = open_model(config.start, device=config.device) if config.start else _new(config, codec)
+    require_positions(config.block, model)
     sharding.require_spreadable(model, config.training.expert_parallel)
     read = _read(config, tables, codec)
     resume, extended = sharding.on_first(lambda: _resumable(config, read))
@@ -133,7 +147,7 @@ def _pretrained(config: Config) -> dict[str, Any]:
         "command": "pretrain",
         "config": asdict(config),
         "test_opened": "for the leak check alone",
-        "tables": {t.about["name"]: t.about["checksum"] for t in tables},
+        "tables": {str(path): t.about["checksum"] for path, t in zip(config.data, tables, strict=True)},
         "start_sha256": read["start"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "computed_in": "bf16" if config.training.bf16 else "fp32",
@@ -150,10 +164,18 @@ def _tables(config: Config) -> list[NText]:
     """What may be read, without the sealed split, which the leak check alone sees."""
     opened = [load(path, open_test=True) for path in config.data]
     mixing.require_named(opened, config.mix)
-    languages = (*config.mix.languages, *config.vocabulary.languages)
-    for table in [*opened, *([load(config.held_out, open_test=True)] if config.held_out else [])]:
-        mixing.check_no_leak(opened, languages, config.held_out_languages, table)
+    languages, barred = (normalise_tags(g) for g in (_languages(config, opened), config.held_out_languages))
+    for table in [*opened, *([open_test_set(config.held_out, open_test=True)] if config.held_out else [])]:
+        mixing.check_no_leak(opened, languages, barred, table)
     return [without_test(table) for table in opened]
+
+
+def _languages(config: Config, tables: list[NText]) -> tuple[str, ...]:
+    """All that text is taken of. ConfigError for a language of the tokenizer that no table has."""
+    there = {g for table in tables for g in table.languages}
+    if absent := [g for g in config.vocabulary.languages if g not in there]:
+        raise ConfigError(f"vocabulary.languages names {', '.join(absent)}; the tables have {listed(sorted(there))}")
+    return (*config.mix.languages, *config.vocabulary.languages)
 
 
 def show(record: dict[str, Any]) -> None:
@@ -214,7 +236,7 @@ def _equal_text(tables: list[NText], language: str, budget: int) -> list[str]:
 
 
 def _new(config: Config, codec: Any) -> Any:
-    from dragoman.modeling import default_device, keep_freed_memory, new_model
+    from dragoman.modeling import default_device, device_of, keep_freed_memory, new_model
 
     keep_freed_memory()
     ids = {
@@ -223,8 +245,8 @@ def _new(config: Config, codec: Any) -> Any:
         "eos_token_id": codec.end_id,
         "pad_token_id": codec.pad_id,
     }
-    model = new_model(config.architecture, config.shape | ids, config.training.seed)
-    return model.to(config.device or default_device())  # type: ignore[arg-type]
+    device = device_of(config.device or default_device())
+    return new_model(config.architecture, config.shape | ids, config.training.seed).to(device)  # type: ignore[arg-type]
 
 
 def _remembering(codec: Any) -> Any:
@@ -243,7 +265,7 @@ def _remembering(codec: Any) -> Any:
 
 
 def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
-    names = {tag: row[0] for tag, row in TABLE.items()}
+    names = {g: language(g).name for g in config.mix.languages}
     codec = _remembering(codec)
     read = [(table, g) for g in config.mix.languages for table in tables if g in table.languages]
     texts = [t for table, g in read for t in table.texts(g, "train")]
@@ -284,14 +306,14 @@ def _resumable(config: Config, read: dict[str, Any]) -> tuple[Path | None, bool]
     if not found:
         raise no_checkpoint(config.out / "checkpoints", incomplete(config.out / "checkpoints"))
     default = Config(out=config.out, data=config.data)
-    before = read_json(stamp)
+    before = read_json(stamp) | MOVED
     if odd := [name for name, is_now in read.items() if before.get("read", read)[name] != is_now]:
         raise ConfigError(
             f"the run in {config.out} read other {' and '.join(odd)} than are there now, so it cannot go on; start "
             "anew in another folder, or restore them"
         )
     changed = changes(completed(before, default), now, default)
-    if fixed := [line for key, line in changed.items() if key not in (*LENGTH, *KEEPING)]:
+    if fixed := [line for key, line in changed.items() if key not in (*LENGTH, *KEEPING, "dtype")]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
     # a run of another length that was killed before its first checkpoint still has the old schedule in its last one
     extended = any(key in LENGTH for key in changed) or log_of(found[-1]).steps == before.get("extended_at")
@@ -316,10 +338,10 @@ def _untouched(out: Path) -> bool:
     rest = {path.name: path for path in out.iterdir()}
     rest.pop("config.json", None)
     checkpoints = rest.pop("checkpoints", None)
-    return not rest and (checkpoints is None or not any(checkpoints.iterdir()))
+    return not rest and (checkpoints is None or not any(checkpoints.glob("checkpoint-*")))
 
 
 def _comparable(config: Config) -> dict[str, Any]:
-    fields = asdict(config) | {"resume": None, "quiet": None}
-    fields["training"]["expert_parallel"] = False  # how it is computed, not what
-    return json.loads(json.dumps(fields, default=str))
+    given = asdict(config) | {"resume": None, "quiet": None} | MOVED
+    given["training"]["expert_parallel"] = False  # how it is computed, not what
+    return json.loads(json.dumps(given, default=str))

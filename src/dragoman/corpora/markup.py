@@ -100,9 +100,14 @@ def _document(unit: Any) -> str | None:
 
 
 def _text(segment: Any) -> str:
-    """Text of a segment; what codes hold is left out, what stands behind them stays."""
-    inner = (("" if child.tag in _CODES else _text(child)) + (child.tail or "") for child in segment.iterchildren("*"))
-    return (segment.text or "") + "".join(inner)
+    """Text of a segment; what codes and comments hold is left out, what stands behind them stays."""
+    return (segment.text or "") + "".join(_inner(child) + (child.tail or "") for child in segment)
+
+
+def _inner(child: Any) -> str:
+    if isinstance(child.tag, str):
+        return "" if child.tag in _CODES else _text(child)
+    return child.text if child.tag is etree.Entity else ""  # entities are not resolved, so that none reads a file
 
 
 def read_wmt_xml(path: Path) -> Read:

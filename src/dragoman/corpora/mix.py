@@ -18,6 +18,9 @@ import numpy as np
 from dragoman.corpora.ntext import NText
 from dragoman.errors import ConfigError, DataError
 
+RUN = 65_536
+"""Most tokens of one monolingual sample: a book as one document would fill a run with its language."""
+
 Sample = list[int]
 EncodeText = Callable[[Sequence[str]], list[Sample]]
 EncodePairs = Callable[[Sequence[str], Sequence[str], str, str], list[Sample]]
@@ -34,7 +37,8 @@ class Mix:
     pivot: float = 0.5
     """Share of the parallel samples that have English on one side; the rest are between any two languages."""
     tables: dict[str, float] = field(default_factory=dict)
-    """Weight of each table, by its name, in text of one language and in pairs; 1 where not named."""
+    """Weight of each table, by its name, in text of one language and in pairs; 1 where not named. Of a weight's
+    fraction, part of the documents and rows is drawn once: 0.5 never reads the other half."""
 
     def __post_init__(self) -> None:
         bad = [f"{g}={w}" for g, w in self.languages.items() if w < 0]
@@ -117,7 +121,8 @@ def _monolingual(
         raise DataError(f"no table has train text in {language!r}, which the mix names; fetch it or drop the language")
     while True:
         for i in rng.permutation(len(documents)):
-            yield [token for segment in encode(documents[i]) for token in segment]
+            tokens = [token for segment in encode(documents[i]) for token in segment]
+            yield from (tokens[k : k + RUN] for k in range(0, len(tokens), RUN))
 
 
 def _weighted(parts: list, table: NText, mix: Mix, rng: np.random.Generator) -> list:

@@ -10,8 +10,9 @@ corpus, cut to two languages:
 Users' files are read too: TSV and JSON lines (`{"en": "...", "de": "..."}`), each also gzipped, and Moses files
 `name.en`, `name.de` given as `name`. There `key`, `document` and `split` may be absent. Rows without a split get one
 from a hash of their document (80 % train, 6 % dev, 7 % devtest, 7 % test). Where no document is known, each 20
-consecutive rows count as one, and these are dealt out in turn, so that a table of 260 rows has all four splits. The
-same file thus always gets the same splits, and a row keeps its own when more are added at the end.
+consecutive rows (of a split, where it is given) count as one, and these are dealt out in turn, so that a table of 260
+rows has all four splits. The same file thus always gets the same splits, and a row keeps its own when more are added
+at the end.
 
 The `test` split is sealed: `load` drops it unless `open_test=True`, and what was opened says so in
 `about["test_opened"]`.
@@ -24,7 +25,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -240,7 +241,7 @@ def from_columns(
     documents, splits = meta.get("document"), meta.get("split")
     if not splits and documents:
         splits = [split_of(document, USER_SHARES) for document in documents]
-    documents = documents or [f"rows-{i // ROWS_PER_DOCUMENT:06d}" for i in rows_N]
+    documents = documents or ([*_blocks(splits)] if splits else [f"rows-{i // ROWS_PER_DOCUMENT:06d}" for i in rows_N])
     splits = splits or [split_of_block(i // ROWS_PER_DOCUMENT) for i in rows_N]
     check_splits(splits, where)
     _require_whole_documents(documents, splits, where)
@@ -252,6 +253,14 @@ def from_columns(
         )
     cells: dict[str, list[str | None]] = {g: [(c and normalise(c)) or None for c in columns[g]] for g in languages}
     return NText(tuple(languages), tuple(keys), tuple(documents), tuple(splits), cells, about or {})
+
+
+def _blocks(splits: Iterable[str]) -> Iterator[str]:
+    """Documents for rows that have none, within each split."""
+    seen: Counter[str] = Counter()
+    for split in splits:
+        yield f"{split}/rows-{seen[split] // ROWS_PER_DOCUMENT:06d}"
+        seen[split] += 1
 
 
 def _require_whole_documents(documents: Sequence[str], splits: Sequence[str], where: str) -> None:

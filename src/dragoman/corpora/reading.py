@@ -124,8 +124,9 @@ def _from_jsonl(path: Path) -> Columns:
     names = list(dict.fromkeys(name for row in rows for name in row))
     tags = _tags([name for name in names if name not in META], path)
     meta = {name: [row.get(name) for row in rows] for name in META if name in names}
-    if holes := [name for name, values in meta.items() if None in values]:
-        n = meta[holes[0]].index(None) + 1
+    empty = {name: [not (value or "").strip() for value in values] for name, values in meta.items()}
+    if holes := [name for name, rows_N in empty.items() if any(rows_N)]:
+        n = empty[holes[0]].index(True) + 1
         raise DataError(f"{path}: {', '.join(holes)} is given on some rows but not on line {n}; give it on all or none")
     languages = [name for name in names if name not in META]
     columns = {tag: [row.get(name) for row in rows] for tag, name in zip(tags, languages, strict=True)}

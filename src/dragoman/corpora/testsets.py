@@ -35,9 +35,10 @@ LAYOUTS = (
 Table = dict[str, list[str | None]]
 
 
-def open_test_set(*paths: Path | str, languages: Sequence[str] = ()) -> NText:
+def open_test_set(*paths: Path | str, languages: Sequence[str] = (), open_test: bool = False) -> NText:
     """The test set at one path, in whatever layout it has; or two plain files, in the two `languages`.
 
+    open_test: with the rows of a table that are of the sealed split.
     Raises DataError that names file and line for whatever keeps it from being one.
     """
     where = [Path(path) for path in paths]
@@ -50,7 +51,7 @@ def open_test_set(*paths: Path | str, languages: Sequence[str] = ()) -> NText:
     if len(where) != 1:
         raise DataError(f"{len(where)} paths were given for a test set; give {LAYOUTS}")
     (path,) = where
-    text = _from_folder(path) if path.is_dir() else _from_file(path)
+    text = _from_folder(path) if path.is_dir() else _from_file(path, open_test)
     check_columns(text, path)
     about = {"name": path.name.split(".")[0], "file": path.name, **text.about, "checksum": text.checksum()}
     return NText(text.languages, text.keys, text.documents, text.splits, text.columns, about)
@@ -80,8 +81,8 @@ def _require_aligned(columns: Table, files: dict[str, Path]) -> None:
         require_same_length(a, b, str(files[first]), str(files[other]))
 
 
-def _from_file(path: Path) -> NText:
-    name = path.name.removesuffix(".gz")
+def _from_file(path: Path, open_test: bool) -> NText:
+    name = path.name.lower().removesuffix(".gz")
     if name.endswith(".tmx"):
         columns, documents, about = read_tmx(path)
         return _held_out(columns, documents, str(path), about=about)
@@ -94,7 +95,7 @@ def _from_file(path: Path) -> NText:
         raise DataError(f"cannot tell the layout of {path}; a test set is {LAYOUTS}")
     languages, meta, columns = read_columns(path)
     if "split" in meta:
-        return load(path)
+        return load(path, open_test)
     return _held_out({g: columns[g] for g in languages}, meta.get("document"), str(path))
 
 
@@ -135,7 +136,8 @@ def _from_wmt_jsonl(path: Path) -> NText:
     rows = [(n, _row(line)) for n, line in enumerate(read_lines(path), 1)]
     good = [(n, row) for n, row in rows if row is not None and _pair(row) and _named(row, _SOURCE) is not None]
     if len(good) < len(rows):
-        n = next(n for n, row in rows if n not in {m for m, _ in good})
+        known = {n for n, _ in good}
+        n = next(n for n, _ in rows if n not in known)
         raise DataError(
             f'{path}: line {n} is no row of a WMT test set; each line is {{"lp": "en-cs_CZ", "source": "...", '
             '"target": "...", "document_id": "..."}'

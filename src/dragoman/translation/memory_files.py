@@ -40,6 +40,10 @@ def read_pairs(path: Path, source: str, target: str, splits: Sequence[str] = ("t
             yield s, t
 
 
+OTHER_FORMATS = (".xlf", ".xliff", ".po", ".csv")
+HELD_OUT = "plain text, a .tsv or .jsonl, a .tmx, WMT's .xml, or a folder of FLORES or NTREX"
+
+
 class HeldOut:
     """The leakage guard: sentences that may be in no prompt, because translations of them are measured.
 
@@ -66,7 +70,9 @@ class HeldOut:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(OTHER_FORMATS):
+        raise DataError(f"{path} holds more than sentences, so none of them can be held out; give {HELD_OUT}")
     if path.is_dir() or name.endswith((".tmx", ".xml")):
         columns = open_test_set(path).columns
     elif name.endswith((".tsv", ".jsonl")):
