@@ -183,6 +183,8 @@ def test_languages_that_are_known_by_default_are_told(made, tmp_path):
     with pytest.raises(ConfigError, match=r"the trace has en, ja, ca; say which of them the model knows \(--known\)"):
         made(tmp_path / "few.npz", "rise", target="ca")
     assert made(tmp_path / "few.npz", "rise", target="ca", known="en").size
+    trace.select(["en", "ca"]).save(tmp_path / "two.npz")
+    assert made(tmp_path / "two.npz", "rise", target="ca").settings["known"] == ["en"], "there is no other"
 
 
 def test_a_budget_needs_the_size(made):

@@ -171,7 +171,8 @@ def test_resuming_needs_a_checkpoint_and_the_same_config(table, tmp_path, base):
         ({"shape": SHAPE | {"num_experts_per_token": 4}}, ModelError, r"\(did you mean num_experts_per_tok\?\)"),
         ({"shape": {"rope_theta": 5.0, "qq": 1}}, ModelError, "a config of type 'olmoe' has no qq$"),
         ({"architecture": "t5", "shape": {}}, ModelError, "cannot make a model of type 't5'"),
-        ({"held_out_languages": ("pt_BR",), "mix": Mix(languages={"pt-BR": 1.0})}, DataError, "in the mix: pt-BR"),
+        ({"held_out_languages": ("ES",)}, DataError, "held-out languages in the mix: es"),
+        ({"mix": Mix(languages={"en": 1.0, "pt_BR": 1.0})}, ConfigError, "mix.languages names pt_BR; the tables have"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(table, tmp_path, changes, kind, message):

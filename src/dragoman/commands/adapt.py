@@ -46,7 +46,7 @@ CHANGEABLE = (
     "gradient_checkpointing",
     "device",
 )
-"""What may change when a run goes on: no loss depends on it."""
+"""What may change when a run goes on: no loss depends on it but for rounding (`precision auto` goes by the device)."""
 MAX_REPEATED = 0.05
 """Share of dev texts that may be train texts too before it is told."""
 

@@ -285,7 +285,8 @@ def reloaded(folder: Path, ids: list[list[int]], dtype: str, device: str, by_row
         command = [sys.executable, "-P", str(PROGRAM), str(folder), f"{scratch}/request.json", scratch]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == -9 or (done.returncode and any(sign in done.stderr for sign in NO_ROOM)):
-            raise ModelError(f"not enough memory on {device} to read the export; try --device cpu; nothing was written")
+            gpu = f"on {device} to read the export; try --device cpu" if NO_ROOM[0] in done.stderr else ""
+            raise ModelError(f"not enough memory {gpu or 'for the model twice; free some'}; nothing was written")
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ModelError(f"plain transformers cannot read what was exported: {why}; nothing was written")

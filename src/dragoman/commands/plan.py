@@ -154,7 +154,7 @@ def with_sizes(trace: RoutingTrace, model: str) -> RoutingTrace:
     """
     from dragoman.modeling import layer_sizes, moe_layers, outline
 
-    if "sizes" in trace.about:
+    if "skips" in trace.about.get("sizes", {}):  # those of older traces do not know them
         raise ConfigError("the trace knows the size of its model, so model would have no effect; leave it out")
     made = outline(model)
     theirs = [(x.layer_id, x.num_experts, x.top_k) for x in moe_layers(made)]
@@ -187,7 +187,7 @@ def _settings(config: Config, trace: RoutingTrace, wanted: type) -> dict[str, An
         given["budget"] = share_of(str(given["budget"]))
     if "known" in known and "known" not in given:
         given["known"] = tuple(g for g in KNOWN if g in trace.languages and g != given["target"])
-        if len(given["known"]) < 2:
+        if not given["known"] or (len(given["known"]) < 2 and len(trace.languages) > 2):
             raise ConfigError(
                 f"the planner {config.planner} compares languages that the model knows, and the trace has "
                 f"{', '.join(trace.languages)}; say which of them the model knows (--known)"

@@ -35,7 +35,7 @@ LENGTH = tuple(f"training.{key}" for key in ("steps", "decay", "minutes"))
 KEEPING = tuple(f"training.{key}" for key in ("checkpoint_minutes", "checkpoint_steps", "gradient_checkpointing"))
 """What may change, too, and has no part in the schedule."""
 MOVED: dict[str, Any] = {"out": None, "device": None}
-"""Where a run is and computes, which no loss depends on."""
+"""Where a run is and computes, which no loss depends on but for rounding (`precision: auto` goes by the machine)."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 
@@ -171,11 +171,14 @@ def _tables(config: Config) -> list[NText]:
 
 
 def _languages(config: Config, tables: list[NText]) -> tuple[str, ...]:
-    """All that text is taken of. ConfigError for a language of the tokenizer that no table has."""
+    """All that text is taken of. ConfigError for languages that no table has."""
     there = {g for table in tables for g in table.languages}
-    if absent := [g for g in config.vocabulary.languages if g not in there]:
-        raise ConfigError(f"vocabulary.languages names {', '.join(absent)}; the tables have {listed(sorted(there))}")
-    return (*config.mix.languages, *config.vocabulary.languages)
+    named = {"mix": [g for g, share in config.mix.languages.items() if share]}
+    named["vocabulary"] = list(config.vocabulary.languages)
+    absent = {name: [g for g in tags if g not in there] for name, tags in named.items()}
+    if faults := [f"{name}.languages names {', '.join(tags)}" for name, tags in absent.items() if tags]:
+        raise ConfigError(f"{' and '.join(faults)}; the tables have {listed(sorted(there))}")
+    return (*named["mix"], *named["vocabulary"])
 
 
 def show(record: dict[str, Any]) -> None:
@@ -265,7 +268,7 @@ def _remembering(codec: Any) -> Any:
 
 
 def _rows(config: Config, tables: list[NText], codec: Any) -> Any:
-    names = {g: language(g).name for g in config.mix.languages}
+    names = {g: language(g).name for g, share in config.mix.languages.items() if share}
     codec = _remembering(codec)
     read = [(table, g) for g in config.mix.languages for table in tables if g in table.languages]
     texts = [t for table, g in read for t in table.texts(g, "train")]
@@ -313,7 +316,9 @@ def _resumable(config: Config, read: dict[str, Any]) -> tuple[Path | None, bool]
             "anew in another folder, or restore them"
         )
     changed = changes(completed(before, default), now, default)
-    if fixed := [line for key, line in changed.items() if key not in (*LENGTH, *KEEPING, "dtype")]:
+    idle = ("architecture", "vocabulary") if config.start else ("vocabulary",) if config.tokenizer else ()  # once taken
+    may = (*LENGTH, *KEEPING, "dtype")
+    if fixed := [line for key, line in changed.items() if key not in may and not key.startswith(idle)]:
         raise ConfigError(f"the run in {config.out} had another config ({'; '.join(fixed)}); resume with the old one")
     # a run of another length that was killed before its first checkpoint still has the old schedule in its last one
     extended = any(key in LENGTH for key in changed) or log_of(found[-1]).steps == before.get("extended_at")

@@ -26,7 +26,7 @@ Columns = tuple[list[str], dict[str, list[str]], dict[str, Cells]]
 
 def read_columns(path: Path) -> Columns:
     """(language tags, meta columns that are there, language -> cells) of the file at `path`."""
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     if path.is_file() and name.endswith(".jsonl"):
         return _from_jsonl(path)
     if path.is_file() and name.endswith(".tsv"):

@@ -135,8 +135,9 @@ class TextCodec:
         An entry that is not special is something else: Gemma's <tr> and <th> are HTML, not Turkish and Thai.
         """
         found = self.tokenizer.convert_tokens_to_ids(f"<{language}>")
-        token = self.tokenizer.added_tokens_decoder.get(found)
-        return found if token is not None and token.special and found != self.tokenizer.unk_token_id else None
+        if found is None or found == self.tokenizer.unk_token_id:
+            return None
+        return found if not self.tokenizer.decode([found], skip_special_tokens=True) else None
 
     def prompts(self, sources: Sequence[str], source: str, target: str, names: dict[str, str]) -> list[list[int]]:
         """What stands before each translation. `names` gives the languages' names for models without tags."""

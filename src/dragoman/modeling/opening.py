@@ -359,8 +359,9 @@ def new_model(architecture: str, settings: dict[str, Any], seed: int) -> PreTrai
         raise ModelError(f"cannot make a model of type {architecture!r}: {_first_line(e)}") from None
 
 
-ALWAYS = ("rope_theta", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id")
-"""Settings that transformers takes of any type; those of positions are kept under another name."""
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ALWAYS = (*TOKENS, "rope_theta", "rope_scaling", "partial_rotary_factor", "head_dim")
+"""Settings that transformers takes of any type, or keeps under another name."""
 
 
 def _told(key: str, usual: Any) -> str:
