@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from dragoman.commands import scoring
 from dragoman.commands.mixing_shares import Direction, Part, Reader, contrasts, rows_of, source_spans, span_of, told
@@ -53,6 +55,7 @@ def test_a_run_is_found_behind_the_head():
     assert span_of([[7]], [1, 7, 5, 7, 6, 7], 2) == (3, 4), "repeated: the first one behind the head"
     assert span_of([[7], [4, 7]], [1, 5, 4, 7, 6, 7], 2) == (2, 4), "of two forms the earlier run"
     assert span_of([[6, 7]], [1, 5, 7, 8, 6], 2) is None, "no run leaves the prompt"
+    assert span_of([[]], [1, 5, 7], 2) is None, "nothing is no run"
 
 
 def test_spans_of_prompts_with_tags_are_all_but_start_and_tags():
@@ -71,6 +74,33 @@ def test_spans_of_plain_prompts_are_the_text_even_where_it_is_a_name_of_the_temp
     found = source_spans(codec, texts, prompts, codec.prompts([""], "en", "de", PLAIN)[0])
     for text, ids, span in zip(texts, prompts, found, strict=True):
         assert codec.decode(ids[slice(*span)]).strip() == text
+        assert codec.decode(ids[: span[0]]).strip() == "English:"
+
+
+def joining_codec():
+    """As of Llama 3 and Qwen: a full stop and the end of the line after it are one token."""
+    words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    core, special = Tokenizer(models.BPE()), ["<s>", "</s>", "<pad>"]
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(words), "isolated"), whole])
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=whole.alphabet(), show_progress=False
+    )
+    core.train_from_iterator([f"English: {text}.\nGerman:" for text in corpus().texts("en")], trainer)
+    names = dict(zip(("bos_token", "eos_token", "pad_token"), special, strict=True))
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names))
+
+
+def test_spans_of_texts_whose_full_stop_joins_the_end_of_the_line_are_the_others():
+    codec = joining_codec()
+    assert [len(ids) for ids in codec.encode([".\n"])] == [1]
+    texts = [*(f"{text}." for text in corpus().texts("en")[:5]), corpus().texts("en")[5], "German."]
+    prompts = codec.prompts(texts, "en", "de", PLAIN)
+    spans = source_spans(codec, texts, prompts, codec.prompts([""], "en", "de", PLAIN)[0])
+    assert None not in spans
+    for text, ids, span in zip(texts, prompts, spans, strict=True):
+        assert codec.decode(ids[slice(*span)]).strip() == text.removesuffix(".")
         assert codec.decode(ids[: span[0]]).strip() == "English:"
 
 
@@ -100,13 +130,27 @@ def test_translations_are_counted_without_prompt_and_end():
     assert found.translation.sums_NL2[:, 0, 1].sum() == tokens
 
 
-def test_where_the_source_is_not_found_the_whole_prompt_counts(monkeypatch):
-    monkeypatch.setattr("dragoman.commands.mixing_shares.span_of", lambda *_: None)
+def test_segments_whose_source_is_not_found_are_left_out(monkeypatch):
+    def found_in_most(*given):
+        return [span if n % 4 else None for n, span in enumerate(source_spans(*given))]
+
+    monkeypatch.setattr("dragoman.commands.mixing_shares.source_spans", found_in_most)
     reader, found, table = read(token_alone=True)
-    texts = reader.codec.encode(scoring.cells(table, "en"))
-    assert found.found == 0
-    assert found.source.sums_NL2[:, 0, 1].sum() == sum(len(ids) + 2 for ids in texts)
-    assert found.source_alone.sums_NL2[:, 0, 1].sum() == sum(map(len, texts))
+    kept = [n for n in range(20) if n % 4]
+    assert (found.found, found.segments) == (15, 20)
+    assert found.source.rows == found.source_alone.rows == tuple(table.keys[n] for n in kept)
+    texts = reader.codec.encode([scoring.cells(table, "en")[n] for n in kept])
+    assert found.source.sums_NL2[:, 0, 1].tolist() == [len(ids) for ids in texts]
+    assert np.allclose(found.source.sums_NL2, found.source_alone.sums_NL2, atol=1e-4)
+    assert found.translation.rows == found.translation_alone.rows == table.keys
+
+
+def test_where_no_source_is_found_none_is_compared(monkeypatch):
+    monkeypatch.setattr("dragoman.commands.mixing_shares.span_of", lambda *_: None)
+    _, found, table = read(token_alone=True)
+    assert found.found == 0 and found.source is found.source_alone is None and found.translation.rows == table.keys
+    families = contrasts({}, {"en-de": found}, {"en-de": ("en", "de")}, seed=0)
+    assert families["source"] == [] and [x["a"] for x in families["translation"]] == ["en-de"]
 
 
 def test_what_does_not_fit_is_left_out_and_said():
@@ -183,7 +227,7 @@ def test_told_in_lines():
         "kinds": {
             "text": {"en": {"value": 0.2}, "de": {"value": 0.4}},
             "source": {"en-de": {"value": 0.5, "found": 3, "segments": 4}},
-            "translation": {},
+            "translation": {"de-en": {"value": 0.1}},
         },
         "placebo": {"en": {"p95": 0.02}},
         "contrasts": {
@@ -198,11 +242,12 @@ def test_told_in_lines():
         "mass on translation experts: mean (lowest to highest)",
         "  text alone: 0.300 (en 0.200 to de 0.400)",
         "  source in prompts: 0.500 (en-de)",
+        "  translations: 0.100 (de-en)",
         "  source less the same text alone: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
         "  text of a language less that of en: -0.200 (de); 0 of 1 with Holm p < 0.05",
         "  direction less the mean of the others, source in prompts: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
         "  direction less the mean of the others, translations: +0.100 (en-de); 1 of 1 with Holm p < 0.05",
         "  halves of one text (placebo), 95th percentile: 0.020 (en)",
-        "prompts counted whole, as the source's tokens are not in them: en-de 1 of 4",
+        "source texts whose tokens are not in their prompts: en-de 1 of 4, de-en (all, or all but one)",
         "left out as too long: en-de 2",
     ]

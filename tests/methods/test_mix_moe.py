@@ -61,6 +61,12 @@ def test_each_stage_trains_its_group_and_routers_and_nothing_else(family):
     assert torch.equal(model(IDS).logits, trained) and settings_of(model).stage == 1
     stacks = {n for n, _ in moe_layers(model)[0].experts.named_parameters(recurse=False)}
     assert moved(start, model) == {(f"experts.{n}", e) for n in stacks for e in (0, 1)} | {("router", None)}
+    routers = [n for n in start if n.endswith(".router.weight")]
+    assert len(routers) == 3
+    for name in routers:  # of masked rows weight decay alone would make others
+        before, now = start[name], model.state_dict()[name]
+        assert torch.equal(now[2:], before[2:]) and not torch.equal(now[:2], before[:2])
+        assert before[2:].any()
 
     between = copy.deepcopy(model.state_dict())
     mix_moe.apply(model, mix_moe.Config(stage=2))
@@ -68,6 +74,22 @@ def test_each_stage_trains_its_group_and_routers_and_nothing_else(family):
     mix_moe.merge(model)
     assert settings_of(model).stage == 2 and not settings_of(model).masked
     assert moved(between, model) == {(f"experts.{n}", e) for n in stacks for e in (2, 3)} | {("router", None)}
+
+
+def test_masked_rows_come_back_with_the_weights_of_a_checkpoint():
+    model, begun = converted(), converted()
+    start = copy.deepcopy(model.state_dict())
+    for one in (model, begun):
+        mix_moe.apply(one, mix_moe.Config(stage=1))
+    assert not [n for n in model.state_dict() if "masked" in n], "a checkpoint does not hold them"
+    train(model)
+    begun.load_state_dict(model.state_dict(), strict=True)
+    for one in (model, begun):
+        mix_moe.merge(one)
+        for layer in moe_layers(one):
+            assert "masked_MX" not in vars(layer.router)
+        for name in (n for n in start if n.endswith(".router.weight")):
+            assert torch.equal(one.state_dict()[name][2:], start[name][2:])
 
 
 def test_stages_in_the_wrong_order_are_sentences():

@@ -46,3 +46,13 @@ def test_uneven_conversion_keeps_the_logits():
 def test_numbers_that_do_not_fit_are_sentences(conversion, sentence):
     with pytest.raises(ConfigError, match=sentence):
         to_mix_moe(dense(), Conversion(**conversion))
+
+
+def test_the_limit_of_top_k_is_the_layer_with_fewest_experts():
+    with pytest.raises(ConfigError, match="top-k is 4, from 1 to 3, the experts of the layer that has fewest"):
+        Conversion(translation={0: 1, 1: 3, 2: 2}, top_k=4)
+    made = to_mix_moe(dense(), Conversion(translation={0: 3, 1: 3, 2: 3}, top_k=5))
+    difference, largest = logit_difference(dense(), made)
+    assert difference <= 1e-4 * largest and settings_of(made).top_k == 5
+    with masking(made, False):
+        assert all(len(r.indices_TK[0].unique()) == 5 for r in routed(made)), "more than twice the slices"

@@ -21,17 +21,18 @@ def write_converted(
     convert: Callable[[PreTrainedModel, TextCodec], tuple[PreTrainedModel, dict[str, Any]]],
     about: dict[str, Any],
     dtype: Dtype = "float32",
+    device: str | None = None,
 ) -> None:
     """Convert a model, write folder and record, and print how far the logits are from the dense model's.
 
     convert: gives the new model and what its record is to say of the conversion beside `about`. dtype: that both
-    models have.
+    models have. device: that both are on, by default cuda where there is one.
     """
     from dragoman.modeling import logit_difference, model_checksum, open_both, save_model
 
     if out.exists():
         claim_folder(out)
-    dense, codec = open_both(model, dtype=dtype)
+    dense, codec = open_both(model, dtype=dtype, device=device)
     made, found = convert(dense, codec)
     difference, largest = logit_difference(dense, made)
     save_model(made, codec, out)

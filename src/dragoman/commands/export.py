@@ -83,8 +83,7 @@ def run(config: Config) -> dict[str, Any]:
     _require_sense(config, delta)
     out = claim_folder(Path(config.out))
     out.rmdir()  # it comes back when all is proven
-    if config.format == "peft":
-        assert delta is not None
+    if config.format == "peft" and delta is not None:
         return _export_adapter(config, delta, out)
     return _export_model(config, delta, out)
 
@@ -111,9 +110,8 @@ def _stored(found: dict[str, Any]) -> str:
 
 
 def _exactness(found: dict[str, Any]) -> str:
-    if found["declared"] == "bits":
-        return "the trained ones to the bit"
-    return f"the trained ones to rounding (distance {found['distance']:.1e})"
+    how = "the bit" if found["declared"] == "bits" else f"rounding (distance {found['distance']:.1e})"
+    return f"the trained ones to {how}"
 
 
 def _require_sense(config: Config, delta: Delta | None) -> None:
@@ -191,8 +189,12 @@ def _tag_rows(model: PreTrainedModel, codec: TextCodec, tag: tuple[str | None, s
 def _adapted(config: Config) -> Exported:
     """A model that is merged already, and the base, which is not kept."""
     from dragoman.commands.reloading import fingerprints
-    from dragoman.modeling import open_both, open_model
+    from dragoman.modeling import open_both, open_model, outline
+    from dragoman.modeling.mix_moe import PREFIX
 
+    if outline(config.model).config.model_type.startswith(PREFIX):
+        why = "a Mix-MoE model is of a class of dragoman's own and has no plain form"
+        raise ModelError(f"{why}; its folder opens after dragoman.register()")
     model, codec = open_both(config.model, dtype="auto", device=config.device)
     as_stored = _stored_dtype(model, config.dtype)
     base = open_model(str(config.base), dtype=str(as_stored).removeprefix("torch."), device="cpu")  # it is only read
@@ -330,10 +332,8 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[in
 
 
 def _require_allowed(changed: dict[str, list[int]], may_change: Rows | None) -> None:
-    if may_change is None:
-        return
-    beyond = [n for n in changed if n not in may_change]
-    for n, rows in may_change.items():
+    beyond = [n for n in changed if may_change is not None and n not in may_change]
+    for n, rows in (may_change or {}).items():
         other = sorted(set(changed.get(n, ())) - set(rows)) if rows is not None else []
         beyond += [f"{n}, rows {other}"] if other else []
     if beyond:
@@ -362,8 +362,7 @@ def _require_names(model: PreTrainedModel, base: str, folder: Path) -> dict[str,
             f"the names on disk are not those of {base}: {_some(odd)}; other programs would not find these weights; "
             "nothing was written"
         )
-    left_out = sorted(n for n in expected - found - tied if not n.startswith(free))
-    return {"names": len(found), "left_out": left_out}
+    return {"names": len(found), "left_out": sorted(n for n in expected - found - tied if not n.startswith(free))}
 
 
 def _some(names: list[str]) -> str:

@@ -60,6 +60,7 @@ def convert(
     segments: int = 64,
     seed: int = 0,
     dtype: Dtype = "float32",
+    device: str | None = None,
 ) -> None:
     """Make a Mix-MoE model of a dense one: feed-forwards become slices, translation experts and a router.
 
@@ -99,14 +100,16 @@ def convert(
     language
         Its language.
     segments
-        So many train segments of it.
+        So many train segments of it, up to some 8,000 tokens.
     seed
         Of random experts and of the transform random.
     dtype
         Of all weights; auto: as the dense model was saved.
+    device
+        cuda or cpu; default: cuda where there is one.
     """
     from dragoman.modeling import context_length
-    from dragoman.modeling.mix_conversion import Conversion, require_dense, to_mix_moe
+    from dragoman.modeling.mix_conversion import Conversion, first_texts, require_dense, to_mix_moe
 
     planned = ExpertNumbers.load(numbers) if numbers else None
     chosen: dict[str, Any] = {"layers": layers, "experts": experts, "top_k": top_k, "selection": selection}
@@ -123,13 +126,14 @@ def convert(
         if planned:
             _require_fit(planned, dense, model)
         balanced, context = slices == "balanced", context_length(dense)
-        sample = sample_of(codec, open_corpus(corpus), language, segments, context) if balanced else ()
+        text = sample_of(codec, open_corpus(corpus), language, segments, context) if balanced else ()
+        sample = first_texts(text)
         about = {"corpus": corpus, "language": language, "segments": len(sample)} if sample else None
         return to_mix_moe(dense, conversion, sample), {"sample": about}
 
     about: dict[str, Any] = {"command": "mix convert", "config": {"model": model, **asdict(conversion)}}
     about |= {"numbers": planned and asdict(planned)}
-    write_converted(model, out, convert, about, dtype)
+    write_converted(model, out, convert, about, dtype, device)
 
 
 def _require_fit(planned: ExpertNumbers, dense: Any, name: str) -> None:

@@ -67,14 +67,14 @@ class Part:
 class Direction:
     """What is compared in one direction of translation."""
 
-    source: Part
-    """The source text within the prompt."""
-    source_alone: Part
+    source: Part | None
+    """The source text within the prompt, of the segments where it was found; None where these are fewer than two."""
+    source_alone: Part | None
     translation: Part
     """The reference after its prompt, without the end token."""
     translation_alone: Part
     found: int
-    """Prompts in which the tokens of the source text were found; the others are counted whole."""
+    """Prompts in which the tokens of the source text were found; the others are left out of `source`."""
     segments: int
 
 
@@ -111,15 +111,20 @@ class Reader:
         whole, start = [ids for ids, _ in samples], self.codec.start_id
         empty = self.codec.prompts([""], source, target, names)[0]
         spans = source_spans(self.codec, texts, [ids[:n] for ids, n in samples], empty)
-        plain = self.codec.encode(texts)
-        sources = [ids[slice(*span)] if span else own for ids, span, own in zip(whole, spans, plain, strict=True)]
+        found = {n: span for n, span in enumerate(spans) if span}
+        within: Part | None = None
+        alone: Part | None = None
+        if len(found) > 1:
+            rows = table.take(list(found))
+            within = self._part([whole[n] for n in found], list(found.values()), rows)
+            alone = self._alone([[start, *whole[n][slice(*span)]] for n, span in found.items()], rows)
         answers = [(n, len(ids) - 1) for ids, n in samples]
         return Direction(
-            self._part(whole, [span or (1, n) for span, (_, n) in zip(spans, samples, strict=True)], table),
-            self._alone([[start, *ids] for ids in sources], table),
+            within,
+            alone,
             self._part(whole, answers, table),
             self._alone([[start, *ids[slice(*span)]] for ids, span in zip(whole, answers, strict=True)], table),
-            sum(span is not None for span in spans),
+            len(found),
             len(spans),
         )
 
@@ -146,10 +151,15 @@ def source_spans(
 ) -> list[tuple[int, int] | None]:
     """Where each text's tokens stand in its prompt; None where they do not, as where a template merges with them.
 
-    empty: the prompt of no text, whose first tokens are those of the template. A text behind a space counts too.
+    empty: the prompt of no text, whose first tokens are those of the template. A text behind a space counts too; so
+    does one without its last token, where that holds the end of the line too (a full stop in Llama 3 and Qwen).
     """
-    forms = zip(codec.encode(texts), codec.encode([f" {text}" for text in texts]), strict=True)
-    return [span_of(both, prompt, _head(empty, prompt)) for both, prompt in zip(forms, prompts, strict=True)]
+    forms = [codec.encode([f"{before}{text}{end}" for text in texts]) for end in ("", "\n") for before in ("", " ")]
+    found = []
+    for *both, ended, spaced, prompt in zip(*forms, prompts, strict=True):
+        head = _head(empty, prompt)
+        found.append(span_of(both, prompt, head) or span_of([ended[:-1], spaced[:-1]], prompt, head))
+    return found
 
 
 def _head(empty: list[int], prompt: list[int]) -> int:
@@ -159,9 +169,8 @@ def _head(empty: list[int], prompt: list[int]) -> int:
 
 def span_of(forms: Sequence[list[int]], prompt: list[int], head: int) -> tuple[int, int] | None:
     """The earliest run of one of the forms at or after `head`: names of languages may come again behind the text."""
-    runs = [
-        (at, at + len(ids)) for ids in forms for at in range(head, len(prompt)) if prompt[at : at + len(ids)] == ids
-    ]
+    starts = range(head, len(prompt))
+    runs = [(at, at + len(ids)) for ids in forms if ids for at in starts if prompt[at : at + len(ids)] == ids]
     return min(runs, default=None)
 
 
@@ -177,7 +186,8 @@ def shares_of(
     rows, tables = rows_of(config, corpus, spoken, directions)
     texts = {g: part for g, table in rows.items() if (part := reader.text(table, g))}
     pairs = {d: found for d, table in tables.items() if (found := reader.direction(table, d))}
-    seed = config.seed
+    seed, sources = config.seed, [p.source for p in pairs.values() if p.source]
+    translations = [p.translation for p in pairs.values()]
     record = {
         "layers": [layer.layer_id for layer in moe_layers(model)],
         "kinds": _kinds(texts, pairs, seed),
@@ -186,10 +196,10 @@ def shares_of(
             for i, (g, part) in enumerate(texts.items())
         },
         "contrasts": contrasts(texts, pairs, directions, seed),
-        "same_rows": len({part.rows for part in (*texts.values(), *(p.source for p in pairs.values()))}) == 1,
+        "same_rows": len({part.rows for part in (*texts.values(), *sources, *translations)}) == 1,
         "left_out": reader.left_out,
     }
-    return record, _figure(record, directions) if config.stage == 2 and pairs and texts else None
+    return record, _figure(record, directions) if config.stage == 2 and sources and texts else None
 
 
 def rows_of(
@@ -211,7 +221,7 @@ def _kinds(texts: Mapping[str, Part], pairs: Mapping[str, Direction], seed: int)
     spans = {d: {"found": p.found, "segments": p.segments} for d, p in pairs.items()}
     return {
         "text": {g: described(part.by_unit, seed) for g, part in texts.items()},
-        "source": {d: described(p.source.by_unit, seed) | spans[d] for d, p in pairs.items()},
+        "source": {d: described(p.source.by_unit, seed) | spans[d] for d, p in pairs.items() if p.source},
         "translation": {d: described(p.translation.by_unit, seed) for d, p in pairs.items()},
     }
 
@@ -226,13 +236,17 @@ def contrasts(
     base = "en" if "en" in texts else next(iter(texts), "")
     same = {d: tuple(f"{g}, the same text" for g in directions[d]) for d in pairs}
     found = {
-        "source": [_contrast(d, same[d][0], p.source, p.source_alone, seed=seed) for d, p in pairs.items()],
+        "source": [
+            _contrast(d, same[d][0], p.source, p.source_alone, seed=seed)
+            for d, p in pairs.items()
+            if p.source and p.source_alone
+        ],
         "translation": [
             _contrast(d, same[d][1], p.translation, p.translation_alone, seed=seed) for d, p in pairs.items()
         ],
         "languages": [_contrast(g, base, part, texts[base], seed=seed) for g, part in texts.items() if g != base],
         "directions": [
-            *_against_the_rest({d: p.source for d, p in pairs.items()}, "source", seed),
+            *_against_the_rest({d: p.source for d, p in pairs.items() if p.source}, "source", seed),
             *_against_the_rest({d: p.translation for d, p in pairs.items()}, "translation", seed),
         ],
     }
@@ -276,7 +290,7 @@ def _figure(record: Mapping[str, Any], directions: Directions) -> str:
     from dragoman.routing.group_shares import group_share_figure
 
     by_layer = {kind: {k: x["by_layer"] for k, x in found.items()} for kind, found in record["kinds"].items()}
-    text = [by_layer["text"][g] for d in by_layer["source"] for g in directions[d] if g in by_layer["text"]]
+    text = [by_layer["text"][g] for d in by_layer["translation"] for g in directions[d] if g in by_layer["text"]]
     curves = {
         KINDS["text"]: text,
         KINDS["source"]: list(by_layer["source"].values()),
@@ -295,9 +309,12 @@ def told(record: Mapping[str, Any]) -> list[str]:
         lines += _differences(family, rows) if rows else []
     placebo = {g: x["p95"] for g, x in record["placebo"].items()}
     lines += [_range("halves of one text (placebo), 95th percentile", placebo, "")] if placebo else []
-    whole = {d: (x["segments"] - x["found"], x["segments"]) for d, x in record["kinds"]["source"].items()}
-    if missed := [f"{d} {n} of {of}" for d, (n, of) in whole.items() if n]:
-        lines.append(f"prompts counted whole, as the source's tokens are not in them: {', '.join(missed)}")
+    source, translation = (record["kinds"][kind] for kind in ("source", "translation"))
+    counts = {d: (x["segments"] - x["found"], x["segments"]) for d, x in source.items()}
+    missed = [f"{d} {n} of {of}" for d, (n, of) in counts.items() if n]
+    missed += [f"{d} (all, or all but one)" for d in translation if d not in source]
+    if missed:
+        lines.append(f"source texts whose tokens are not in their prompts: {', '.join(missed)}")
     if record["left_out"]:
         lines.append(f"left out as too long: {', '.join(f'{k} {n}' for k, n in record['left_out'].items())}")
     return lines

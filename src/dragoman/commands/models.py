@@ -98,7 +98,15 @@ def show_list() -> None:
 
 @app.command
 def upcycle(
-    model: str, /, *, out: Path, experts: int = 4, top_k: int = 2, seed: int = 0, dtype: Dtype = "float32"
+    model: str,
+    /,
+    *,
+    out: Path,
+    experts: int = 4,
+    top_k: int = 2,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    device: str | None = None,
 ) -> None:
     """Make a Mixture-of-Experts of a dense model: every expert a copy of its feed-forward, routers random.
 
@@ -118,9 +126,11 @@ def upcycle(
         Of the routers' weights.
     dtype
         Of all weights; auto: as the model was saved.
+    device
+        cuda or cpu; default: cuda where there is one.
     """
     from dragoman.modeling import upcycle as upcycled
 
     config = {"model": model, "experts": experts, "top_k": top_k, "seed": seed}
     about = {"command": "models upcycle", "config": config}
-    write_converted(model, out, lambda dense, _: (upcycled(dense, experts, top_k, seed), {}), about, dtype)
+    write_converted(model, out, lambda dense, _: (upcycled(dense, experts, top_k, seed), {}), about, dtype, device)

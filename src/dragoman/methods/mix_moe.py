@@ -9,14 +9,17 @@ stage, on which text, and that language-model experts are frozen in stage 2.
 Differs: the loss beside cross-entropy is not known; a load balance per layer over the eligible experts is what its
 neighbours use (a = 0.01). Attention, embeddings and norms are frozen in both stages, as the claim that the language
 model stays whole needs it; of the paper that is not known. So are weights of an activation (Apertus), which both groups
-share. Tuned rows are parameters of their own (see `expert_tuning`), so what is frozen keeps its bits.
-Trains: one group's expert weights, and routers. Merges: exactly.
+share. Tuned rows are parameters of their own (see `expert_tuning`), so what is frozen keeps its bits. What becomes of
+the router's rows of translation experts in stage 1 is not known: masked, they have no gradient, and AdamW's weight
+decay would shrink them; here stage 1 ends with their bits of the start.
+Trains: one group's expert weights, and routers (in stage 1 their rows of that group). Merges: exactly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
@@ -61,6 +64,9 @@ def apply(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None
         raise ModelError("stage 1 was given a model that stage 2 has trained; give the converted one, or run stage 2")
     set_settings(model, masked=config.stage == 1)
     expert_tuning.apply(model, expert_tuning.Config(routers=True), group_plan(model, settings, config.stage))
+    for layer in moe_layers(model) if config.stage == 1 else ():
+        weight_EX: torch.Tensor = layer.router.weight  # type: ignore[assignment]
+        layer.router.masked_MX = weight_EX[settings.experts :].detach().clone()  # no buffer: it is not saved
 
 
 def changes(model: PreTrainedModel, config: Config, plan: ExpertPlan | None = None) -> Rows:
@@ -78,6 +84,11 @@ def group_plan(model: PreTrainedModel, settings: Settings, stage: int) -> Expert
 
 
 def merge(model: PreTrainedModel) -> None:
-    """Write the tuned rows into the stacks for good, and note the stage in the config."""
+    """Write the tuned rows into the stacks for good, put masked rows of routers back, and note the stage."""
     expert_tuning.merge(model)
-    set_settings(model, stage=1 if settings_of(model).masked else 2)
+    settings = settings_of(model)
+    for router in (layer.router for layer in moe_layers(model)):
+        if (masked_MX := vars(router).pop("masked_MX", None)) is not None:
+            weight_EX: torch.Tensor = router.weight  # type: ignore[assignment]
+            weight_EX.data[settings.experts :] = masked_MX
+    set_settings(model, stage=1 if settings.masked else 2)

@@ -19,6 +19,7 @@ Shape letters: T tokens, D model width, F width of the feed-forward, k experts o
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,11 +34,13 @@ from dragoman.modeling.feed_forwards import FeedForward, Map, feed_forwards, gat
 from dragoman.modeling.mix_moe import PREFIX, MixMoE, initial_std, register
 from dragoman.modeling.mix_router import CHOICES, Settings
 from dragoman.modeling.probing import find_routers
-from dragoman.modeling.upcycling import TOLERANCE, logit_difference
+from dragoman.modeling.upcycling import TOLERANCE, logit_difference, require_plain
 
 ACTIVE_SHARE = 0.1
 """Neurons of a token that count as active when they are grouped: those of the largest size."""
 ROUNDS = 20
+SAMPLE_TOKENS = 8192
+"""So many tokens of sample text show which neurons go together: a byte of each is kept for every neuron of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +83,11 @@ class Conversion:
         faults = [f"{n} is {', '.join(k)}, not {given[n]!r}" for n, k in known.items() if given[n] not in k]
         if not 0 <= self.seed < 2**63:
             faults.append(f"the seed is 0 or more, and less than 2 to the power of 63, not {self.seed}")
-        if self.experts < 1 or not 1 <= self.top_k <= 2 * self.experts:
-            faults.append(f"{self.experts} experts a group and top-k {self.top_k}: 1 or more, and at most all of them")
+        most = self.experts + min(self.translation.values(), default=self.experts)
+        if self.experts < 1:
+            faults.append(f"a group has 1 expert or more, not {self.experts}")
+        elif not 1 <= self.top_k <= most:
+            faults.append(f"top-k is {self.top_k}, from 1 to {most}, the experts of the layer that has fewest")
         if few := {layer: number for layer, number in self.translation.items() if number < 1}:
             faults.append(f"layers need 1 translation expert or more, not {few}")
         if self.selection == "group" and self.top_k != 2:
@@ -110,9 +116,10 @@ def to_mix_moe(
 ) -> PreTrainedModel:
     """A new model with blocks of experts in place of feed-forwards, translation experts masked; the dense one is kept.
 
-    sample: token ids of text, needed for balanced slices.
+    sample: token ids of texts, needed for balanced slices; all of it is read (`first_texts` cuts it).
     Ends with a comparison of logits where the conversion promises that they are equal. Raises ModelError for a model
-    whose feed-forwards cannot be found or split, ConfigError for layers that it does not have.
+    whose feed-forwards cannot be found or split, or whose weights are quantised, ConfigError for layers that it does
+    not have.
     """
     training = model.training
     try:
@@ -143,11 +150,12 @@ def _converted(
 
 
 def require_dense(model: PreTrainedModel) -> None:
-    """ModelError for a model that has experts."""
+    """ModelError for a model that has experts, or quantised weights."""
     if find_routers(model):
         raise ModelError(
             f"{type(model).__name__} is a Mixture-of-Experts model already; Mix-MoE starts from a dense one"
         )
+    require_plain(model)
 
 
 def _chosen(model: PreTrainedModel, conversion: Conversion) -> list[FeedForward]:
@@ -248,6 +256,12 @@ def _check(model: PreTrainedModel, made: PreTrainedModel) -> None:
 # Which neurons go together
 
 
+def first_texts(sample: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The first texts of a sample, the last of them the one with which SAMPLE_TOKENS tokens are read."""
+    before = itertools.accumulate(map(len, sample), initial=0)
+    return [ids for ids, read in zip(sample, before, strict=False) if read < SAMPLE_TOKENS]
+
+
 def _grouped(
     model: PreTrainedModel, chosen: Sequence[FeedForward], conversion: Conversion, sample: Sequence[Sequence[int]]
 ) -> list[torch.Tensor]:
@@ -261,13 +275,13 @@ def _grouped(
 def _activity(
     model: PreTrainedModel, chosen: Sequence[FeedForward], sample: Sequence[Sequence[int]]
 ) -> list[torch.Tensor]:
-    """1 where a neuron is among the largest tenth of its token, [T, F] of each feed-forward."""
+    """Whether a neuron is among the largest tenth of its token, bool [T, F] of each feed-forward."""
     kept: list[list[torch.Tensor]] = [[] for _ in chosen]
 
     def keep(seen: list[torch.Tensor], inner: torch.Tensor) -> None:
         size_TF = inner.reshape(-1, inner.shape[-1]).abs().float()
         top_TA = size_TF.topk(max(1, round(ACTIVE_SHARE * size_TF.shape[-1])), dim=-1).indices
-        seen.append(torch.zeros_like(size_TF).scatter_(1, top_TA, 1.0).cpu())
+        seen.append(torch.zeros_like(size_TF, dtype=torch.bool).scatter_(1, top_TA, True).cpu())
 
     hooks = [
         getattr(ffn.holder, ffn.down).register_forward_pre_hook(lambda _m, args, seen=seen: keep(seen, args[0]))
@@ -279,7 +293,7 @@ def _activity(
     finally:
         for hook in hooks:
             hook.remove()
-    return [torch.cat(seen) for seen in kept]
+    return [torch.cat(kept.pop(0)) for _ in chosen]  # of one layer alone there are two copies
 
 
 def balanced(active_TF: torch.Tensor, groups: int) -> torch.Tensor:

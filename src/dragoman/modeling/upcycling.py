@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dragoman.errors import ConfigError, ModelError
-from dragoman.modeling.opening import context_length
+from dragoman.modeling.opening import context_length, quantisation
 from dragoman.modeling.probing import moe_layers
 
 Settings = dict[str, Any]
@@ -56,13 +56,15 @@ def upcycle(model: PreTrainedModel, num_experts: int, top_k: int, seed: int = 0)
     """A new model with `num_experts` copies of every feed-forward behind random routers that choose `top_k`.
 
     Type, device and config of the dense model are kept, its weights copied. Ends with a comparison of logits.
-    Raises ConfigError for impossible numbers, ModelError for a model that has no Mixture-of-Experts class of its build.
+    Raises ConfigError for impossible numbers, ModelError for quantised weights and for a model that has no
+    Mixture-of-Experts class of its build.
     """
     if not 1 <= top_k <= num_experts or num_experts < 2:
         raise ConfigError(
             f"upcycling takes 2 or more experts and a top-k between 1 and their number, given were {num_experts} "
             f"experts and top-k {top_k}"
         )
+    require_plain(model)
     made = AutoModelForCausalLM.from_config(_config(model, num_experts, top_k), dtype=model.dtype).to(model.device)
     state = model.state_dict()
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +80,15 @@ def upcycle(model: PreTrainedModel, num_experts: int, top_k: int, seed: int = 0)
     _carry_over(model, made, state)
     made.generation_config = copy.deepcopy(model.generation_config)
     return _checked(model, made.eval())
+
+
+def require_plain(model: PreTrainedModel) -> None:
+    """ModelError for a model whose weights are quantised."""
+    if kind := quantisation(model):
+        raise ModelError(
+            f"the weights of {type(model).__name__} are quantised ({kind}), and experts cannot be made of them; take "
+            "the original in float32 or bfloat16"
+        )
 
 
 def _config(model: PreTrainedModel, num_experts: int, top_k: int) -> Any:
