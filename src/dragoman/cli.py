@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -215,21 +214,11 @@ def _without_config(tokens: list[str]) -> tuple[list[str], Path | None]:
     return rest, Path(found[0]) if found else None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose booleans are true and false alone, as in YAML 1.2: `target: no` is Norwegian."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012, yaml's own name
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-
 def _checked_keys(path: Path) -> dict[str, Any]:
+    from dragoman.commands import yamls
+
     try:
-        keys = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        keys = yamls.read(path)
     except FileNotFoundError:
         raise ConfigError(f"the config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:

@@ -8,6 +8,7 @@ import pytest
 import dragoman
 from dragoman.commands import compare, show
 from dragoman.errors import ConfigError, DataError
+from dragoman.routing.plan import ExpertPlan, PlannedExpert
 from dragoman.routing.trace import RoutingTrace
 
 
@@ -40,9 +41,33 @@ def test_two_traces(files, capsys):
     show.show(files / "out" / "record.json")
     assert capsys.readouterr().out == printed, "the record alone gives the table again"
     html = (files / "out" / "report.html").read_text()
-    assert "Catalan" in html and "from before.npz to after.npz" in html and html.count("<svg") == 2
+    assert "Catalan" in html and f"from {files / 'before.npz'} to {files / 'after.npz'}" in html
+    assert html.count("<svg") == 2
     csv = (files / "out" / "figures" / "drift.csv").read_text().splitlines()
     assert csv[0] == "language,layer,value,low,high,placebo" and len(csv) == 1 + 2 * 2
+
+
+def test_two_traces_of_one_name_are_told_apart(tmp_path):
+    """By their folders and models; and the caption says which language is of which colour."""
+    for seed, (folder, catalan) in enumerate({"a": [0.6, 0.2, 0.2], "b": [0.2, 0.2, 0.6]}.items()):
+        (tmp_path / folder).mkdir()
+        joined = trace(seed, [0.4, 0.3, 0.3], ("en",)) + trace(seed, catalan, ("ca",))
+        joined.save(tmp_path / folder / "trace.npz")
+    dragoman.compare(tmp_path / "a" / "trace.npz", tmp_path / "b" / "trace.npz", out=tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert f"from {tmp_path / 'a' / 'trace.npz'} to {tmp_path / 'b' / 'trace.npz'}" in html
+    assert "before: model-0 · after: model-1" in html
+    assert "Orange: Catalan, which moved most; green, dash-dotted: English, which moved least." in html
+
+
+def test_of_two_plans_there_is_no_report(tmp_path, capsys):
+    for name, expert in (("a", 1), ("b", 2)):
+        plan = ExpertPlan("by hand", {2: (PlannedExpert(expert, "all"),)}, {2: 8})
+        plan.save(tmp_path / f"{name}.json")
+    record = dragoman.compare(tmp_path / "a.json", tmp_path / "b.json", out=tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["record.json"]
+    compare.show(record)
+    assert capsys.readouterr().out.splitlines()[-1] == f"the record is in {tmp_path / 'out'}"
 
 
 def test_a_trace_and_itself_have_no_drift(files):

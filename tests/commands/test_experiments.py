@@ -132,6 +132,13 @@ def test_faults_of_a_list_come_together(tmp_path):
         questions(tmp_path)
 
 
+def test_norwegian_in_a_list_is_no_boolean(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("known: [en, no]\ntargets: {no: {}}\narms: {off: {}}\ncorpus: c\n")
+    study = read_study(path)
+    assert (tuple(study.known), tuple(study.targets), tuple(study.arms)) == (("en", "no"), ("no",), ("off",))
+
+
 def test_values_of_another_shape_come_together(tmp_path):
     """Strings in place of lists, lists in place of names, a rate without values, with a key that it has not."""
     path = tmp_path / "list.yaml"

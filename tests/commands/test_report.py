@@ -248,6 +248,23 @@ def test_targets_may_have_documents_of_their_own(folder):
         claim(folder, {"measure": "target_bits"})
 
 
+def test_of_five_documents_no_claim_is_shown(folder):
+    """However small p is by bootstrap; an effect that a script measured on as few shows nothing either."""
+    verdicts = []
+    for number in (6, 5):
+        for arm in BITS:
+            for g in TARGETS:
+                keep_documents(folder, arm, g, DOCUMENTS[:number])
+        (found,) = claim(folder, {"measure": "target_bits"})
+        assert found["units"] == number and found["p_holm"] < 0.05
+        verdicts.append(found["verdict"])
+    assert verdicts == ["holds", "does not show"]
+    effect = {"p_value": 0.01, "p_holm": 0.01, "difference": 1.0, "better": "higher"}
+    assert claims.verdict(effect | {"units": 5}, False) == "does not show"
+    assert claims.verdict(effect | {"units": 5, "predictor": "ci"}, False) == "holds", "its test is exact"
+    assert claims.verdict(effect, False) == "holds", "a script need not say of how many"
+
+
 def faults(folder, text):
     path = folder / "q" / "claims.yaml"
     path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))

@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,16 @@ def test_the_record_holds_what_it_promises(finished):
     assert len(pairs) == 5 * 4 / 2, "every two systems"
     assert set(on_disk["forgetting"]["full"]) == set(KNOWN)
     assert all(c["language"] == "ca" for c in on_disk["comparisons"])
+    assert on_disk["trained_on_known"] is False, "only of the built-in model it is known"
+    assert "trained on" not in (folder / "report.html").read_text()
+
+
+def test_three_documents_show_nothing(finished):
+    folder, record = finished
+    assert {c["units"] for by in record["forgetting"].values() for c in by.values()} == {3}
+    assert {c["units"] for c in record["comparisons"]} == {3}
+    page = (folder / "report.html").read_text()
+    assert "3 documents are too few to judge" in page and "improves" not in page and " better</td>" not in page
 
 
 def test_every_arm_learnt_on_the_same_tokens(finished):
@@ -173,6 +185,42 @@ def test_other_settings_in_the_same_folder_are_refused(finished, place):
         dragoman.tour(**settings(place, folder, seed=3))
 
 
+def test_a_tour_of_an_older_version_is_opened_again(finished, place, tmp_path):
+    """Which wrote fewer settings."""
+    folder, record = finished
+    shutil.copytree(folder, tmp_path / "t")
+    path = tmp_path / "t" / "stages" / "config.json"
+    stamp = json.loads(path.read_text())
+    del stamp["text"]["sources"], stamp["text"]["isolate"]
+    path.write_text(json.dumps(stamp))
+    assert dragoman.tour(**settings(place, tmp_path / "t"))["created"] == record["created"]
+    path.write_text(json.dumps(stamp | {"text": stamp["text"] | {"isolate": True}}))
+    with pytest.raises(ConfigError, match=r"text\.isolate: True -> False"):
+        dragoman.tour(**settings(place, tmp_path / "t"))
+
+
+def test_a_tour_with_further_text_goes_on_while_that_is_the_same(place, tmp_path, monkeypatch):
+    notes, lines = tmp_path / "notes.txt", "obriu el fitxer ara\n" * 8
+    notes.write_text(lines)
+    text = Text(segments=16, block=64, batch=4, sources={"notes": notes})
+    given = settings(place, tmp_path / "t", text=text)
+    with monkeypatch.context() as patched:
+        patched.setattr(tour.diagnose, "describe", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dragoman.tour(**given)
+    notes.write_text(lines + "deseu-lo\n")
+    with pytest.raises(ConfigError, match=r"text.sources.notes_sha256: \w+ -> \w+"):
+        dragoman.tour(**given)
+    notes.write_text(lines)
+    record = dragoman.tour(**given)
+    assert shlex.split(record["repeat"]).count("--text.sources.notes") == 1
+    assert dragoman.tour(**given)["created"] == record["created"], "a finished one is opened again"
+    path = tmp_path / "t" / "stages" / "config.json"
+    stamp = {k: v for k, v in json.loads(path.read_text()).items() if k != "text.sources.notes_sha256"}
+    path.write_text(json.dumps(stamp))
+    assert dragoman.tour(**given)["created"] == record["created"], "older versions wrote no checksum"
+
+
 def test_a_folder_of_somebody_else_is_refused(place, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="not empty"):
@@ -212,7 +260,7 @@ def test_the_command_that_repeats_a_tour_gives_its_config(monkeypatch, tmp_path)
     wanted = tour.Config(
         corpus="my text.tsv",
         known=("en", "es"),
-        text=Text(segments=7, parallel=False),
+        text=Text(segments=7, parallel=False, sources={"notes": Path("my notes.txt"), "more": Path("m.jsonl")}),
         learning_rates=tour.LearningRates(full=0.5),
         out=tmp_path / "a b",
         seed=3,
@@ -235,6 +283,21 @@ def test_text_that_is_not_parallel_is_not_compared_pairwise(place, tmp_path):
     assert set(record["routing"]["divergence_interval"]) == set(table.languages) - {"en"}, "resampled apart"
 
 
+def test_a_tour_tells_that_the_text_is_not_parallel(finished, place, tmp_path, capsys):
+    """Each row lacks one of the five languages."""
+    table = corpus()
+    columns = {
+        g: [t if i % 5 != k else None for i, t in enumerate(table.columns[g])] for k, g in enumerate(table.languages)
+    }
+    replace(table, columns=columns).save(tmp_path / "text.tsv.gz")
+    record = dragoman.tour(**settings(place, tmp_path / "t", corpus=str(tmp_path / "text.tsv.gz")))
+    assert record["routing"]["sample"]["parallel"] is False
+    assert "too few rows of dev are complete in en, es, de, ru, ca, so" in capsys.readouterr().err
+    told = "differences of topic look like differences of language"
+    assert told in (tmp_path / "t" / "report.html").read_text()
+    assert told not in (finished[0] / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -243,6 +306,9 @@ def test_text_that_is_not_parallel_is_not_compared_pairwise(place, tmp_path):
         ({"segments": 1}, "segments is at least 2"),
         ({"seed": -1}, "seed at least 0"),
         ({"known": ("en", "en")}, "each once"),
+        ({"seed": 2**32}, r"less than 2 \*\* 32, not 4294967296"),
+        ({"learning_rates": tour.LearningRates(full=0)}, "with the learning rate 0 nothing trains"),
+        ({"text": {"sources": {"notes": Path("/nowhere.txt")}}}, "cannot read /nowhere.txt"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(place, tmp_path, changes, message):

@@ -204,3 +204,11 @@ def test_few_runs_give_small_p_values(runs, over_documents, expected):
         )
         wrong += found.p_value < 0.05
     assert wrong / trials == pytest.approx(expected, abs=0.04)
+
+
+def test_units_are_too_few_where_swapping_all_of_them_shows_nothing():
+    """By every way of swapping: of U units that all agree, two of 2^U ways give a difference as large."""
+    for units in range(2, 9):
+        ways = np.array(np.meshgrid(*[[1, -1]] * units)).reshape(units, -1)
+        p_value = (abs(ways.sum(axis=0)) >= units).mean()
+        assert significance.too_few_to_judge(units) == (p_value >= 0.05)

@@ -2,7 +2,7 @@
 
 import re
 
-from dragoman.reporting.frontier import HEIGHT, LEFT, TOP, WIDTH, Point, frontier, ticks
+from dragoman.reporting.frontier import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Point, frontier, ticks
 
 
 def test_ticks_by_hand():
@@ -20,3 +20,14 @@ def test_points_stand_where_their_values_are():
     assert places[1][0] == round(LEFT + WIDTH * (10 - low) / (high - low), 1)
     assert places[1][1] == round(TOP + HEIGHT * (1 - 0.56 / 1.12), 1)
     assert "b &lt;" in svg and svg == frontier(panels, "loss", "gain")
+
+
+def test_many_targets_stand_in_rows_of_four():
+    svg = frontier({f"t{k}": [Point("a", (1, 0, 2), (1, 0, 2))] for k in range(6)}, "loss", "gain")
+    corners = [tuple(map(int, c)) for c in re.findall(r'<rect x="(\d+)" y="(\d+)"', svg)]
+    assert len({x for x, _ in corners}) == 4 and [y for _, y in corners] == [TOP] * 4 + [TOP + HEIGHT + BOTTOM] * 2
+    circles = [tuple(map(float, c)) for c in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert circles[4] == (circles[0][0], circles[0][1] + HEIGHT + BOTTOM)
+    width, height = (int(n) for n in re.search(r'width="(\d+)" height="(\d+)"', svg).groups())
+    assert all(x + WIDTH <= width and y + HEIGHT + BOTTOM <= height for x, y in corners)
+    assert all(f">t{k}<" in svg for k in range(6))

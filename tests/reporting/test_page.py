@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dragoman.reporting import report_html, summary_text, write_report
+from dragoman.reporting import findings, report_html, summary_text, write_report
 from dragoman.routing.stats import divergence_from, entropy, language_specialisation, slot_share
 from dragoman.routing.trace import RoutingTrace
 
@@ -292,3 +292,40 @@ def test_arrays_of_a_run_and_lists_of_a_file_give_the_same_page(html, trace):
     record["plans"]["ssft"]["layers"] = {int(k): tuple(v) for k, v in record["plans"]["ssft"]["layers"].items()}
     record["plans"]["random"]["layers"] = {int(k): tuple(v) for k, v in record["plans"]["random"]["layers"].items()}
     assert report_html(record, trace) == html
+
+
+def test_who_was_trained_on_is_said_only_where_it_is_known(html, trace, record):
+    """Of the built-in model, as in records of older versions; of others the user named what they know."""
+    assert report_html({**record, "trained_on_known": True}, trace) == html
+    told = ("7 languages", "Catalan, a language", "blue:", "dashed: not", "italic: not", "for the 6 other languages")
+    trained = ("trained on 7 languages", "a language the model was not trained on", "blue: trained on")
+    assert all(words in html for words in (*told, *trained))
+    other = record | {"trained_on_known": False, "model": record["model"] | {"name": "somebody/else"}}
+    page = report_html(other, trace)
+    assert "trained on" not in page and "unseen" not in page
+    for words in (
+        "7 languages named as known", "a language not named as known", "blue: named as known; grey, dashed: not named",
+        "italic: not named as known", "for the 6 other languages named as known",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "trained on" not in summary_text(other)
+
+
+def test_text_that_is_not_parallel_is_told(html, trace, record):
+    record["routing"]["sample"] = {"parallel": False}
+    assert findings.OTHER_TEXT in Page(report_html(record, trace)).text
+    assert findings.OTHER_TEXT not in Page(html).text
+    record["routing"]["sample"] = {"parallel": True}
+    assert report_html(record, trace) == html
+
+
+def test_nothing_is_marked_where_documents_are_too_few_to_judge(html, trace, record):
+    marked = '<td class="mark">'
+    assert marked in html
+    record["comparisons"] = [c | {"unit": "document", "units": 5} for c in record["comparisons"]]
+    record["forgetting"] = {s: {g: c | {"units": 5} for g, c in by.items()} for s, by in record["forgetting"].items()}
+    page = report_html(record, trace)
+    text = Page(page).text
+    assert marked not in page and "SSFT plan better" not in text and "improves" not in text
+    assert "Paired bootstrap over 5 documents (too few to judge any difference), two-sided" in text
+    assert "SSFT plan better" in Page(html).text

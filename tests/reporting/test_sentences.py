@@ -189,3 +189,36 @@ def test_numbers():
     )
     assert say.listed(["a"]) == "a"
     assert say.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def on_units(units, record):
+    """The record with as many documents behind every comparison."""
+    rows = [c | {"units": units} for c in record["comparisons"]]
+    return record | {"comparisons": rows}
+
+
+def test_nothing_is_claimed_of_so_few_documents_that_no_test_could_show_it():
+    """An exact test of 5 documents gives 2 / 2^5 at least, whatever the bootstrap says; of 6 it can go below 0.05."""
+    record = small(ssft_base=(-0.5, 0.1, 0.004), ssft_random=(-0.1, 0.05, 0.01))
+    few, enough = on_units(5, record), on_units(6, record)
+    assert say.gain(few) == (
+        "Tuning the experts that SSFT chose changed Catalan, a language the model was not trained on, from 2.000 to "
+        "1.500 bits per byte (difference −0.500 [−0.600, −0.400], Holm p = 0.004), which 5 documents are too few to "
+        "judge."
+    )
+    assert say.gain(enough) == say.gain(record) and "improves" in say.gain(enough)
+    assert [say.better(c) for c in few["comparisons"]] == [None, None]
+    assert [say.better(c) for c in enough["comparisons"]] == ["ssft", "ssft"]
+    assert "no evidence" in say.control(few) and "do worse" in say.control(enough)
+    assert "though not beyond noise" in say.best(few) and "though" not in say.best(enough)
+    assert "better beyond noise" not in say.quality(few, "bits_per_byte")
+    assert "better beyond noise than random plan and before" in say.quality(enough, "bits_per_byte")
+
+
+def test_changes_on_too_few_documents_are_not_counted():
+    changed = {"difference": 0.2, "low": 0.1, "high": 0.3}
+    record = {"forgetting": {"full": {"en": changed | {"units": 5}, "de": changed | {"units": 6}, "fr": changed}}}
+    assert say.beyond_noise(record) == (
+        "Of 3 known languages, changed beyond their own 95% interval: full fine-tuning 2 worse, 0 better. "
+        "In en documents are too few to judge any change."
+    )

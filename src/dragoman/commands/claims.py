@@ -31,7 +31,6 @@ from dragoman.commands.measures import formula
 from dragoman.errors import ConfigError, DataError
 from dragoman.evaluation import significance
 
-LEVEL = 0.05
 RESAMPLES = 2000
 ABOUT = ("id", "paper", "source", "ours")
 CHOICES = ("family", "a", "b", "measure", "margin", "targets", "seeds", "effect", "better", "predictor", "untestable")
@@ -378,11 +377,15 @@ def _measured(question: Question, claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict(claim: Mapping[str, Any], waiting: bool) -> str:
-    """One of VERDICTS. A claim is open until all of its family are tested, for Holm needs them all."""
+    """One of VERDICTS. A claim is open until all of its family are tested, for Holm needs them all.
+
+    With units that are too few to judge it shows nothing; what predicts a gain has an exact test of its own.
+    """
     if "untestable" in claim:
         return "cannot be tested here"
     if waiting or "p_value" not in claim:
         return "open"
-    if claim["p_holm"] >= LEVEL:
+    resampled = "units" in claim and "predictor" not in claim
+    if claim["p_holm"] >= significance.LEVEL or (resampled and significance.too_few_to_judge(claim["units"])):
         return "does not show"
     return "holds" if (claim["difference"] < 0) == (claim["better"] == "lower") else "contradicts"

@@ -30,7 +30,7 @@ class Config:
     """The same of the changed model, on the same text; or another plan for the same model."""
     _: KW_ONLY
     out: Path = Path("comparison")
-    """New folder for record.json and a report (of traces with figures)."""
+    """New folder for record.json and, of traces (with figures) and evaluations, a report."""
     seed: int = 0
     """Of the bootstrap and the placebo."""
 
@@ -67,9 +67,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print the table of the kind."""
+    """Print the table of the kind, and where its files are."""
     KINDS[record["kind"]].show(record)
-    print(f"report and record are in {record['config']['out']}")
+    files = "the record is" if record["kind"] == "a plan" else "report and record are"
+    print(f"{files} in {record['config']['out']}")
 
 
 def _sides(config: Config) -> dict[str, Path]:

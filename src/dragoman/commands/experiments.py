@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from dragoman.commands import yamls
 from dragoman.commands.run_records import OPENED, attempts
 from dragoman.errors import ConfigError, DataError
 from dragoman.record import read_json, sha256
@@ -222,7 +223,7 @@ def _scored_faults(given: Mapping[str, Any]) -> list[str]:
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """What a file says. ConfigError where it cannot be read or has no keys, and so is no `what`."""
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return dict(yamls.read(path))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
         raise ConfigError(f"{path} is no {what}: {' '.join(str(e).split())}") from None
 

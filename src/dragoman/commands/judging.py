@@ -7,10 +7,10 @@ from typing import Any
 
 from dragoman.commands.scoring import Scored
 from dragoman.evaluation.checks import some
+from dragoman.evaluation.significance import LEVEL, too_few_to_judge
 
 FEW_UNITS = 30
 """Documents (or segments) under which intervals and p-values promise too much."""
-LEVEL = 0.05
 
 
 def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dict[str, Any]:
@@ -19,14 +19,6 @@ def verdict(comparison: Mapping[str, Any], higher_is_better: bool | None) -> dic
     up = comparison["difference"] > 0
     said = "differs" if higher_is_better is None else "better" if up == higher_is_better else "worse"
     return {"beyond_noise": beyond, "verdict": said if beyond else "cannot tell"}
-
-
-def too_few_to_judge(units: int) -> bool:
-    """Whether (under six) even an exact test, which swaps the systems in every way, could not say that they differ.
-
-    Its smallest p is 2 / 2^units, where the bootstrap promises much less.
-    """
-    return 2.0 ** (1 - units) >= LEVEL
 
 
 def warnings_of(scored: Scored, comparisons: list[dict[str, Any]]) -> list[str]:

@@ -211,7 +211,7 @@ def _rates(question: Question) -> list[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in row)} |" for row in cells) + "\n"
+    return "\n".join(f"| {' | '.join(' '.join(c.split()).replace('|', '/') for c in row)} |" for row in cells) + "\n"
 
 
 # The figure

@@ -7,19 +7,23 @@ pure function of the config and of earlier stages: a resumed tour gives the numb
 from __future__ import annotations
 
 import shlex
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragoman.commands import Switch, Tags, adapt, diagnose, require_sample, scoring
+from dragoman.commands.plan import BUILT_IN
+from dragoman.commands.touring import Stages
+from dragoman.commands.training_text import require_positions
 from dragoman.corpora.languages import language
 from dragoman.corpora.ntext import NText
 from dragoman.corpora.pack import KNOWN, open_corpus
 from dragoman.errors import ConfigError, DataError
-from dragoman.record import claim_folder, environment, peak_memory_mb, read_json, write_json
+from dragoman.record import environment, peak_memory_mb, read_json, write_json
 from dragoman.routing.parents import choose_parent
 from dragoman.routing.plan import ExpertPlan
 from dragoman.routing.planners import PLANNERS, random_like
@@ -88,6 +92,7 @@ def run(config: Config) -> dict[str, Any]:
     model, codec = open_both(config.model)
     moe_layers(model)  # what cannot work is refused before anything is written
     codec.end_id  # noqa: B018
+    _require_trainable(config, model, codec, corpus)
     stages = Stages(config, corpus)
     if stages.finished:
         print(f"this tour was finished before; its report is {config.out / 'report.html'}")
@@ -121,63 +126,6 @@ def show(record: dict[str, Any]) -> None:
     print(f"report: {Path(record['config']['out']) / 'report.html'}")
 
 
-class Stages:
-    """Results of stages, kept as JSON in out/stages; made when missing, read when there."""
-
-    def __init__(self, config: Config, corpus: NText):
-        self.folder, self.quiet = config.out / "stages", config.quiet
-        self.seconds: dict[str, float] = {}
-        self.made = 0.0
-        self.peak = 0.0
-        stamp = _stamp(config, corpus)
-        if (self.folder / "config.json").is_file():
-            self._require_same(read_json(self.folder / "config.json"), stamp)
-        else:
-            claim_folder(config.out)
-            write_json(self.folder / "config.json", stamp)
-        self.finished = (config.out / "record.json").is_file() and (config.out / "report.html").is_file()
-
-    def _require_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        if changed := [f"{k}: {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]:
-            raise ConfigError(
-                f"the tour in {self.folder.parent} was started with other settings ({'; '.join(changed)}); "
-                "choose another --out, or remove that folder"
-            )
-
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """The stage's result, as it reads back from JSON, so that a resumed tour sees what a first one does."""
-        path = self.folder / f"{name}.json"
-        if not path.is_file():
-            if not self.quiet:
-                print(f"{name} ...", flush=True)
-            started = time.monotonic()
-            result = make()
-            seconds = time.monotonic() - started
-            self.made += seconds
-            write_json(path, {"result": result, "seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()})
-        done = read_json(path)
-        self.seconds[name], self.peak = done["seconds"], max(self.peak, done["peak_memory_mb"])
-        return done["result"]
-
-    @property
-    def total(self) -> float:
-        """Seconds of all stages, also of those from before an interruption."""
-        return sum(self.seconds.values())
-
-
-def _stamp(config: Config, corpus: NText) -> dict[str, Any]:
-    from dragoman.modeling import model_checksum
-    from dragoman.record import versions
-
-    fields = {k: v for k, v in asdict(config).items() if k not in ("out", "quiet")} | {
-        "known": list(config.known),
-        "corpus_sha256": corpus.checksum(),
-        "model_sha256": model_checksum(config.model),
-        "versions": versions(),
-    }
-    return fields
-
-
 def _corpus(config: Config) -> NText:
     corpus = open_corpus(config.corpus)
     corpus.require([config.target, *config.known, config.text.source])
@@ -206,6 +154,17 @@ def _require_rows(config: Config, corpus: NText) -> None:
         )
 
 
+def _require_trainable(config: Config, model: PreTrainedModel, codec: TextCodec, corpus: NText) -> None:
+    """What an arm would tell only when its turn comes: its settings, rows that are too long, text that is not there."""
+    from dragoman.methods import training
+
+    for arm in ARMS:
+        _settings(config, arm)
+    training.require_trainable(model)
+    require_positions(config.text.block, model)
+    adapt.training_rows(codec, corpus, config.target, config.text, config.seed)
+
+
 def _direction(config: Config) -> scoring.Directions:
     return {config.target: (config.text.source, config.target)}
 
@@ -225,7 +184,15 @@ def _diagnose(config: Config, stages: Stages, model: PreTrainedModel, codec: Tex
         return path.name
 
     stages("diagnose", make)
-    return RoutingTrace.load(path)
+    trace = RoutingTrace.load(path)
+    if not trace.about.get("parallel", True):
+        print(
+            f"dragoman: too few rows of dev are complete in {', '.join(trace.languages)}, so routing is measured on "
+            "other text in each: differences of topic look like differences of language; fill the gaps, or leave out "
+            "columns that have many",
+            file=sys.stderr,
+        )
+    return trace
 
 
 def _plans(config: Config, trace: RoutingTrace) -> dict[str, Any]:
@@ -265,15 +232,8 @@ def _score(
     )
 
 
-def _arm(
-    config: Config, arm: str, plan: ExpertPlan | None, parent: str, codec: TextCodec, corpus: NText
-) -> dict[str, Any]:
-    """Train one arm from the base and score it; every arm sees the same rows in the same order."""
-    from dragoman.modeling import copy_tag, open_model, save_model
-
-    model = open_model(config.model)
-    copy_tag(model, codec, parent, config.target)
-    settings = adapt.Config(
+def _settings(config: Config, arm: str) -> adapt.Config:
+    return adapt.Config(
         config.model,
         target=config.target,
         method=ARMS[arm],
@@ -282,8 +242,18 @@ def _arm(
         seed=config.seed,
         quiet=config.quiet,
     )
+
+
+def _arm(
+    config: Config, arm: str, plan: ExpertPlan | None, parent: str, codec: TextCodec, corpus: NText
+) -> dict[str, Any]:
+    """Train one arm from the base and score it; every arm sees the same rows in the same order."""
+    from dragoman.modeling import copy_tag, open_model, save_model
+
+    model = open_model(config.model)
+    copy_tag(model, codec, parent, config.target)
     rows = adapt.training_rows(codec, corpus, config.target, config.text, config.seed)
-    training = adapt.train_arm(model, ARMS[arm], plan, rows, settings, codec.pad_id)
+    training = adapt.train_arm(model, ARMS[arm], plan, rows, _settings(config, arm), codec.pad_id)
     if arm == "ssft":
         save_model(model, codec, config.out / "model-ssft")
     return {"training": training, "scored": _score(config, model, codec, corpus)}
@@ -324,6 +294,7 @@ def _record(
             },
         },
         "known": config.known,
+        "trained_on_known": config.model == BUILT_IN and set(config.known) == set(KNOWN),
         "target": config.target,
         "step_seconds": stages.seconds,
     }
@@ -343,6 +314,8 @@ def _flags(given: Any, default: Any, prefix: str) -> list[str]:
             continue
         if is_dataclass(value):
             words += _flags(value, usual, f"{name}.")
+        elif isinstance(value, dict):
+            words += [word for key, one in value.items() for word in (f"--{name}.{key}", str(one))]
         elif isinstance(value, bool):
             words.append(f"--{name}" if value else f"--{prefix}no-{f.name.replace('_', '-')}")
         else:
@@ -392,5 +365,5 @@ def _forgetting(config: Config, scored: dict[str, Any], arm: str) -> dict[str, A
     found = {}
     for g in config.known:
         c = scoring.compare(scored, arm, "base", "bits_per_byte", g, config.seed)
-        found[g] = {key: c[key] for key in ("difference", "low", "high", "p_value")}
+        found[g] = {key: c[key] for key in ("difference", "low", "high", "p_value", "units")}
     return found

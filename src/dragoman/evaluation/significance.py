@@ -23,6 +23,8 @@ from dragoman.errors import DataError
 FromSums = Callable[[np.ndarray], np.ndarray]
 """[R, S] summed sums -> [R] scores; `from_sums` of a metric."""
 
+LEVEL = 0.05
+"""Of a test, where nothing else is said."""
 CELLS = 1 << 22
 """Size of the largest block of weights [R, U] made at once."""
 
@@ -276,6 +278,14 @@ def units_needed(detectable: Detectable, effect: float) -> int:
     if effect == 0:
         raise DataError("no test set is large enough to show a difference of 0; give the one that would matter")
     return int(np.ceil(detectable.planned * (detectable.effect / abs(effect)) ** 2))
+
+
+def too_few_to_judge(units: int) -> bool:
+    """Whether (under six) even an exact test, which swaps the systems in every way, could not say that they differ.
+
+    Its smallest p is 2 / 2^units, where the bootstrap promises much less.
+    """
+    return 2.0 ** (1 - units) >= LEVEL
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from dragoman.corpora.languages import language
 from dragoman.reporting import findings
 from dragoman.reporting.blocks import Chart, Table
-from dragoman.reporting.sentences import Record, name
+from dragoman.reporting.sentences import Record, as_known, name
 from dragoman.routing import figures, maps, relations
 from dragoman.routing.drawing import Cast, Curves
 from dragoman.routing.stats import slot_share
@@ -70,7 +70,7 @@ def divergence(record: Record, cast: Cast, key: str) -> list[Chart]:
     shows += f"{key}{spans}{floor}{middle}"
     placebo = {} if placebo_L is None else dict.fromkeys(curves_by, placebo_L)
     table = by_layer(curves_by, layers, interval, placebo)
-    italic = "" if all(map(cast.seen, curves_by)) else "; italic: not trained on"
+    italic = "" if all(map(cast.seen, curves_by)) else f"; italic: not {as_known(record)}"
     map_shows = f"The same numbers as a map, languages from near to far{italic}."
     heat = maps.divergence_map(curves_by, layers, cast)
     return [
@@ -242,7 +242,10 @@ def contrast(task: str, found: Mapping[str, Any], layer_ids: Sequence[int], num_
 
 
 def drift(record: Record, cast: Cast) -> list[Chart]:
-    """How far routing moved between two traces: curves with placebo, and a map."""
+    """How far routing moved between two traces: curves with placebo, and a map.
+
+    cast: its target is the language that moved most, its parent the one that moved least.
+    """
     part = record["drift"]
     layers, curves_by, intervals, placebo = (part[k] for k in ("layer_ids", "divergence", "interval", "placebo"))
     noise_L = np.mean(list(placebo.values()), axis=0) if placebo else None
@@ -251,6 +254,9 @@ def drift(record: Record, cast: Cast) -> list[Chart]:
     shows = "Jensen-Shannon divergence of each language's use of experts before and after: 0 the same, 0.69 nothing in "
     shows += "common." + " Bands about lines: 95% intervals." * bool(intervals)
     shows += " Grey band: two halves of a language's text before, mean over languages." * bool(placebo)
+    if cast.target and cast.parent and cast.target != cast.parent:
+        shows += f" Orange: {cast.name(cast.target)}, which moved most; green, dash-dotted: "
+        shows += f"{cast.name(cast.parent)}, which moved least."
     table = by_layer(curves_by, layers, intervals, placebo)
     heat = maps.divergence_map(curves_by, layers, cast, label)
     return [

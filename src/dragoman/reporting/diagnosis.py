@@ -44,13 +44,15 @@ def write_drift(record: Record, folder: Path) -> None:
     view = {**record, "corpus": {"languages": {g: {"name": language(g).name or g} for g in tags}}}
     mean = {g: float(np.mean(d_L)) for g, d_L in record["drift"]["divergence"].items()}
     cast = _cast(view, tags, mean, ())
-    names = [Path(record["config"][side]).name for side in ("before", "after")]
+    before, after = (record["config"][side] for side in ("before", "after"))
+    models = [f"{side}: {m['model']}" for side, m in record.get("models", {}).items() if m.get("model")]
     sections = [
         Section("Drift", [Block("text", findings.text_differs(view)), Block("charts", charts.drift(view, cast))]),
         Section("Drift by language", [_drift_table(view)]),
         making({**view, "model": {}, "corpus": {}}),
     ]
-    write_pages(folder, f"How routing moved from {names[0]} to {names[1]}", "", findings.drift(view), sections)
+    title = f"How routing moved from {before} to {after}"
+    write_pages(folder, title, " · ".join(models), findings.drift(view), sections)
 
 
 def write_pages(folder: Path, title: str, about: str, headline: str, sections: Sequence[Section]) -> None:

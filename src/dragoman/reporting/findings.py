@@ -14,13 +14,26 @@ import numpy as np
 from scipy.cluster.hierarchy import cophenet, to_tree
 from scipy.spatial.distance import squareform
 
-from dragoman.reporting.sentences import ALPHA, Record, capital, limits, listed, name, number, p_text, percent
+from dragoman.reporting.sentences import (
+    ALPHA,
+    Record,
+    as_known,
+    capital,
+    from_training,
+    limits,
+    listed,
+    name,
+    number,
+    p_text,
+    percent,
+)
 from dragoman.routing.drawing import Cast
 from dragoman.routing.relations import language_tree
 
 FEWEST_FOR_CORRELATION = 4
 """Languages; three have six orders, so no permutation test of them could come out below 1/6."""
 MOST_LISTED = 6
+OTHER_TEXT = "The languages have different text: differences of topic look like differences of language here."
 
 
 def count(number_of: int, noun: str) -> str:
@@ -126,7 +139,7 @@ def caveats(record: Record, parallel: bool) -> list[str]:
             "All languages have the same text, so what differs is the language (and its tokens), not the topic."
         )
     else:
-        lines.append("The languages have different text: differences of topic look like differences of language here.")
+        lines.append(OTHER_TEXT)
     tokens = routing.get("tokens") or {}
     if tokens:
         least = min(tokens, key=lambda g: tokens[g])
@@ -174,14 +187,16 @@ def _above_floor(record: Record, curve_L: Sequence[float]) -> str:
 
 
 def seen_and_unseen(record: Record) -> str:
-    """Mean divergence of the languages that the model was and was not trained on."""
+    """Mean divergence of the languages that the model was, or is said to be, trained on, and of the others."""
     mean = {g: float(np.mean(d_L)) for g, d_L in record["routing"]["divergence"].items()}
     known = [v for g, v in mean.items() if g in record.get("known", ())]
     unseen = [v for g, v in mean.items() if g not in record.get("known", ())]
     if not known or not unseen:
         return f"The mean over all languages and layers is {number(float(np.mean(list(mean.values()))), 2)}."
     (seen, of_seen), (new, of_new) = ((number(float(np.mean(v)), 2), len(v)) for v in (known, unseen))
-    return f"Averaged over layers: {seen} for the {of_seen} other languages trained on, {new} for the {of_new} unseen."
+    rest = "unseen" if from_training(record) else "not"
+    known_ones = f"{seen} for the {of_seen} other languages {as_known(record)}"
+    return f"Averaged over layers: {known_ones}, {new} for the {of_new} {rest}."
 
 
 def spread(record: Record) -> str:

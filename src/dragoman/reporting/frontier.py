@@ -12,6 +12,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, GAP = 300, 240, 48, 40, 26, 14
+ACROSS = 4
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222")
 """Distinct for most readers; arms are named beside their points too. Source: P. Tol, "bright"."""
 
@@ -26,17 +27,19 @@ class Point:
 
 
 def frontier(panels: Mapping[str, Sequence[Point]], x_title: str, y_title: str) -> str:
-    """Panels side by side with the same axes; bars are intervals."""
+    """Panels with the same axes, ACROSS in a row; bars are intervals."""
     points = [p for by in panels.values() for p in by]
     arms = list(dict.fromkeys(p.arm for p in points))
     ranges = [_range([v for p in points for v in getattr(p, axis)]) for axis in ("x", "y")]
-    width, height = LEFT + len(panels) * (WIDTH + GAP), TOP + HEIGHT + BOTTOM
+    width = LEFT + min(len(panels), ACROSS) * (WIDTH + GAP)
+    height = TOP + -(-len(panels) // ACROSS) * (HEIGHT + BOTTOM)
     body = []
     for k, (target, by) in enumerate(panels.items()):
-        left = LEFT + k * (WIDTH + GAP)
+        row, column = divmod(k, ACROSS)
+        left, top = LEFT + column * (WIDTH + GAP), TOP + row * (HEIGHT + BOTTOM)
         x = _scale(ranges[0], left, left + WIDTH)
-        y = _scale(ranges[1], TOP + HEIGHT, TOP)
-        body += _frame(target, left, ranges, x, y, first=k == 0)
+        y = _scale(ranges[1], top + HEIGHT, top)
+        body += _frame(target, (left, top), ranges, x, y, first=column == 0)
         for p in by:
             body += _point(p, COLOURS[arms.index(p.arm) % len(COLOURS)], x, y)
     body.append(_text(LEFT, height - 6, x_title))
@@ -61,16 +64,17 @@ def _scale(limits: tuple[float, float], start: float, end: float) -> Callable[[f
 
 def _frame(
     title: str,
-    left: float,
+    corner: tuple[float, float],
     ranges: Sequence[tuple[float, float]],
     x: Callable[[float], float],
     y: Callable[[float], float],
     first: bool,
 ) -> list[str]:
-    drawn = [f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#888"/>']
-    drawn.append(_text(left + WIDTH - 4, TOP + 14, title, "end"))
+    left, top = corner
+    drawn = [f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#888"/>']
+    drawn.append(_text(left + WIDTH - 4, top + 14, title, "end"))
     for tick in ticks(*ranges[0]):
-        drawn.append(_text(x(tick), TOP + HEIGHT + 14, f"{tick:g}", "middle"))
+        drawn.append(_text(x(tick), top + HEIGHT + 14, f"{tick:g}", "middle"))
     for tick in ticks(*ranges[1]) if first else []:
         drawn.append(_text(left - 4, y(tick) + 4, f"{tick:g}", "end"))
     return drawn

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from dragoman.reporting.blocks import MISSING, Block, Cell, Section, duration, table_rows
-from dragoman.reporting.sentences import Record, name
+from dragoman.reporting.sentences import Record, as_known, name
 
 
 def making(record: Record) -> Section:
     """How the numbers were made."""
     languages = record.get("corpus", {}).get("languages", {})
     splits = list(dict.fromkeys(s for about in languages.values() for s in about.get("segments", {})))
-    known = {True: "trained on", False: "not trained on", None: MISSING}
+    known = {True: as_known(record), False: f"not {as_known(record)}", None: MISSING}
     segments = [
         [
             Cell(name(record, g), g),

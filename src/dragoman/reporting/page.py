@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dragoman.record import atomic_write
-from dragoman.reporting import charts
+from dragoman.reporting import charts, findings
 from dragoman.reporting import sentences as say
 from dragoman.reporting.blocks import (
     MISSING,
@@ -61,7 +61,8 @@ def _title(record: Record) -> str:
 
 def _about(record: Record) -> str:
     known = len(record.get("known", ()))
-    parts = [f"trained on {known} languages" if known else ""]
+    of_them = f"trained on {known} languages" if say.from_training(record) else f"{known} languages named as known"
+    parts = [of_them if known else ""]
     parts += [f"corpus {record['corpus']['name']}" if record.get("corpus", {}).get("name") else ""]
     parts += [f"made {record['created'][:10]}" if record.get("created") else ""]
     parts += [f"in {duration(record['seconds'])}" if record.get("seconds") else ""]
@@ -75,13 +76,18 @@ def _cast(record: Record, trace: RoutingTrace) -> Cast:
 
 # ---- 1 and 2: routing and the choice of experts --------------------------------------------------------------------
 
-KEY = "Thick: the target (orange) and its parent (green, dash-dotted); blue: trained on; grey, dashed: not trained on."
+KEY = "Thick: the target (orange) and its parent (green, dash-dotted); blue: {0}; grey, dashed: not {0}."
 
 
 def _routing(record: Record, trace: RoutingTrace) -> Section:
-    cast = _cast(record, trace)
-    found = charts.divergence(record, cast, KEY) + charts.entropy(record, cast, KEY) + charts.specialisation(record)
-    return Section("How the model routes languages", [Block("charts", [*found, _expert_map(record, trace, cast)])])
+    cast, key = _cast(record, trace), KEY.format(say.as_known(record))
+    found = charts.divergence(record, cast, key) + charts.entropy(record, cast, key) + charts.specialisation(record)
+    parallel = (record.get("routing", {}).get("sample") or {}).get("parallel", True)
+    blocks = [
+        Block("text", "" if parallel else findings.OTHER_TEXT),
+        Block("charts", [*found, _expert_map(record, trace, cast)]),
+    ]
+    return Section("How the model routes languages", blocks)
 
 
 def _expert_map(record: Record, trace: RoutingTrace, cast: Cast) -> Chart:
@@ -174,6 +180,7 @@ def _comparisons(record: Record, metric: str) -> Block:
             pair = f"{system_name(c['a'])} − {system_name(c['b'])}"
             rows.append([pair, difference, verdict, say.p_text(c["p_holm"]), say.p_text(c["p_value"])])
             unit = f" over {c['units']} {c['unit']}s" if "units" in c else ""
+            unit += "" if say.judged(c) else " (too few to judge any difference)"
     note = f"Paired bootstrap{unit}, two-sided; Holm: over the pairs of this table. Claimed: Holm p below 0.05."
     head = ("pair", "difference", "verdict", "Holm p", "p")
     return Block("table", table_rows(rows), f"Every two systems: {label}", head, note)
@@ -194,12 +201,13 @@ def _costs(record: Record) -> Section:
     return Section("What it cost in the languages known before", blocks)
 
 
-def _change(change: Mapping[str, float] | None) -> Cell:
+def _change(change: Mapping[str, Any] | None) -> Cell:
     if change is None:
         return Cell(MISSING)
-    mark = " ▲" if change["low"] > 0 else " ▼" if change["high"] < 0 else ""
+    sure = say.judged(change)
+    mark = " ▲" if sure and change["low"] > 0 else " ▼" if sure and change["high"] < 0 else ""
     interval = limits(change["low"], change["high"], sign=True)
-    return Cell(number(change["difference"], sign=True) + mark, interval, mark=change["low"] > 0)
+    return Cell(number(change["difference"], sign=True) + mark, interval, mark=sure and change["low"] > 0)
 
 
 def _frontier(record: Record, changes: Mapping[str, Any]) -> list[Chart]:

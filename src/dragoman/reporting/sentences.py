@@ -1,8 +1,9 @@
 """What a record says, one small pure function a statement; each returns "" where its data is missing.
 
-Systems differ only where the Holm-corrected p is below 0.05 and the interval of the difference leaves out zero; else
-the sentence says that no difference was shown. Whatever the numbers are, they are said: also that tuning did harm,
-that random experts do as well, that copying the source beats the translation.
+Systems differ only where the Holm-corrected p is below 0.05, the interval of the difference leaves out zero and it
+rests on documents enough for a test to show something; else the sentence says that no difference was shown. Whatever
+the numbers are, they are said: also that tuning did harm, that random experts do as well, that copying the source
+beats the translation.
 """
 
 # Shape letters: G languages, L MoE layers, E experts.
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from dragoman.evaluation.significance import too_few_to_judge
 
 Record = Mapping[str, Any]
 ALPHA = 0.05
@@ -77,6 +80,16 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def from_training(record: Record) -> bool:
+    """Whether known languages are those of the model's training; of most models only the user says which it knows."""
+    return record.get("trained_on_known", True)
+
+
+def as_known(record: Record) -> str:
+    """What is said of known languages."""
+    return "trained on" if from_training(record) else "named as known"
+
+
 # ---- comparisons ---------------------------------------------------------------------------------------------------
 
 
@@ -93,9 +106,15 @@ def compared(record: Record, metric: str, a: str, b: str) -> dict[str, Any] | No
     return None
 
 
+def judged(comparison: Mapping[str, Any]) -> bool:
+    """Whether there are units enough for a test to show something; so where the record does not say how many."""
+    return "units" not in comparison or not too_few_to_judge(comparison["units"])
+
+
 def differs(comparison: Mapping[str, Any]) -> bool:
-    """Whether a difference may be claimed: Holm-corrected p below 0.05, interval without zero."""
-    return comparison["p_holm"] < ALPHA and not comparison["low"] <= 0 <= comparison["high"]
+    """Whether a difference may be claimed: Holm-corrected p below 0.05, interval without zero, units enough."""
+    beyond = comparison["p_holm"] < ALPHA and not comparison["low"] <= 0 <= comparison["high"]
+    return judged(comparison) and beyond
 
 
 def better(comparison: Mapping[str, Any]) -> str | None:
@@ -143,10 +162,14 @@ def gain(record: Record) -> str:
         return ""
     target, share = name(record, record["target"]), record.get("trained_share", {}).get(PLANNED)
     known = record.get("known") or [record["target"]]  # nothing is claimed where the training languages are not known
-    unseen = "" if record["target"] in known else ", a language the model was not trained on,"
+    said = "the model was not trained on" if from_training(record) else "not named as known"
+    unseen = "" if record["target"] in known else f", a language {said},"
     what = "the experts that SSFT chose" + (f" ({percent(share)} of the parameters)" if share else "")
     values = f"from {number(before)} to {number(after)} bits per byte (difference {_evidence(comparison)})"
     verdict = better(comparison)
+    if not judged(comparison):
+        few = f"{comparison['units']} {comparison.get('unit', 'document')}s"
+        return f"Tuning {what} changed {target}{unseen} {values}, which {few} are too few to judge."
     if verdict is None:
         return f"Tuning {what} changed {target}{unseen} no more than noise would: {values}."
     if verdict == PLANNED:
@@ -329,10 +352,14 @@ def trade(record: Record) -> str:
 
 
 def beyond_noise(record: Record) -> str:
-    """In how many known languages each system's interval leaves out zero."""
+    """In how many known languages each system's interval leaves out zero, and in which no test could show a change."""
     parts = []
+    unjudged = {g: name(record, g) for by in record["forgetting"].values() for g, c in by.items() if not judged(c)}
     for system, changes in record["forgetting"].items():
-        worse, improved = (sum(c[end] * sign > 0 for c in changes.values()) for end, sign in (("low", 1), ("high", -1)))
+        sure = [c for c in changes.values() if judged(c)]
+        worse, improved = (sum(c[end] * sign > 0 for c in sure) for end, sign in (("low", 1), ("high", -1)))
         parts.append(f"{system_name(system)} {worse} worse, {improved} better")
     number_of = max(map(len, record["forgetting"].values()))
-    return f"Of {number_of} known languages, changed beyond their own 95% interval: {'; '.join(parts)}."
+    words = f"Of {number_of} known languages, changed beyond their own 95% interval: {'; '.join(parts)}."
+    few = f" In {listed(unjudged.values())} documents are too few to judge any change." if unjudged else ""
+    return words + few
