@@ -1,7 +1,7 @@
 """Loss curves of the built-in bases' trainings, from their records.
 
     cd benchmarks/base; python ../base_curves.py mini-moe-en.json mini-moe.json mini-moe-more.json mini-dense.json \\
-        mini-moe-en-more.json.gz --out curves.svg
+        whole-mini-moe-en-more.json.gz mini-moe-en-most.json.gz --out curves.svg
 
 One line a record, smoothed over 50 updates and drawn at every tenth, against millions of tokens; records whose text
 differs in its shares of languages cannot be compared in nats per token, only each with itself.
